@@ -1,0 +1,3 @@
+"""mistral-proxy: OpenAI SDKs in front, Mistral behind."""
+
+__version__ = "0.1.0"
