@@ -1,0 +1,178 @@
+"""Every error a client can see, and the one renderer.
+
+    ProxyError                      500  server_error           internal_error
+    ├── BadRequest                  400  invalid_request_error  invalid_value
+    │   ├── InvalidJson                                         invalid_json
+    │   ├── InvalidType                                         invalid_type
+    │   ├── UnsupportedParameter                                unsupported_parameter
+    │   ├── UnsupportedValue                                    unsupported_value
+    │   └── MissingParameter                                    missing_required_parameter
+    ├── InvalidApiKey               401  invalid_request_error  invalid_api_key
+    ├── ModelNotAllowed             403  permission_error       model_not_allowed
+    ├── NotFound                    404  invalid_request_error  unknown_url
+    │   ├── UnsupportedEndpoint                                 unsupported_endpoint
+    │   └── ModelNotFound                                       model_not_found
+    ├── MethodNotAllowed            405  invalid_request_error  method_not_allowed
+    ├── BodyTimeout                 408  invalid_request_error  request_timeout
+    ├── BodyTooLarge                413  invalid_request_error  body_too_large
+    ├── UnsupportedMediaType        415  invalid_request_error  unsupported_media_type
+    ├── HostNotAllowed              421  invalid_request_error  host_not_allowed
+    ├── UpstreamRefusal             as the provider's error table says
+    ├── UpstreamFailed              502  server_error           upstream_error
+    ├── Overloaded                  503  server_error           overloaded
+    ├── Draining                    503  server_error           draining
+    └── UpstreamTimeout             504  server_error           upstream_timeout
+
+The shape is OpenAI's `{"error": {"message", "type", "param", "code"}}`; its SDKs choose the exception by status and
+read `code`, `param` and `type` from the object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from proxy.core import json
+from proxy.core.json import Json
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class ProxyError(Exception):
+    """What the client is told. `message` is ours and constant: no secret, no traceback, no prompt.
+
+    `param` names the field at fault in OpenAI's spelling (`messages[0].content`); `detail` adds keys to the error
+    object; `headers` are sent with the answer.
+    """
+
+    status: int = 500
+    type: str = "server_error"
+    code: str | None = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        detail: dict[str, Any] | None = None,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.detail = detail or {}
+        self.headers: Headers = list(headers)
+        if code is not None:
+            self.code = code
+
+
+class BadRequest(ProxyError):
+    status, type, code = 400, "invalid_request_error", "invalid_value"
+
+
+class InvalidJson(BadRequest):
+    code = "invalid_json"
+
+
+class InvalidType(BadRequest):
+    code = "invalid_type"
+
+
+class UnsupportedParameter(BadRequest):
+    code = "unsupported_parameter"
+
+
+class UnsupportedValue(BadRequest):
+    code = "unsupported_value"
+
+
+class MissingParameter(BadRequest):
+    code = "missing_required_parameter"
+
+
+class InvalidApiKey(ProxyError):
+    status, type, code = 401, "invalid_request_error", "invalid_api_key"
+
+
+class ModelNotAllowed(ProxyError):
+    status, type, code = 403, "permission_error", "model_not_allowed"
+
+
+class NotFound(ProxyError):
+    status, type, code = 404, "invalid_request_error", "unknown_url"
+
+
+class UnsupportedEndpoint(NotFound):
+    code = "unsupported_endpoint"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class MethodNotAllowed(ProxyError):
+    status, type, code = 405, "invalid_request_error", "method_not_allowed"
+
+
+class BodyTimeout(ProxyError):
+    status, type, code = 408, "invalid_request_error", "request_timeout"
+
+
+class BodyTooLarge(ProxyError):
+    status, type, code = 413, "invalid_request_error", "body_too_large"
+
+
+class UnsupportedMediaType(ProxyError):
+    status, type, code = 415, "invalid_request_error", "unsupported_media_type"
+
+
+class HostNotAllowed(ProxyError):
+    status, type, code = 421, "invalid_request_error", "host_not_allowed"
+
+
+class UpstreamRefusal(ProxyError):
+    """The provider's own error in OpenAI's terms; status, type and code come from the provider's error table.
+
+    `mend`, where the table knows one, makes a corrected copy of the body that was refused, or None when it finds
+    nothing to correct; the copy is worth sending once more.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        type: str,
+        code: str | None,
+        mend: Callable[[Json], Json | None] | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(message, **more)
+        self.status, self.type, self.code, self.mend = status, type, code, mend
+
+
+class UpstreamFailed(ProxyError):
+    status, type, code = 502, "server_error", "upstream_error"
+
+
+class Overloaded(ProxyError):
+    status, type, code = 503, "server_error", "overloaded"
+
+
+class Draining(ProxyError):
+    status, type, code = 503, "server_error", "draining"
+
+
+class UpstreamTimeout(ProxyError):
+    status, type, code = 504, "server_error", "upstream_timeout"
+
+
+class ClientGone(Exception):
+    """The client left before its answer was complete: nothing can be sent, everything must be released."""
+
+
+def render(error: ProxyError) -> bytes:
+    """The JSON body of an error answer; the same object goes into a stream as its error frame."""
+    body = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    return json.encode({"error": body | error.detail})

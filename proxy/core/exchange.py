@@ -1,0 +1,80 @@
+"""One request and its answer, as every stage sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from proxy.core.errors import Headers, ProxyError
+from proxy.core.json import Json
+
+_KEY = "mistral_proxy.exchange"
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """Who pays. `allows(model)` is the team's allow-list, asked with the name after aliasing."""
+
+    name: str
+    allows: Callable[[str], bool]
+    log_content: bool = False
+
+
+@dataclass(slots=True)
+class Exchange:
+    """Kept in `scope["state"]`; each field has one writer, the stage named beside it.
+
+    Times are monotonic seconds. `headers` is a snapshot from before the body: a chunk trailer cannot add to it.
+    """
+
+    # begin
+    request_id: str
+    method: str
+    path: str
+    headers: tuple[tuple[bytes, bytes], ...]
+    client: str
+    started: float
+    status: int | None = None
+    first_byte: float | None = None
+    last_byte: float | None = None
+    bytes_out: int = 0
+
+    # auth
+    team: Team | None = None
+    key_id: str | None = None
+
+    # body
+    body: Json | None = None
+
+    # model
+    model_asked: str | None = None
+    model: str | None = None
+
+    # dispatch
+    streamed: bool = False
+    upstream: str | None = None
+    attempts: int = 0
+    rewrites: dict[str, None] = field(default_factory=dict)
+    answer_headers: Headers = field(default_factory=list)
+    usage: Json | None = None
+    client_gone: bool = False
+
+    # rescue; dispatch, for an error after the first byte of a stream
+    error: ProxyError | None = None
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of a request header, by its lower-case name."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+    def keep_in(self, scope: MutableMapping[str, Any]) -> None:
+        # Not every server and test client makes a `state`.
+        scope.setdefault("state", {})[_KEY] = self
+
+    @staticmethod
+    def of(scope: MutableMapping[str, Any]) -> Exchange:
+        exchange: Exchange = scope["state"][_KEY]
+        return exchange

@@ -1,0 +1,28 @@
+"""What a provider is: its endpoint rows, and how its refusals are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from proxy.core.endpoint import Endpoint
+from proxy.core.errors import Headers, ProxyError
+from proxy.core.json import Json
+from proxy.core.table import Context
+
+Header = Callable[[str], str | None]
+"""The first value of an answer's header, by lower-case name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """`refusal(status, header, body, context)` reads an answer that is no success. `mend(error, body)` gives a
+    corrected body to send once more and a word for `x-proxy-rewrites`, or None. `answer_headers(header)` names the few
+    headers of an answer that clients may see.
+    """
+
+    name: str
+    endpoints: tuple[Endpoint, ...]
+    refusal: Callable[[int, Header, bytes, Context], ProxyError]
+    mend: Callable[[ProxyError, Json], tuple[Json, str] | None]
+    answer_headers: Callable[[Header], Headers]
