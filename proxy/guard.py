@@ -1,0 +1,127 @@
+"""Ends work that nobody waits for any longer: the client has left, or a deadline has passed.
+
+Three facts of ASGI make this one class. A server reports the client's leaving only to whoever is in `receive()`;
+sending to a client that has left succeeds without waiting; a handler runs on unless somebody stops it. So while a Guard
+is entered, a watcher stands in `receive()` and one timer looks at the deadlines; either cancels the task, and leaving
+the block turns that cancellation into the error that says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Protocol
+
+from starlette.types import Receive
+
+from proxy.core.errors import ClientGone, Draining, ProxyError, UpstreamTimeout
+
+
+class Deadlines(Protocol):
+    """Seconds: until the first byte of the answer's body, between bytes, and for everything."""
+
+    @property
+    def first_byte(self) -> float: ...
+    @property
+    def idle(self) -> float: ...
+    @property
+    def total(self) -> float: ...
+
+
+class Guard:
+    """`async with Guard(receive, deadlines):` runs its block under watch; call `heard()` at every byte of the upstream.
+
+    Raises ClientGone, UpstreamTimeout or Draining in place of the cancellation it caused; any other one passes.
+    """
+
+    def __init__(self, receive: Receive, deadlines: Deadlines, group: set[Guard]) -> None:
+        self._receive = receive
+        self._deadlines = deadlines
+        self._group = group
+        self._reason: ProxyError | ClientGone | None = None
+
+    async def __aenter__(self) -> Guard:
+        self._loop = loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        now = loop.time()
+        self._phase, self._wait, self._last = "first_byte", self._deadlines.first_byte, now
+        self._end = now + self._deadlines.total
+        self._timer = loop.call_at(min(now + self._wait, self._end), self._check)
+        self._watcher: asyncio.Task[None] | None = loop.create_task(self._watch())
+        self._group.add(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        self._group.discard(self)
+        self.release_client()
+        if self._reason and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise self._reason from None
+
+    def calling(self) -> None:
+        """A call to the upstream begins: the first-byte deadline counts from now."""
+        self._phase, self._wait, self._last = "first_byte", self._deadlines.first_byte, self._loop.time()
+
+    def finishing(self, seconds: float) -> None:
+        """The client has its whole answer; what the upstream still sends gets this long to end."""
+        self.release_client()
+        self._end = self._loop.time() + seconds
+        self._timer.cancel()
+        self._check()
+
+    def heard(self) -> None:
+        """The upstream has sent something: from now on the idle deadline counts."""
+        self._last = self._loop.time()
+        if self._phase == "first_byte":
+            self._phase, self._wait = "idle", self._deadlines.idle
+            if self._wait < self._deadlines.first_byte:
+                self._timer.cancel()
+                self._check()
+
+    def release_client(self) -> None:
+        """The client's leaving no longer matters."""
+        if self._watcher:
+            self._watcher.cancel()
+            self._watcher = None
+
+    def drain(self) -> None:
+        """The proxy stops: end the block now."""
+        self._interrupt(Draining("The proxy is shutting down. Send the request again."))
+
+    async def _watch(self) -> None:
+        message = await self._receive()
+        while message["type"] != "http.disconnect":
+            message = await self._receive()
+        self._interrupt(ClientGone())
+
+    def _check(self) -> None:
+        # One timer serves all deadlines: it looks when the last byte came and sets itself anew. A byte costs none.
+        now = self._loop.time()
+        due = min(self._last + self._wait, self._end)
+        if now < due:
+            self._timer = self._loop.call_at(due, self._check)
+        elif now >= self._end:
+            self._interrupt(_late("total", self._deadlines.total))
+        else:
+            self._interrupt(_late(self._phase, self._wait))
+
+    def _interrupt(self, reason: ProxyError | ClientGone) -> None:
+        if self._reason is None:
+            self._reason = reason
+            self._task.cancel()
+
+
+_LATE = {
+    "first_byte": "The upstream sent no answer within {:g} seconds (timeouts.first_byte).",
+    "idle": "The upstream stopped sending for {:g} seconds (timeouts.idle).",
+    "total": "The answer was not complete within {:g} seconds (timeouts.total).",
+}
+
+
+def _late(phase: str, seconds: float) -> UpstreamTimeout:
+    return UpstreamTimeout(_LATE[phase].format(seconds), detail={"timeout": phase})

@@ -1,0 +1,215 @@
+"""The guard: every way that work can lose its reason, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from proxy.core.errors import ClientGone, Draining, UpstreamTimeout
+from proxy.guard import Guard
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    first_byte: float = 10.0
+    idle: float = 10.0
+    total: float = 100.0
+
+
+class Clock:
+    """The loop's own timers, on a clock that tests move: nothing here ever sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self.timers: list[tuple[float, Any, Any]] = []
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "time", lambda: self.now)
+        monkeypatch.setattr(loop, "call_at", self._call_at)
+
+    def _call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        handle = asyncio.Handle(callback, args, asyncio.get_running_loop(), context)
+        self.timers.append((when, handle, callback))
+        return handle
+
+    async def advance(self, seconds: float) -> None:
+        self.now += seconds
+        due, self.timers = (
+            [timer for timer in self.timers if timer[0] <= self.now],
+            [timer for timer in self.timers if timer[0] > self.now],
+        )
+        for _, handle, callback in due:
+            if not handle.cancelled():
+                callback()
+        await settle()
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def stays() -> dict[str, str]:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+class Client:
+    """A `receive()` whose client leaves when told to."""
+
+    def __init__(self) -> None:
+        self.gone = asyncio.Event()
+        self.waiting = 0
+
+    async def receive(self) -> dict[str, Any]:
+        self.waiting += 1
+        try:
+            await self.gone.wait()
+            return {"type": "http.disconnect"}
+        finally:
+            self.waiting -= 1
+
+
+async def forever(guard: Guard) -> None:
+    async with guard:
+        await asyncio.Event().wait()
+
+
+async def test_the_client_leaving_ends_the_block() -> None:
+    client, group = Client(), set[Guard]()
+    task = asyncio.create_task(forever(Guard(client.receive, Deadlines(), group)))
+    await settle()
+    assert client.waiting == 1
+    assert len(group) == 1
+    client.gone.set()
+    with pytest.raises(ClientGone):
+        await task
+    assert client.waiting == 0
+    assert not group
+
+
+async def test_messages_before_the_disconnect_are_not_the_disconnect() -> None:
+    messages = asyncio.Queue[dict[str, Any]]()
+    task = asyncio.create_task(forever(Guard(messages.get, Deadlines(), set())))
+    messages.put_nowait({"type": "http.request", "body": b"", "more_body": False})
+    await settle()
+    assert not task.done()
+    messages.put_nowait({"type": "http.disconnect"})
+    with pytest.raises(ClientGone):
+        await task
+
+
+@pytest.mark.parametrize(
+    ("deadlines", "heard_at", "late_at", "phase"),
+    [
+        (Deadlines(first_byte=10), [], 10, "first_byte"),
+        (Deadlines(first_byte=10, idle=5), [9], 14, "idle"),
+        (Deadlines(first_byte=5, idle=10), [4, 10, 19], 29, "idle"),
+        (Deadlines(first_byte=10, idle=10, total=25), [9, 18], 25, "total"),
+        (Deadlines(first_byte=10, total=3), [], 3, "total"),
+    ],
+)
+async def test_each_deadline_ends_the_block_exactly_when_it_is_due(
+    monkeypatch: pytest.MonkeyPatch, deadlines: Deadlines, heard_at: list[int], late_at: int, phase: str
+) -> None:
+    clock, guard = Clock(monkeypatch), Guard(stays, deadlines, set())
+    task = asyncio.create_task(forever(guard))
+    await settle()
+    for second in range(1, late_at + 1):
+        assert not task.done()
+        await clock.advance(1)
+        if second in heard_at:
+            guard.heard()
+    with pytest.raises(UpstreamTimeout) as caught:
+        await task
+    assert caught.value.detail == {"timeout": phase}
+    assert f"timeouts.{phase}" in caught.value.message
+
+
+async def test_each_call_gets_its_own_first_byte_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, guard = Clock(monkeypatch), Guard(stays, Deadlines(first_byte=10, idle=10), set())
+    task = asyncio.create_task(forever(guard))
+    await settle()
+    await clock.advance(9)
+    guard.calling()
+    await clock.advance(9)
+    assert not task.done()
+    await clock.advance(1)
+    with pytest.raises(UpstreamTimeout, match="first_byte"):
+        await task
+
+
+async def test_after_the_answer_the_upstream_has_a_short_time_and_the_client_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, client = Clock(monkeypatch), Client()
+    guard = Guard(client.receive, Deadlines(), set())
+    task = asyncio.create_task(forever(guard))
+    await settle()
+    guard.finishing(1.0)
+    client.gone.set()
+    await clock.advance(0.5)
+    assert not task.done()
+    await clock.advance(0.5)
+    with pytest.raises(UpstreamTimeout, match="total"):
+        await task
+
+
+async def test_draining_ends_the_block() -> None:
+    guard = Guard(stays, Deadlines(), set())
+    task = asyncio.create_task(forever(guard))
+    await settle()
+    guard.drain()
+    with pytest.raises(Draining):
+        await task
+
+
+async def test_a_foreign_cancellation_passes() -> None:
+    client = Client()
+    task = asyncio.create_task(forever(Guard(client.receive, Deadlines(), set())))
+    await settle()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert client.waiting == 0
+
+
+async def test_a_foreign_cancellation_wins_over_the_guards_own() -> None:
+    client = Client()
+    task = asyncio.create_task(forever(Guard(client.receive, Deadlines(), set())))
+    await settle()
+    client.gone.set()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_an_error_of_the_block_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, client, group = Clock(monkeypatch), Client(), set[Guard]()
+    with pytest.raises(ZeroDivisionError):
+        async with Guard(client.receive, Deadlines(), group):
+            await settle()
+            raise ZeroDivisionError
+    await settle()
+    assert client.waiting == 0
+    assert not group
+    assert all(handle.cancelled() for _, handle, _ in clock.timers)
+
+
+async def test_after_the_block_the_task_can_be_cancelled_anew() -> None:
+    client = Client()
+
+    async def work() -> str:
+        try:
+            await forever(Guard(client.receive, Deadlines(), set()))
+        except ClientGone:
+            await asyncio.sleep(0)  # would raise at once if a cancellation were left over
+            return "released"
+        return "never"
+
+    task = asyncio.create_task(work())
+    await settle()
+    client.gone.set()
+    assert await task == "released"
