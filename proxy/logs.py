@@ -1,0 +1,87 @@
+"""Log lines: one JSON object, or one console line, per event."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import msgspec
+
+from proxy.core.redact import Redactor
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+FLUSH_AFTER = 0.05
+"""Seconds that a line may wait for others, so that a busy worker writes once for many requests."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Writer:
+    """Called as `log(level, event, **fields)`; lines below the level are not made. `now` gives Unix seconds."""
+
+    def __init__(
+        self, stream: BinaryIO, *, level: str = "info", format: str = "json", now: Callable[[], float] = time.time
+    ) -> None:
+        self._stream = stream
+        self._least = LEVELS[level]
+        self._line = _json_line if format == "json" else _console_line
+        self._now = now
+        self._waiting: list[bytes] = []
+
+    def __call__(self, level: str, event: str, **fields: Any) -> None:
+        if LEVELS[level] < self._least:
+            return
+        self._waiting.append(self._line(_timestamp(self._now()), level, event, fields))
+        if len(self._waiting) > 1:
+            return
+        try:
+            asyncio.get_running_loop().call_later(FLUSH_AFTER, self.flush)
+        except RuntimeError:  # no loop: before it starts and after it ends
+            self.flush()
+
+    def flush(self) -> None:
+        lines, self._waiting = self._waiting, []
+        try:
+            self._stream.write(b"".join(lines))
+            self._stream.flush()
+        except (OSError, ValueError):  # the reader of our output is gone; the requests are not its fault
+            return
+
+
+def _timestamp(now: float) -> str:
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1000):03d}Z"
+
+
+def _json_line(time: str, level: str, event: str, fields: dict[str, Any]) -> bytes:
+    return _encode({"time": time, "level": level, "event": event, **fields}) + b"\n"
+
+
+def _console_line(time: str, level: str, event: str, fields: dict[str, Any]) -> bytes:
+    shown = " ".join(f"{name}={_shown(value)}" for name, value in fields.items() if value is not None)
+    return f"{time[11:19]} {level:<7} {event} {shown}\n".encode(errors="backslashreplace")
+
+
+def _shown(value: Any) -> str:
+    text = _encode(value).decode()
+    # A plain word needs no quotes; anything else keeps JSON's, so that no value can look like another field or line.
+    return (
+        value if isinstance(value, str) and text == f'"{value}"' and value.isprintable() and " " not in value else text
+    )
+
+
+class FromLibraries(logging.Handler):
+    """Brings warnings of the libraries (uvicorn, asyncio, aiohttp) into our log: redacted, and without tracebacks."""
+
+    def __init__(self, log: Writer, redact: Redactor) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+        self._redact = redact
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "error" if record.levelno >= logging.ERROR else "warning"
+        kind = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
+        message = self._redact.text(record.getMessage()[:2000])
+        self._log(level, "library", logger=record.name, message=message, kind=kind)

@@ -1,0 +1,49 @@
+"""The order of the stages. Nothing else in the program may add one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp
+
+from proxy.core.endpoint import Endpoint
+from proxy.core.services import Middleware, Services
+from proxy.stages import access_log, auth, begin, body, host, model, rescue
+
+
+@dataclass(frozen=True, slots=True)
+class Configs:
+    """The part of the settings that each stage needs; see its `build`."""
+
+    access_log: access_log.Config
+    loopback: bool
+    hosts: list[str]
+    auth: auth.Config
+    max_body: int
+    model: model.Config
+
+
+def outer(configs: Configs, services: Services) -> tuple[Middleware, ...]:
+    """Around the whole application: these see every request, also those that no route takes."""
+    return (
+        begin.build(services),  # first: everything after it needs the Exchange, and its headers go on every answer
+        access_log.build(configs.access_log, services),  # outside rescue: it logs what the client was told
+        rescue.build(services),  # every error of everything below becomes an answer here
+        host.build(configs.loopback, configs.hosts, services),  # before any route: an unknown Host learns nothing
+    )
+
+
+def inner(configs: Configs, endpoint: Endpoint, services: Services) -> tuple[Middleware | None, ...]:
+    """Around one endpoint; None where a stage does not apply to it."""
+    return (
+        auth.build(configs.auth, endpoint, services),  # before the body: an unknown key uploads nothing
+        body.build(configs.max_body, endpoint, services),
+        model.build(configs.model, endpoint, services),  # after the body, which names the model
+    )
+
+
+def fold(stages: tuple[Middleware | None, ...], end: ASGIApp) -> ASGIApp:
+    """The stages around `end`, the first one outermost."""
+    for stage in reversed(stages):
+        end = stage(end) if stage else end
+    return end

@@ -1,0 +1,125 @@
+"""One structured line per request, after its last byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import Field
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from proxy.core import json
+from proxy.core.config import Strict
+from proxy.core.exchange import Exchange
+from proxy.core.services import Middleware, Services
+
+_MOST_CONTENT = 1 << 20
+"""Characters of one prompt or answer that are ever looked at for the log."""
+
+
+class Config(Strict):
+    """`logging` of proxy.yaml. `content` is how prompts and answers of teams with `log_content: true` are logged."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "json"
+    content: Literal["none", "truncated", "full"] = "none"
+    content_max_chars: int = Field(200, ge=1, le=1_000_000)
+
+
+def build(config: Config, services: Services) -> Middleware:
+    limit = {"none": 0, "truncated": config.content_max_chars, "full": _MOST_CONTENT}[config.content]
+
+    def middleware(app: ASGIApp) -> ASGIApp:
+        return AccessLog(app, services, limit)
+
+    return middleware
+
+
+class AccessLog:
+    """`limit` is how many characters of content a line may have; 0 never looks at content at all."""
+
+    def __init__(self, app: ASGIApp, services: Services, limit: int) -> None:
+        self._app = app
+        self._log = services.log
+        self._redact = services.redact
+        self._clock = services.monotonic
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange.of(scope)
+        answer = bytearray()
+        try:
+            await self._app(scope, receive, self._listening(exchange, send, answer) if self._limit else send)
+        finally:
+            fields = self._fields(exchange, scope)
+            if self._limit and exchange.team and exchange.team.log_content:
+                fields["request_content"] = self._content(json.encode(exchange.body))
+                fields["answer_content"] = self._content(answer)
+            self._log(_level(exchange, fields["endpoint"]), "request", **fields)
+
+    def _fields(self, exchange: Exchange, scope: Scope) -> dict[str, Any]:
+        route = scope.get("route")
+        fields: dict[str, Any] = {
+            "request_id": exchange.request_id,
+            "team": exchange.team.name if exchange.team else None,
+            "key_id": exchange.key_id,
+            "method": exchange.method,
+            # A path that is no endpoint's is the client's text; of the others only the template is told.
+            "endpoint": route.path if route else self._redact.text(exchange.path[:200]),
+            "model": exchange.model,
+            "upstream": exchange.upstream,
+            "status_code": _status(exchange),
+            "duration_ms": _ms(exchange.started, exchange.last_byte or self._clock()),
+            "first_byte_ms": _ms(exchange.started, exchange.first_byte),
+            "stream": exchange.streamed,
+            "bytes_out": exchange.bytes_out,
+            "attempts": exchange.attempts,
+            "client": exchange.client,
+        }
+        if exchange.model_asked != exchange.model:
+            fields["model_asked"] = exchange.model_asked
+        if exchange.usage:
+            fields["prompt_tokens"] = exchange.usage.get("prompt_tokens")
+            fields["completion_tokens"] = exchange.usage.get("completion_tokens")
+        if exchange.rewrites:
+            fields["rewrites"] = ", ".join(exchange.rewrites)
+        if exchange.error:
+            fields["error_type"], fields["error_code"] = exchange.error.type, exchange.error.code
+            fields["error_param"] = exchange.error.param
+        if exchange.client_gone:
+            fields["client_gone"] = True
+        return fields
+
+    def _listening(self, exchange: Exchange, send: Send, answer: bytearray) -> Callable[[Message], Any]:
+        async def listening(message: Message) -> None:
+            if exchange.team and exchange.team.log_content and len(answer) < self._limit * 4:
+                answer.extend(message.get("body", b""))
+            await send(message)
+
+        return listening
+
+    def _content(self, data: bytes | bytearray) -> str:
+        # Redacted before it is cut, so that no half of a secret stands at the end.
+        text = self._redact.text(data[: self._limit * 4 + 4096].decode(errors="replace"))
+        return text if len(text) <= self._limit else text[: self._limit] + "…"
+
+
+def _status(exchange: Exchange) -> int | None:
+    # 499, as nginx writes it: the client left before there was an answer.
+    return 499 if exchange.client_gone and exchange.status is None else exchange.status
+
+
+def _level(exchange: Exchange, endpoint: str) -> str:
+    status = exchange.status or 0
+    if status >= 500 or (exchange.error and exchange.error.status >= 500):
+        return "error"
+    if status >= 400:
+        return "warning"
+    return "debug" if endpoint.startswith("/health") else "info"  # probes come every few seconds and say nothing
+
+
+def _ms(start: float, end: float | None) -> float | None:
+    return None if end is None else round((end - start) * 1000, 2)

@@ -1,0 +1,73 @@
+"""Which model is meant, and whether the team may use it."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from proxy.core.config import Strict
+from proxy.core.endpoint import Endpoint, ModelFrom
+from proxy.core.errors import BadRequest, InvalidType, MissingParameter, ModelNotAllowed
+from proxy.core.exchange import Exchange
+from proxy.core.services import Middleware, Services
+from proxy.core.table import type_name
+
+# A name goes into a header, a log line and a URL: visible ASCII, bounded, no way up a path.
+_NAME = re.compile(r"(?!.*\.\.)[!-~]{1,256}")
+
+
+class Config(Strict):
+    """`models` of proxy.yaml. Aliases are merged over the shipped ones of config/models.yaml.
+
+    `default_max_tokens` and `default_temperature` are used when a chat request names none.
+    """
+
+    default: str | None = None
+    aliases: dict[str, str] = Field(default_factory=dict)
+    default_max_tokens: int | None = Field(None, ge=1)
+    default_temperature: float | None = Field(None, ge=0, le=1.5)
+
+
+def build(config: Config, endpoint: Endpoint, services: Services) -> Middleware | None:
+    if endpoint.model is ModelFrom.NOWHERE:
+        return None
+
+    def middleware(app: ASGIApp) -> ASGIApp:
+        return Model(app, config.default, endpoint.model is ModelFrom.PATH, services)
+
+    return middleware
+
+
+class Model:
+    def __init__(self, app: ASGIApp, default: str | None, in_path: bool, services: Services) -> None:
+        self._app = app
+        self._default = default
+        self._in_path = in_path
+        self._resolve = services.catalogue.resolve
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange.of(scope)
+        asked = scope["path_params"]["id"] if self._in_path else self._from_body(exchange)
+        if not _NAME.fullmatch(asked):
+            raise BadRequest("'model' is not a valid model name.", param="model")
+        exchange.model_asked = asked
+        exchange.model = self._resolve(asked)
+        if exchange.team and not exchange.team.allows(exchange.model):
+            raise ModelNotAllowed(
+                f"Team '{exchange.team.name}' may not use the model '{exchange.model}'.", param="model"
+            )
+        await self._app(scope, receive, send)
+
+    def _from_body(self, exchange: Exchange) -> str:
+        asked = exchange.body.get("model") if exchange.body else None
+        if asked is None:
+            asked = self._default
+        if asked is None:
+            raise MissingParameter("Missing required parameter: 'model'.", param="model")
+        if not isinstance(asked, str):
+            raise InvalidType(
+                f"Invalid type for 'model': expected a string, but got {type_name(asked)}.", param="model"
+            )
+        return asked

@@ -1,0 +1,62 @@
+"""Turns whatever was raised into the one error shape. Nothing gets past it: no traceback, no half answer."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from proxy.core.errors import ProxyError, render
+from proxy.core.exchange import Exchange
+from proxy.core.services import Log, Middleware, Services
+
+
+def build(services: Services) -> Middleware:
+    def middleware(app: ASGIApp) -> ASGIApp:
+        return Rescue(app, services.log)
+
+    return middleware
+
+
+class Rescue:
+    """A ProxyError becomes its answer; anything else a 500, whose cause is in the log by type and place only."""
+
+    def __init__(self, app: ASGIApp, log: Log) -> None:
+        self._app = app
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+            return
+        except ProxyError as raised:
+            error = raised
+        except Exception as unexpected:
+            error = ProxyError("Something went wrong in the proxy. Its log has the cause under this request id.")
+            self._report(Exchange.of(scope), unexpected)
+        exchange = Exchange.of(scope)
+        exchange.error = error
+        if exchange.status is None:  # once an answer has begun, the server's closing it is all that is left
+            await answer(send, error)
+
+    def _report(self, exchange: Exchange, error: Exception) -> None:
+        # The exception's text may quote a request or a key, so only its type and where it was raised are told.
+        trace, place = error.__traceback__, ""
+        while trace is not None:
+            code = trace.tb_frame.f_code
+            place, trace = f"{code.co_qualname}:{trace.tb_lineno}", trace.tb_next
+        self._log("error", "unexpected", request_id=exchange.request_id, kind=type(error).__name__, place=place)
+
+
+async def answer(send: Send, error: ProxyError) -> None:
+    body = render(error)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        *error.headers,
+    ]
+    start: Message = {"type": "http.response.start", "status": error.status, "headers": headers}
+    await send(start)
+    await send({"type": "http.response.body", "body": body})

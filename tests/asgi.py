@@ -1,0 +1,115 @@
+"""Calls an ASGI application without a server: for the tests of one stage alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from proxy.core.exchange import Exchange
+from proxy.core.redact import Redactor
+from proxy.core.services import Services
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: Headers
+    body: bytes
+    scope: Scope
+
+    @property
+    def exchange(self) -> Exchange:
+        return Exchange.of(self.scope)
+
+    def header(self, name: str) -> str | None:
+        return next((value.decode() for key, value in self.headers if key == name.encode()), None)
+
+    def error(self) -> dict[str, Any]:
+        return json.loads(self.body)["error"]
+
+
+@dataclass
+class Log:
+    """A log that keeps its lines as (level, event, fields)."""
+
+    lines: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+
+    def __call__(self, level: str, event: str, **fields: Any) -> None:
+        self.lines.append((level, event, fields))
+
+
+class Ticks:
+    """A monotonic clock that moves by one second at every look."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1
+        return self.now
+
+
+def services(log: Log | None = None, catalogue: Any = None, simulated: bool = False) -> Services:
+    redact = Redactor({"rules": []}, [], [])
+    return Services(monotonic=Ticks(), log=log or Log(), redact=redact, catalogue=catalogue, simulated=simulated)
+
+
+async def call(
+    app: ASGIApp,
+    method: str = "POST",
+    path: str = "/v1/chat/completions",
+    *,
+    headers: Headers | None = None,
+    body: list[bytes] | None = None,
+    leaves: bool = False,
+    exchange: Exchange | None = None,
+    **scope_fields: Any,
+) -> Answer:
+    """One request; `body` comes in these pieces, after which the client leaves or waits. Without an answer, status is 0."""
+    scope: Scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "headers": headers or [],
+        "client": ("192.0.2.7", 4711),
+        **scope_fields,
+    }
+    if exchange:
+        exchange.keep_in(scope)
+    pieces = list(body if body is not None else [b""])
+    answer = Answer(0, [], b"", scope)
+
+    async def receive() -> Message:
+        if not pieces or (leaves and len(pieces) == 1 and not pieces[0]):
+            return {"type": "http.disconnect"}
+        piece = pieces.pop(0)
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces) or leaves}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            answer.status, answer.headers = message["status"], list(message["headers"])
+        else:
+            answer.body += message.get("body", b"")
+
+    await app(scope, receive, send)
+    return answer
+
+
+def exchange(headers: Headers | None = None, **fields: Any) -> Exchange:
+    """An Exchange as `begin` makes it, and whatever else the test says."""
+    made = Exchange("id-1", "POST", "/v1/x", tuple(headers or []), "192.0.2.7", 0.0)
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made
+
+
+async def ok(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that answers 200 in two pieces."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": b"o", "more_body": True})
+    await send({"type": "http.response.body", "body": b"k"})

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from proxy.core.errors import BadRequest, UpstreamFailed
+from proxy.core.exchange import Exchange, Team
+from proxy.core.redact import Redactor
+from proxy.core.secret import Secret
+from proxy.core.services import Services
+from proxy.stages import access_log
+from tests.asgi import Log, Ticks, call, exchange, ok
+
+KEY = Secret("sk-team-key-0123456789")
+
+
+def stage(log: Log, app=ok, **config):
+    rules = {"rules": []}
+    services = Services(monotonic=Ticks(), log=log, redact=Redactor(rules, [KEY], []), catalogue=None)  # type: ignore[arg-type]
+    return access_log.build(access_log.Config(**config), services)(app)
+
+
+async def line(app=ok, found: Exchange | None = None, route: str | None = "/v1/chat/completions", **config):
+    log = Log()
+    scope = {"route": SimpleNamespace(path=route)} if route else {}
+    await call(stage(log, app, **config), exchange=found or exchange(status=200), **scope)
+    [(level, event, fields)] = log.lines
+    assert event == "request"
+    return level, fields
+
+
+async def test_a_request_is_one_line() -> None:
+    team = Team("research", lambda model: True)
+    found = exchange(
+        status=200, team=team, key_id="0123", model_asked="gpt-4o", model="mistral-large-latest", attempts=1,
+        upstream="mistral/mistral-large-latest", first_byte=0.25, last_byte=0.5, bytes_out=7,
+        usage={"prompt_tokens": 3, "completion_tokens": 4}, rewrites={"drop:user": None},
+    )  # fmt: skip
+    level, fields = await line(found=found)
+    assert level == "info"
+    assert fields == {
+        "request_id": "id-1", "team": "research", "key_id": "0123", "method": "POST",
+        "endpoint": "/v1/chat/completions", "model": "mistral-large-latest", "model_asked": "gpt-4o",
+        "upstream": "mistral/mistral-large-latest", "status_code": 200, "duration_ms": 500.0, "first_byte_ms": 250.0,
+        "stream": False, "bytes_out": 7, "attempts": 1, "client": "192.0.2.7", "prompt_tokens": 3,
+        "completion_tokens": 4, "rewrites": "drop:user",
+    }  # fmt: skip
+
+
+async def test_the_line_comes_after_the_last_byte() -> None:
+    log, seen = Log(), []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await ok(scope, receive, send)
+        seen.append(len(log.lines))
+
+    await call(stage(log, app), exchange=exchange(status=200))
+    assert seen == [0]
+    assert len(log.lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "level"),
+    [
+        (200, None, "info"),
+        (404, BadRequest("no"), "warning"),
+        (502, UpstreamFailed("no"), "error"),
+        (200, UpstreamFailed("cut"), "error"),
+    ],
+)
+async def test_levels(status: int, error: Exception | None, level: str) -> None:
+    assert (await line(found=exchange(status=status, error=error)))[0] == level
+
+
+async def test_an_error_is_told_by_its_names_not_its_text() -> None:
+    _, fields = await line(found=exchange(status=400, error=BadRequest("what the client wrote", param="messages[0]")))
+    assert fields["error_type"] == "invalid_request_error"
+    assert fields["error_code"] == "invalid_value"
+    assert fields["error_param"] == "messages[0]"
+    assert "what the client wrote" not in str(fields)
+
+
+async def test_a_client_that_left_before_an_answer_is_a_499() -> None:
+    _, fields = await line(found=exchange(client_gone=True))
+    assert (fields["status_code"], fields["client_gone"]) == (499, True)
+
+
+async def test_a_cancelled_request_is_logged_too() -> None:
+    async def cancelled(scope: Scope, receive: Receive, send: Send) -> None:
+        raise asyncio.CancelledError
+
+    log = Log()
+    with pytest.raises(asyncio.CancelledError):
+        await call(stage(log, cancelled), exchange=exchange())
+    assert len(log.lines) == 1
+
+
+async def test_an_unknown_path_is_redacted_and_cut() -> None:
+    found = exchange(status=404)
+    found.path = f"/x/{KEY.reveal()}/" + "y" * 1000
+    _, fields = await line(found=found, route=None)
+    assert KEY.reveal() not in fields["endpoint"]
+    assert len(fields["endpoint"]) < 250
+
+
+async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"the answer " + KEY.reveal().encode()})
+
+
+def with_content(log_content: bool) -> Exchange:
+    body = {"messages": [{"role": "user", "content": f"my key is {KEY.reveal()}"}]}
+    return exchange(status=200, team=Team("t", lambda model: True, log_content), body=body)
+
+
+async def test_content_is_not_logged_by_default() -> None:
+    for log_content, mode in [(False, "none"), (True, "none"), (False, "full")]:
+        _, fields = await line(answering, with_content(log_content), content=mode)
+        assert "content" not in str(fields.keys())
+        assert "my key" not in str(fields)
+
+
+async def test_content_that_is_asked_for_is_redacted() -> None:
+    _, fields = await line(answering, with_content(True), content="full")
+    assert "my key is ***" in fields["request_content"]
+    assert fields["answer_content"] == "the answer ***"
+
+
+async def test_truncated_content_never_ends_in_half_a_secret() -> None:
+    for length in range(1, 60):
+        _, fields = await line(answering, with_content(True), content="truncated", content_max_chars=length)
+        assert "sk-team" not in fields["request_content"] + fields["answer_content"]
+        assert len(fields["request_content"]) <= length + 1
