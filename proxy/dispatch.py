@@ -13,7 +13,7 @@ from urllib.parse import quote
 from starlette.types import Receive, Scope, Send
 
 from proxy.core import json
-from proxy.core.endpoint import Endpoint, EventStream, ModelFrom
+from proxy.core.endpoint import Batch, Endpoint, EventStream, ModelFrom
 from proxy.core.errors import BadRequest, ClientGone, ProxyError, UpstreamFailed, UpstreamRefusal
 from proxy.core.exchange import Exchange
 from proxy.core.json import Json
@@ -26,6 +26,12 @@ from proxy.upstream.client import Upstream, failure, read
 from proxy.upstream.transport import Answer, TransportError
 
 _MODES = {b"strict": True, b"lenient": False}
+
+_ALARMS = {
+    "upstream_auth_failed": "the provider refuses the key of this proxy",
+    "unknown_parameter": "the provider's schema has changed: a field that the tables let through is unknown to it",
+}
+"""Refusals that no client can mend: somebody who runs the proxy must know."""
 
 T = TypeVar("T")
 
@@ -107,14 +113,14 @@ class Responder:
         batch = self.dispatch.endpoint.batch
         async with self.guard:
             if batch and body:
-                answer = batch.merge([one for part in batch.split(body) for one in await self._parts(part)])
+                answer = batch.merge([one for part in batch.split(body) for one in await self._parts(batch, part)])
             else:
                 answer = await self._read(body)
         self.exchange.usage = answer.get("usage")
         await _send_json(send, answer)
 
     async def stream(self, body: Json, events: EventStream, send: Send) -> None:
-        relay = Relay(events, self.guard, send)
+        relay = Relay(events, self.guard, send, self.dispatch.upstream.scrub)
         try:
             async with self.guard:
                 await self._call(body, relay.run)
@@ -128,22 +134,20 @@ class Responder:
         finally:
             self.exchange.usage = events.usage
 
-    async def _parts(self, body: Json) -> list[Json]:
-        """The answers to one part of a batch, which is halved for as long as the provider says that it is too large."""
-        batch = self.dispatch.endpoint.batch
-        assert batch is not None
+    async def _parts(self, batch: Batch, body: Json) -> list[tuple[Json, Json]]:
+        """One part of a batch with its answer; it is halved for as long as the provider says that it is too large."""
         try:
-            return [await self._read(body)]
+            return [(body, await self._read(body))]
         except UpstreamRefusal as refusal:
             halves = batch.halve(refusal, body)
             if not halves:
                 raise
-        return [one for half in halves for one in await self._parts(half)]
+        return [one for half in halves for one in await self._parts(batch, half)]
 
     async def _read(self, body: Json | None) -> Any:
         raw = await self._call(body, lambda answer: read(answer, self.guard.heard))
         try:
-            answer = json.decode(raw)
+            answer = json.decode(self.dispatch.upstream.scrub(raw))
         except json.Malformed:
             raise UpstreamFailed("The upstream's answer was not valid JSON.") from None
         return self.dispatch.endpoint.answer(answer, self.context)
@@ -175,7 +179,15 @@ class Responder:
                 refused = await read(answer, self.guard.heard)
         except TransportError as error:
             raise failure(error, upstream.timeouts) from None
-        raise self.dispatch.provider.refusal(answer.status, answer.header, refused, self.context)
+        raise self._refusal(answer, upstream.scrub(refused))
+
+    def _refusal(self, answer: Answer, body: bytes) -> ProxyError:
+        error = self.dispatch.provider.refusal(answer.status, answer.header, body, self.context)
+        if error.code in _ALARMS:
+            self.dispatch.services.log(
+                "error", "alarm", request_id=self.exchange.request_id, code=error.code, what=_ALARMS[error.code]
+            )
+        return error
 
 
 async def _send_json(send: Send, answer: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncio import sleep
+from collections.abc import Callable
 
 from starlette.types import Send
 
@@ -28,10 +29,11 @@ _START = {
 class Relay:
     """Nothing is sent before the first event is there: until then an error is still an ordinary error answer."""
 
-    def __init__(self, events: EventStream, guard: Guard, send: Send) -> None:
+    def __init__(self, events: EventStream, guard: Guard, send: Send, scrub: Callable[[bytes], bytes]) -> None:
         self._events = events
         self._guard = guard
         self._send = send
+        self._scrub = scrub  # events come whole, so a secret in one is never cut in two
         self.started = False
 
     async def run(self, answer: Answer) -> None:
@@ -68,4 +70,4 @@ class Relay:
             self.started = True
             await self._send(dict(_START))
         if data or last:
-            await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+            await self._send({"type": "http.response.body", "body": self._scrub(data), "more_body": not last})

@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from proxy import data
 from proxy.core.exchange import Exchange
 from proxy.core.redact import Redactor
 from proxy.core.services import Services
@@ -55,7 +56,7 @@ class Ticks:
 
 
 def services(log: Log | None = None, catalogue: Any = None, simulated: bool = False) -> Services:
-    redact = Redactor({"rules": []}, [], [])
+    redact = Redactor(data.read("redaction.yaml"))
     return Services(monotonic=Ticks(), log=log or Log(), redact=redact, catalogue=catalogue, simulated=simulated)
 
 

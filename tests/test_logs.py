@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy import data
 from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
 from proxy.logs import FromLibraries, Writer
 
-REDACT = Redactor({"rules": []}, [Secret("sk-very-secret-key")], [])
+REDACT = Redactor(data.read("redaction.yaml"), [Secret("sk-very-secret-key")], [])
 
 
 def written(level: str = "info", format: str = "json", **fields: object) -> bytes:

@@ -64,12 +64,13 @@ class Batch:
     """For requests larger than the provider takes at once: several calls, one answer.
 
     `split(body)` gives the upstream bodies in order; `halve(refusal, body)` gives smaller ones when the provider says
-    that one was too large, or nothing; `merge(answers)` makes the one answer.
+    that one was too large, or nothing; `merge(parts)` makes the one answer of each body with its answer, and raises
+    UpstreamFailed when one does not answer the other.
     """
 
     split: Callable[[Json], list[Json]]
     halve: Callable[[UpstreamRefusal, Json], list[Json]]
-    merge: Callable[[list[Json]], Json]
+    merge: Callable[[list[tuple[Json, Json]]], Json]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

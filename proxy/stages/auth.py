@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import translate
 from typing import Annotated, Any
 
@@ -53,7 +53,7 @@ class Team(Strict):
 
 
 class Config(Strict):
-    teams: dict[str, Team] = Field(default_factory=dict)
+    teams: Mapping[str, Team] = Field(default_factory=dict)
 
 
 _NOBODY = bytes(32)

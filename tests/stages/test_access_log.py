@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from proxy import data
 from proxy.core.errors import BadRequest, UpstreamFailed
 from proxy.core.exchange import Exchange, Team
 from proxy.core.redact import Redactor
@@ -18,8 +19,7 @@ KEY = Secret("sk-team-key-0123456789")
 
 
 def stage(log: Log, app=ok, **config):
-    rules = {"rules": []}
-    services = Services(monotonic=Ticks(), log=log, redact=Redactor(rules, [KEY], []), catalogue=None)  # type: ignore[arg-type]
+    services = Services(monotonic=Ticks(), log=log, redact=Redactor(data.read("redaction.yaml"), [KEY]), catalogue=None)  # type: ignore[arg-type]
     return access_log.build(access_log.Config(**config), services)(app)
 
 

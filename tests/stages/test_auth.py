@@ -73,7 +73,11 @@ async def test_everything_else_is_one_and_the_same_401(values: tuple[bytes, ...]
 async def test_the_allow_list() -> None:
     found = await ask(b"Bearer key-one")
     assert found.team
-    allowed = {name for name in ("mistral-small", "codestral-latest", "codestral-2508", "xmistral-a") if found.team.allows(name)}
+    allowed = {
+        name
+        for name in ("mistral-small", "codestral-latest", "codestral-2508", "xmistral-a")
+        if found.team.allows(name)
+    }
     assert allowed == {"mistral-small", "codestral-latest"}
 
 

@@ -28,7 +28,8 @@ async def test_any_name_passes_elsewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [(), (b"a", b"a"), (b"",), (b"x/admin?a=",), (b"a b",), (b"user@a",), (b"a:99999999",), (b"[::1",), (b"\xe9",)]
+    "values",
+    [(), (b"a", b"a"), (b"",), (b"x/admin?a=",), (b"a b",), (b"user@a",), (b"a:99999999",), (b"[::1",), (b"\xe9",)],
 )
 @pytest.mark.parametrize("loopback", [True, False])
 async def test_a_host_must_be_one_and_well_formed(values: tuple[bytes, ...], loopback: bool) -> None:
