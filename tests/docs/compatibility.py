@@ -1,0 +1,65 @@
+"""Writes docs/compatibility.md from the tables that translate, so that the page cannot say anything else.
+
+    python -m tests.docs.compatibility > docs/compatibility.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from proxy.core.endpoint import Endpoint, Stream
+from proxy.core.table import Row
+from proxy.providers import PROVIDERS
+from proxy.routes import UNSERVED
+
+HEAD = """\
+# Compatibility
+
+What each endpoint does with each field of a request. This page is written from the translation tables in
+`proxy/providers/` by `python -m tests.docs.compatibility`; a test compares the two.
+
+*keep*: sent as it is, after its type and range are checked. *rename*, *values*, *inside*, *compute*: sent in Mistral's
+form. *drop*: left out, with no effect on the answer. *drop (strict: refuse)*: left out, which may change the answer, so
+strict mode refuses it. *refuse*: 400 that names the field. A field that is not listed is left out (strict: refused).
+Every change is named in the answer's header `x-proxy-rewrites`. A field whose value is `null` counts as absent.
+
+"""
+
+
+def page() -> str:
+    return HEAD + "\n".join([*_endpoints(), *_unserved()])
+
+
+def _endpoints() -> Iterator[str]:
+    for provider in PROVIDERS.values():
+        for endpoint in provider.endpoints:
+            yield from _endpoint(endpoint)
+
+
+def _endpoint(endpoint: Endpoint) -> Iterator[str]:
+    yield f"## {endpoint.method} {endpoint.path}\n"
+    yield f"Upstream: `{endpoint.method} {endpoint.upstream}`. Streams: {endpoint.stream.value}.\n"
+    if endpoint.stream is Stream.OPTIONAL:
+        yield "What is done to a stream is told in [streaming.md](streaming.md).\n"
+    if endpoint.request:
+        yield "| field | action | upstream | remark |\n|---|---|---|---|"
+        yield from map(_row, endpoint.request.rows.values())
+        yield ""
+
+
+def _row(row: Row) -> str:
+    sent = "" if row.action.startswith(("drop", "refuse")) else f"`{row.to or row.field}`"
+    return f"| `{row.field}` | {row.action} | {sent} | {row.note.replace('|', chr(92) + '|')} |"
+
+
+def _unserved() -> Iterator[str]:
+    yield "## Not served\n"
+    yield "These endpoints of OpenAI's answer 404 with the code `unsupported_endpoint`.\n"
+    yield "| endpoint | the nearest thing that works |\n|---|---|"
+    for path, nearest in UNSERVED.items():
+        yield f"| `{path}` | {nearest} |"
+    yield ""
+
+
+if __name__ == "__main__":
+    print(page(), end="")
