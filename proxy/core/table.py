@@ -1,0 +1,328 @@
+"""A translation is a table of rows; this is the interpreter.
+
+The providers' schemas are closed: a field that no row names never goes upstream. It is dropped and reported, or, in
+strict mode, refused. A field whose value is null is the same as an absent one on both sides and is left out.
+
+    Table(
+        keep("stop"),
+        rename("seed", "random_seed"),
+        drop("user", "Mistral stores no end-user id"),
+        drop("verbosity", "Mistral has no such control", worse=True),
+        refuse("audio", "Mistral answers no audio on chat"),
+        values("service_tier", {"priority": "auto"}),
+        inside("json_schema", Table(...)),
+        inside_each("tools", OneOf("type", {"function": Table(...)})),
+        compute("messages", translate_messages),
+    )
+
+The same rows make the compatibility page and the `x-proxy-rewrites` header, so the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from proxy.core.errors import BadRequest, InvalidType, MissingParameter, UnsupportedParameter, UnsupportedValue
+from proxy.core.json import Json
+from proxy.core.model import Model
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT: Final = _Absent()
+"""What a compute function returns to leave its field out."""
+
+Check = Callable[[Any], str | None]
+"""None when the value is right, else what was expected: a type ("an integer") or a value ("between 0 and 2")."""
+
+Compute = Callable[[Any, "Context", str], Any]
+"""(value, context, path of the field) -> the value to send, or ABSENT. Pure; raises ProxyError."""
+
+Rule = Callable[[Json, "Context"], None]
+"""A rule across fields: changes the finished upstream body in place."""
+
+_MOST_REWRITES = 32
+_SAFE_PATH = re.compile(r"[A-Za-z0-9_.>\[\]-]{1,80}")
+
+
+@dataclass(slots=True)
+class Context:
+    """What a translation needs to know, and what it leaves for the way back.
+
+    `asked` is the client's body and is never changed. `notes` carries facts from the request to its answer (a prefix to
+    strip, an encoding to apply); its keys are declared by the endpoint that uses them.
+    """
+
+    model: Model
+    asked: Json
+    strict: bool = False
+    rewrites: dict[str, None] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def report(self, what: str, path: str) -> None:
+        """Record one change for `x-proxy-rewrites`, such as ("drop", "user")."""
+        if len(self.rewrites) < _MOST_REWRITES:
+            # List positions are left out: one entry per field, however long the conversation is.
+            path = re.sub(r"\[\d+\]", "", path) if "[" in path else path
+            self.rewrites[f"{what}:{path if _SAFE_PATH.fullmatch(path) else '?'}"] = None
+
+    def worse(self, what: str, path: str, why: str) -> None:
+        """A change that may make the answer worse: reported, or refused in strict mode."""
+        if self.strict:
+            raise UnsupportedParameter(f"'{printable(path)}' is not supported: {why}.", param=printable(path))
+        self.report(what, path)
+
+
+def printable(path: str) -> str:
+    """A field path fit for an error message or a header: ASCII, one line, at most 120 characters."""
+    return path.encode("ascii", "backslashreplace").decode()[:120].replace("\n", "\\n").replace("\r", "\\r")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One fact about one field: `apply(value, out, context, path)` writes to `out` what goes upstream."""
+
+    field: str
+    action: str
+    apply: Callable[[Any, Json, Context, str], None]
+    note: str = ""
+    to: str | None = None
+
+
+class Shape(Protocol):
+    """What translates one object: a Table, or a choice of tables."""
+
+    def translate(self, source: Any, context: Context, path: str = "") -> Json: ...
+
+
+class Table:
+    """Rows for one object, then rules across its fields. `required` names fields the client must send."""
+
+    def __init__(self, *rows: Row, then: tuple[Rule, ...] = (), required: tuple[str, ...] = ()) -> None:
+        self.rows: Mapping[str, Row] = {row.field: row for row in rows}
+        if len(self.rows) != len(rows):
+            raise ValueError("a table names a field twice")
+        self.then = then
+        self.required = required
+        self._apply = {row.field: row.apply for row in rows}
+
+    def translate(self, source: Any, context: Context, path: str = "") -> Json:
+        """The upstream object for the client's `source`; `path` is where it sits, for errors. Raises BadRequest."""
+        if type(source) is not dict:
+            verify(mapping, source, path)
+        at = f"{path}." if path else ""
+        for name in self.required:
+            if source.get(name) is None:
+                raise MissingParameter(f"Missing required parameter: '{at}{name}'.", param=at + name)
+        out: Json = {}
+        apply = self._apply
+        for name, value in source.items():
+            if value is None:
+                continue
+            if name in apply:
+                apply[name](value, out, context, at + name)
+            else:
+                context.worse("drop", at + name, "no such parameter is known here")
+        for rule in self.then:
+            rule(out, context)
+        return out
+
+
+class OneOf:
+    """Tables of which an object follows one, named by its field `tag`: a content part's `type`, a message's `role`.
+
+    `default` is the name where an object may leave it out.
+    """
+
+    def __init__(self, tag: str, shapes: Mapping[str, Shape], default: str | None = None) -> None:
+        self.tag = tag
+        self.shapes = shapes
+        self.default = default
+
+    def translate(self, source: Any, context: Context, path: str = "") -> Json:
+        if type(source) is not dict:
+            verify(mapping, source, path)
+        name = source.get(self.tag)
+        if name is None:
+            name = self.default
+        if type(name) is not str or name not in self.shapes:
+            raise self._unknown(name, f"{path}.{self.tag}" if path else self.tag)
+        return self.shapes[name].translate(source, context, path)
+
+    def _unknown(self, name: Any, path: str) -> BadRequest:
+        if name is None:
+            return MissingParameter(f"Missing required parameter: '{path}'.", param=path)
+        verify(text, name, path)
+        return unsupported(path, self.shapes)
+
+
+def each(shape: Shape, items: Any, context: Context, path: str) -> list[Json]:
+    """Every object of the array `items`, translated. Raises BadRequest."""
+    verify(array, items, path)
+    return [shape.translate(item, context, f"{path}[{i}]") for i, item in enumerate(items)]
+
+
+def unsupported(path: str, known: Iterable[str]) -> UnsupportedValue:
+    """The error for a word that is none of the `known` ones."""
+    choice = ", ".join(f"'{one}'" for one in known)
+    return UnsupportedValue(f"Unsupported value for '{path}'. Supported values: {choice}.", param=path)
+
+
+def type_name(value: Any) -> str:
+    """The JSON name of a value's type, as in OpenAI's messages ("a string")."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    names = {str: "a string", int: "an integer", float: "a number", list: "an array", dict: "an object"}
+    return names.get(type(value), "something else")
+
+
+def verify(check: Check, value: Any, path: str) -> None:
+    """Raise the error that names `path` unless `check` accepts `value`."""
+    expected = check(value)
+    if expected is None:
+        return
+    where = f"'{path}'" if path else "the body"
+    if not expected.startswith(("a ", "an ")):
+        raise BadRequest(f"Invalid value for {where}: it must be {expected}.", param=path or None)
+    raise InvalidType(f"Invalid type for {where}: expected {expected}, but got {type_name(value)}.", param=path or None)
+
+
+def keep(name: str, check: Check | None = None, note: str = "") -> Row:
+    def apply(value: Any, out: Json, context: Context, path: str) -> None:
+        if check:
+            verify(check, value, path)
+        out[name] = value
+
+    return Row(name, "keep", apply, note)
+
+
+def rename(name: str, to: str, check: Check | None = None, note: str = "") -> Row:
+    def apply(value: Any, out: Json, context: Context, path: str) -> None:
+        if check:
+            verify(check, value, path)
+        out[to] = value
+        context.report("rename", f"{path}>{to}")
+
+    return Row(name, "rename", apply, note, to)
+
+
+def drop(name: str, why: str, *, worse: bool = False, unless: Callable[[Any], bool] | None = None) -> Row:
+    """Left out. `worse`: the answer may suffer, so strict mode refuses, unless the value asks for nothing."""
+
+    def apply(value: Any, out: Json, context: Context, path: str) -> None:
+        if worse and not (unless and unless(value)):
+            context.worse("drop", path, why)
+        else:
+            context.report("drop", path)
+
+    return Row(name, "drop (strict: refuse)" if worse else "drop", apply, why)
+
+
+def refuse(name: str, why: str, *, unless: Callable[[Any], bool] | None = None) -> Row:
+    """400 naming the field, unless the value asks for nothing (an empty logit_bias), which is dropped."""
+
+    def apply(value: Any, out: Json, context: Context, path: str) -> None:
+        if unless and unless(value):
+            context.report("drop", path)
+            return
+        raise UnsupportedParameter(f"'{path}' is not supported: {why}.", param=path)
+
+    return Row(name, "refuse", apply, why)
+
+
+def values(name: str, known: Mapping[str, str | None], note: str = "", to: str | None = None) -> Row:
+    """An enum: each known value and what it becomes; None leaves the field out."""
+
+    def apply(value: Any, out: Json, context: Context, path: str) -> None:
+        verify(text, value, path)
+        if value not in known:
+            raise unsupported(path, known)
+        becomes = known[value]
+        if becomes is None:
+            context.report("drop", path)
+            return
+        out[to or name] = becomes
+        if becomes != value:
+            context.report("value", path)
+
+    return Row(name, "values", apply, note, to)
+
+
+def inside(name: str, shape: Shape, note: str = "", to: str | None = None) -> Row:
+    def apply(value: Any, out: Json, context: Context, path: str) -> None:
+        out[to or name] = shape.translate(value, context, path)
+
+    return Row(name, "inside", apply, note, to)
+
+
+def inside_each(name: str, shape: Shape, note: str = "") -> Row:
+    def apply(value: Any, out: Json, context: Context, path: str) -> None:
+        out[name] = each(shape, value, context, path)
+
+    return Row(name, "inside", apply, note)
+
+
+def compute(name: str, function: Compute, note: str = "", to: str | None = None) -> Row:
+    """The escape hatch: a named pure function decides."""
+
+    def apply(value: Any, out: Json, context: Context, path: str) -> None:
+        result = function(value, context, path)
+        if result is not ABSENT:
+            out[to or name] = result
+
+    return Row(name, "compute", apply, note, to)
+
+
+# Checks. bool is an int in Python and not in JSON, hence the exact types.
+
+
+def boolean(value: Any) -> str | None:
+    return None if type(value) is bool else "a boolean"
+
+
+def text(value: Any) -> str | None:
+    return None if type(value) is str else "a string"
+
+
+def array(value: Any) -> str | None:
+    return None if type(value) is list else "an array"
+
+
+def mapping(value: Any) -> str | None:
+    return None if type(value) is dict else "an object"
+
+
+def text_or_texts(value: Any) -> str | None:
+    if type(value) is str or (type(value) is list and all(type(item) is str for item in value)):
+        return None
+    return "a string or an array of strings"
+
+
+def integer(least: int | None = None, most: int | None = None) -> Check:
+    def check(value: Any) -> str | None:
+        return within(value, least, most) if type(value) is int else "an integer"
+
+    return check
+
+
+def number(least: float | None = None, most: float | None = None) -> Check:
+    def check(value: Any) -> str | None:
+        return within(value, least, most) if type(value) in (int, float) else "a number"
+
+    return check
+
+
+def within(value: float, least: float | None, most: float | None) -> str | None:
+    if least is not None and most is not None:
+        return None if least <= value <= most else f"between {least} and {most}"
+    if least is not None:
+        return None if value >= least else f"at least {least}"
+    return None if most is None or value <= most else f"at most {most}"
