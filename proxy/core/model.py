@@ -1,0 +1,53 @@
+"""What is known about a model: one row of config/models.yaml."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+def _no_prices() -> Mapping[str, int]:
+    return MappingProxyType({})
+
+
+_NAME = re.compile(r"(?!.*\.\.)[!-~]{1,256}")
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` can be a model's name: it goes into a header, a log line and a URL's path, so it is visible ASCII,
+    bounded, and has no way up a path."""
+    return _NAME.fullmatch(text) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Facts that translation, routing and the `models` command read. A model that is not in the catalogue (a fine-tune,
+    a name newer than this release) is passed through with these defaults.
+
+    `id` is the name pinned to this version, `names` its other names at Mistral; `known` is whether the catalogue has
+    this very name. `context` is in tokens. Token prices are micro-USD per million tokens, None when unknown or not by
+    token; `unit_prices` are micro-USD per one page, annotated_page, audio_minute or character. `efforts` are the
+    accepted values of reasoning_effort; empty means the model takes none. `state` is active, preview, experimental,
+    retired or unknown; `retirement` a date (YYYY-MM-DD), `replacement` an id.
+    """
+
+    id: str
+    names: tuple[str, ...] = ()
+    known: bool = False
+    context: int | None = None
+    capabilities: frozenset[str] = frozenset()
+    efforts: tuple[str, ...] = ()
+    input_price: int | None = None
+    output_price: int | None = None
+    cached_price: int | None = None
+    unit_prices: Mapping[str, int] = field(default_factory=_no_prices, hash=False)
+    state: str = "unknown"
+    retirement: str | None = None
+    replacement: str | None = None
+
+    @property
+    def reasons(self) -> bool:
+        """Whether thinking may be sent to it and asked of it."""
+        return bool(self.efforts) or "reasoning" in self.capabilities
