@@ -1,0 +1,309 @@
+"""Mistral's streamed chat answer on its way to an OpenAI client: byte for byte, but for events that would break one.
+
+Sources: Mistral API, chat completion chunk; OpenAI API reference, the chat completion chunk object; OpenAI SDK for
+Python, the accumulator behind `client.chat.completions.stream()`. docs/streaming.md lists what is rewritten, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import msgspec
+
+from proxy.core import json, sse
+from proxy.core.errors import ProxyError, UpstreamFailed
+from proxy.core.json import Json
+from proxy.core.table import Context
+from proxy.providers.mistral.answer import (
+    NONSENSE,
+    arguments_text,
+    choices_of,
+    clean_usage,
+    finish_reason,
+    index_of,
+    logprobs,
+    plain_content,
+    service_tier,
+)
+
+INCOMPLETE: Final = "The upstream ended the stream before it was complete."
+TOO_LONG: Final = "The upstream sent an event of more than 1 MiB."
+
+_DONE = b"[DONE]"
+_DONE_EVENT = b"data: [DONE]\n\n"
+
+
+# A chunk that fits this schema needs no change and is not looked at further. Checking the schema costs less than
+# searching the bytes for suspicious patterns, and neither white space nor escapes can hide anything from it.
+
+
+class _PlainDelta(msgspec.Struct):
+    content: str | None = None
+    tool_calls: None = None
+
+
+class _PlainChoice(msgspec.Struct):
+    index: int
+    delta: _PlainDelta
+    finish_reason: None = None
+    logprobs: None = None
+
+
+class _PlainChunk(msgspec.Struct):
+    object: Literal["chat.completion.chunk"]
+    choices: list[_PlainChoice]
+    usage: None = None
+    error: None = None
+
+
+_plain_chunk = msgspec.json.Decoder(_PlainChunk).decode
+
+
+class ChatStream:
+    """An EventStream (proxy/core/endpoint.py) for one chat answer.
+
+    Reads of `context.notes`: "prefix" (str), which Mistral repeats at the start of each choice and the client has
+    already; "functions" (true), the client speaks the older `functions`; "include_usage" (true), it asked for usage in
+    a chunk of its own before the end. In strict mode a client that did not ask sees no usage.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.error: ProxyError | None = None
+        self.done = False
+        self.usage: Json | None = None
+        self._context = context
+        self._include_usage = bool(context.notes.get("include_usage"))
+        self._splitter = sse.Splitter()
+        self._first = True
+        self._choices: dict[int, _Choice] = {}
+        self._usage_chunk: Json | None = None
+
+    def feed(self, chunk: bytes) -> bytes:
+        return b"" if self.done or self.error else self._pass_all(self._splitter.feed(chunk))
+
+    def end(self) -> bytes:
+        if self.done or self.error:
+            return b""
+        out = self._pass_all(self._splitter.flush())
+        if self.done or self.error:
+            return out
+        if not self._complete():
+            self.error = UpstreamFailed(INCOMPLETE)
+            return out
+        self.done = True
+        return out + self._usage_event(b"\n") + _DONE_EVENT
+
+    def _pass_all(self, events: Iterable[bytes]) -> bytes:
+        out: list[bytes] = []
+        try:
+            for event in events:
+                out.append(self._pass(event))
+                if self.done:
+                    break
+        except sse.TooLong:
+            self.error = UpstreamFailed(TOO_LONG)
+        except UpstreamFailed as error:
+            self.error = error
+        return b"".join(out)
+
+    def _pass(self, event: bytes) -> bytes:
+        """The event as it goes on. Raises UpstreamFailed when the stream ends here."""
+        data = sse.data(event)
+        if data is None:
+            return self._without_data(event)
+        try:
+            chunk = _plain_chunk(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return self._examine(event, data)
+        self._first = False
+        for choice in chunk.choices:
+            if self._choice(choice.index).prefix:
+                return self._examine(event, data)
+        return event
+
+    def _without_data(self, event: bytes) -> bytes:
+        first, self._first = self._first, False
+        # OpenAI's SDK for Python does not skip a byte order mark, and would miss the first event.
+        if first and event.startswith(sse.BOM):
+            return self._pass(event.removeprefix(sse.BOM))
+        if not sse.recognised(event):
+            raise UpstreamFailed(NONSENSE)
+        return event
+
+    def _examine(self, event: bytes, data: bytes) -> bytes:
+        word = data.strip()
+        if word == _DONE:
+            return self._last(event)
+        if not word:  # some servers keep a connection alive so; the SDKs would read the nothing as JSON
+            return sse.without_data(event)
+        try:
+            chunk = json.decode(data)
+        except json.Malformed:
+            raise UpstreamFailed(NONSENSE) from None
+        was, now = json.encode(chunk), json.encode(self._translate(chunk))
+        return event if now == was else sse.with_data(event, now)
+
+    def _last(self, event: bytes) -> bytes:
+        if not self._complete():
+            raise UpstreamFailed(INCOMPLETE)
+        self.done = True
+        return self._usage_event(sse.line_end(event)) + event
+
+    def _complete(self) -> bool:
+        return bool(self._choices) and all(choice.finished for choice in self._choices.values())
+
+    def _choice(self, index: int) -> _Choice:
+        if index not in self._choices:
+            self._choices[index] = _Choice(self._context, self._context.notes.get("prefix", ""))
+        return self._choices[index]
+
+    def _translate(self, chunk: Any) -> Json:
+        choices = choices_of(chunk)
+        translated = [self._choice(index_of(choice, at)).translate(choice, at) for at, choice in enumerate(choices)]
+        return self._take_usage({**chunk, "choices": translated})
+
+    def _take_usage(self, chunk: Json) -> Json:
+        usage = chunk.get("usage")
+        if not isinstance(usage, dict):
+            return chunk
+        self.usage = clean_usage(usage)
+        if self._include_usage and chunk["choices"]:
+            head = {key: chunk[key] for key in ("id", "object", "created", "model") if key in chunk}
+            self._usage_chunk = head | {"choices": [], "usage": self.usage}
+            return chunk | service_tier(usage) | {"usage": None}
+        if self._include_usage:  # the upstream has sent the extra chunk itself
+            self._usage_chunk = None
+        elif self._context.strict:
+            del chunk["usage"]
+        return chunk
+
+    def _usage_event(self, line_end: bytes) -> bytes:
+        if self._usage_chunk is None:
+            return b""
+        return b"data: " + json.encode(self._usage_chunk) + line_end * 2
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What has passed of one choice. `prefix` is the text still awaited, of which `matched` characters have come."""
+
+    context: Context
+    prefix: str
+    matched: int = 0
+    finished: bool = False
+    calls: _Calls = field(default_factory=lambda: _Calls())
+
+    def translate(self, source: Json, at: int) -> Json:
+        """The chunk's choice for the client; `at` is its place in the chunk."""
+        choice = source | {"index": index_of(source, at)}
+        self.finished = self.finished or bool(source.get("finish_reason"))
+        choice["delta"] = self._delta(source.get("delta"))
+        if "finish_reason" in source:
+            choice["finish_reason"] = finish_reason(source["finish_reason"], self.context)
+        if "logprobs" in source:
+            choice["logprobs"] = logprobs(source["logprobs"])
+        return choice
+
+    def _delta(self, source: Any) -> Json:
+        delta = plain_content(source, self.context) if isinstance(source, dict) else {}
+        if self.prefix:
+            text = delta.get("content") or ""
+            rest = self._without_prefix(text)
+            delta = delta if rest == text else delta | {"content": rest}
+        return self._called(delta) if delta.get("tool_calls") is not None else delta
+
+    def _without_prefix(self, text: str) -> str:
+        awaited = self.prefix[self.matched :]
+        if text.startswith(awaited):
+            self.prefix = ""
+            return text[len(awaited) :]
+        if awaited.startswith(text) and not self.finished:
+            self.matched += len(text)
+            return ""
+        withheld, self.prefix = self.prefix[: self.matched], ""
+        return withheld + text
+
+    def _called(self, delta: Json) -> Json:
+        """The calls under the name that the client knows. Of the older functions there is only the first."""
+        calls = self.calls.translate(delta["tool_calls"])
+        if calls and not self.context.notes.get("functions"):
+            return delta | {"tool_calls": calls}
+        functions = [call["function"] for call in calls if call["index"] == self.calls.first]
+        called = {key: text for key in ("name", "arguments") if (text := _joined(functions, key))}
+        rest = {key: value for key, value in delta.items() if key != "tool_calls"}
+        return rest | {"function_call": called} if called else rest
+
+
+def _joined(functions: list[Json], key: str) -> str:
+    return "".join(text for function in functions if isinstance(text := function.get(key), str))
+
+
+class _Calls:
+    """The tool calls of one choice. OpenAI's clients put the pieces of a call together by its index."""
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self._open: dict[int, _Call] = {}
+        self._index_of: dict[str, int] = {}
+        self._last = 0
+        self._next = 0
+
+    def translate(self, source: Any) -> list[Json]:
+        """The calls, or pieces of calls, of one delta. Only the first piece of a call says what call it is."""
+        return [self._piece(call) for call in source if isinstance(call, dict)] if isinstance(source, list) else []
+
+    def _piece(self, source: Json) -> Json:
+        function = dict(source["function"]) if isinstance(source.get("function"), dict) else {}
+        if function.get("arguments") is not None:
+            function["arguments"] = arguments_text(function["arguments"])
+        identity = _identity(source)
+        index = self._last = self._index(source.get("index"), identity, bool(function.get("name")))
+        piece = source | {"index": index}
+        if index in self._open:
+            self._open[index].drop_repeats(piece, function)
+        else:
+            piece["type"] = source.get("type") or "function"
+            self._begin(index, _Call(identity, function.get("name")))
+        return piece | {"function": function}
+
+    def _index(self, given: Any, identity: str | None, named: bool) -> int:
+        """A call's own index, unless it is another call's; else that of its id; else the next, or the one going on."""
+        if type(given) is int and (given not in self._open or self._open[given].may_be(identity)):
+            return given
+        if identity in self._index_of:
+            return self._index_of[identity]
+        return self._next if identity or named else self._last
+
+    def _begin(self, index: int, call: _Call) -> None:
+        if self.first is None:
+            self.first = index
+        self._open[index] = call
+        self._next = max(self._next, index + 1)
+        if call.identity:
+            self._index_of[call.identity] = index
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A tool call as its first piece names it."""
+
+    identity: str | None
+    name: Any
+
+    def may_be(self, identity: str | None) -> bool:
+        return identity is None or self.identity in (None, identity)
+
+    def drop_repeats(self, piece: Json, function: Json) -> None:
+        """Take out what a client would append to what it has: OpenAI's SDK for Python doubles a repeated id."""
+        if self.identity and piece.get("id") == self.identity:
+            del piece["id"]
+        if self.name and function.get("name") == self.name:
+            del function["name"]
+
+
+def _identity(call: Json) -> str | None:
+    # "null" is the default of an id in Mistral's schema.
+    identity = call.get("id")
+    return identity if isinstance(identity, str) and identity not in ("", "null") else None
