@@ -1,0 +1,91 @@
+"""What may stand where in proxy.yaml, derived from the model: it guides the reader, which has only text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+
+from pydantic import BeforeValidator
+
+from proxy.core.config import Strict
+from proxy.core.secret import Secret
+from proxy.settings.model import LATER
+from proxy.settings.scalars import TYPES, WRITTEN, Type
+from proxy.stages.auth import TeamKey
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A mapping with keys of ours; `later` are keys of features that do not exist yet."""
+
+    keys: Mapping[str, Kind]
+    later: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A mapping with names of the user's own."""
+
+    of: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    of: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Maybe:
+    """Null is allowed."""
+
+    of: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """A secret. `check` is its type's own and raises ValueError.
+
+    `access`: it lets its owner in, so two owners cannot share it, and `sha256:<hex>` may stand for it.
+    """
+
+    check: Callable[[Any], Any]
+    access: bool
+
+
+Kind = Section | Named | Items | Maybe | Choice | Hidden | Type
+
+
+@cache
+def section(model: type[Strict]) -> Section:
+    """The keys of a model and what each takes."""
+    keys = {name: _kind(field.annotation, field.metadata) for name, field in model.model_fields.items()}
+    return Section(keys, LATER.get(model, frozenset()))
+
+
+def _kind(annotation: Any, metadata: list[Any]) -> Kind:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(arguments[0], list(annotation.__metadata__))
+    before = next((item for item in metadata if isinstance(item, BeforeValidator)), None)
+    if before:
+        hidden = annotation in (Secret, TeamKey)
+        check = cast(Callable[[Any], Any], before.func)
+        return Hidden(check, access=annotation is TeamKey) if hidden else WRITTEN
+    if origin is Literal:
+        return Choice(arguments)
+    if origin in (Union, UnionType):
+        (wanted,) = (argument for argument in arguments if argument is not NoneType)
+        return Maybe(_kind(wanted, []))
+    if origin is list:
+        return Items(_kind(arguments[0], []))
+    if origin is dict:
+        return Named(_kind(arguments[1], []))
+    return section(annotation) if issubclass(annotation, Strict) else TYPES[annotation]
