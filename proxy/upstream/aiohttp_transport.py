@@ -1,0 +1,196 @@
+"""The default transport: aiohttp's connector and HTTP parser, without its ClientSession.
+
+aiohttp resolves, connects (happy eyeballs, TLS) and parses. The request is written here, byte for byte what the caller
+asked for, and pool.py keeps the connections. The reasons are in docs/decisions/0002-upstream-transport.md: a session
+costs twice the CPU per call, gives bytes that arrived on an idle connection to the next request, which may be another
+team's, and closes a cancelled connection politely, which can wait for a peer that does not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import select
+import ssl
+from collections.abc import AsyncIterator
+
+from aiohttp import (
+    ClientConnectorError,
+    ClientError,
+    ClientPayloadError,
+    ClientRequest,
+    ClientSSLError,
+    ClientTimeout,
+    StreamReader,
+    TCPConnector,
+    ThreadedResolver,
+)
+from aiohttp.connector import Connection as Lease
+from aiohttp.http import HttpProcessingError, RawResponseMessage
+from yarl import URL
+
+from proxy.upstream import head, tls
+from proxy.upstream.config import Config
+from proxy.upstream.pool import Pool
+from proxy.upstream.transport import Call, Headers, TransportError
+
+Request = tuple[bytes, bytes]
+"""Head and body, as they are sent."""
+
+_DNS_TTL = 300
+_READ_BUFFER = 64 * 1024
+_WITH_LENGTH = ("POST", "PUT", "PATCH")
+_EXCHANGE_ERRORS = (ClientError, HttpProcessingError, OSError, RuntimeError)
+
+
+class AiohttpTransport:
+    """HTTP/1.1 over reused connections. Build it inside the running event loop."""
+
+    def __init__(self, config: Config, ssl_context: ssl.SSLContext | None = None) -> None:
+        url = URL(config.base_url)
+        if ssl_context is None and url.scheme == "https":
+            ssl_context = tls.client_context()
+        self._connector = TCPConnector(
+            limit=0,  # the pool's places bound it
+            resolver=ThreadedResolver(),
+            ttl_dns_cache=_DNS_TTL,
+            ssl=ssl_context or True,
+        )
+        # Without that threshold the connector rounds the deadline up to a whole second.
+        self._timeout = ClientTimeout(connect=config.timeouts.connect, ceil_threshold=math.inf)
+        # The connector asks a request where to connect to. They all go to one origin: one object says it for all.
+        self._origin = ClientRequest("GET", url.origin(), loop=asyncio.get_running_loop())
+        self._host = url.host_port_subcomponent
+        self._prefix = url.raw_path.rstrip("/")
+        self._pool: Pool[Request] = Pool(config.max_connections, config.timeouts.connect, self._connect)
+
+    def call(self, method: str, path: str, headers: Headers, body: bytes) -> Call:
+        """See Transport. Raises ValueError for what may not stand in the head of a request."""
+        return self._pool.call((self._head(method, path, headers, body), body))
+
+    async def close(self) -> None:
+        """See Transport. Calls under way fail with TransportError("closed")."""
+        await self._pool.close()
+        await self._connector.close()
+
+    def _head(self, method: str, path: str, headers: Headers, body: bytes) -> bytes:
+        head.check(path, headers)
+        lines = [f"{method} {self._prefix}{path} HTTP/1.1", f"Host: {self._host}"]
+        lines += [f"{name}: {value}" for name, value in headers]
+        if body or method in _WITH_LENGTH:
+            lines.append(f"Content-Length: {len(body)}")
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+    async def _connect(self) -> _Connection:
+        try:
+            return _Connection(await self._connector.connect(self._origin, [], self._timeout))
+        except TimeoutError:
+            raise TransportError("connect_timeout", "the upstream took too long to accept a connection") from None
+        except ClientSSLError as error:
+            raise _tls_failure(error.__cause__) from None
+        except ClientConnectorError as error:
+            raise _connect_failure(error.os_error) from None
+        except ClientError:
+            raise TransportError("connect", "cannot connect to the upstream") from None
+
+
+class _Connection:
+    """One connection of the connector. See pool.Connection."""
+
+    __slots__ = ("_lease", "_lost", "_payload", "_protocol", "_readable")
+
+    def __init__(self, lease: Lease) -> None:
+        protocol, transport = lease.protocol, lease.transport
+        if protocol is None or transport is None or (lost := protocol.closed) is None:
+            lease.close()
+            raise TransportError("closed", _CLOSED)
+        self._lease, self._protocol, self._lost = lease, protocol, lost
+        self._payload: StreamReader | None = None
+        self._readable = select.poll()
+        self._readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        lost.add_done_callback(self._on_lost)
+
+    async def ask(self, request: Request) -> _Answer:
+        protocol, self._payload = self._protocol, None
+        protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=_READ_BUFFER)
+        if protocol.transport is None:
+            raise TransportError("closed", _CLOSED)
+        try:
+            protocol.transport.writelines(request)
+            message, payload = await protocol.read()
+            while 100 <= message.code < 200 and message.code != 101:
+                message, payload = await protocol.read()
+        except _EXCHANGE_ERRORS as error:
+            raise _failure(error) from None
+        if message.code == 101:
+            raise TransportError("protocol", "the upstream switched protocols without being asked")
+        self._payload = payload
+        return _Answer(message, payload)
+
+    def is_done(self) -> bool:
+        protocol, transport, payload = self._protocol, self._protocol.transport, self._payload
+        if transport is None or payload is None or not payload.is_eof():
+            return False
+        # Surplus bytes make the protocol want to close. An answer can also be whole before the request has left.
+        return not protocol.should_close and transport.get_write_buffer_size() == 0
+
+    def is_usable(self) -> bool:
+        # A readable socket was closed by the server, or the server is about to talk out of turn.
+        return self._protocol.is_connected() and self.is_done() and not self._readable.poll(0)
+
+    def close(self) -> asyncio.Future[None]:
+        if self._protocol.transport is not None:
+            self._protocol.transport.abort()  # close() would first send what is buffered, and wait for TLS's good-bye
+        self._lease.close()
+        return self._lost
+
+    def _on_lost(self, lost: asyncio.Future[None]) -> None:
+        # aiohttp does not wake the reader of a body that turns into nonsense halfway or whose connection we close.
+        error = self._protocol.exception() or lost.exception() or ClientPayloadError()
+        if self._payload is not None and not self._payload.is_eof() and self._payload.exception() is None:
+            self._payload.set_exception(error)
+
+
+class _Answer:
+    """See transport.Answer."""
+
+    __slots__ = ("_headers", "_payload", "status")
+
+    def __init__(self, message: RawResponseMessage, payload: StreamReader) -> None:
+        self.status = message.code
+        self._headers = message.headers
+        self._payload = payload
+
+    def header(self, name: str) -> str | None:
+        value = self._headers.get(name)
+        if value is None or value.isascii():
+            return value
+        return value.encode("utf-8", "surrogateescape").decode("latin-1")  # one character per byte, as it was sent
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        read = self._payload.readany
+        try:
+            while chunk := await read():
+                yield chunk
+        except _EXCHANGE_ERRORS as error:
+            raise _failure(error) from None
+
+
+_CLOSED = "the upstream closed the connection before its answer was complete"
+
+
+def _connect_failure(error: OSError) -> TransportError:
+    if isinstance(error, ConnectionResetError):  # a connection that is not made yet is refused, not reset
+        return _tls_failure(error)
+    return TransportError("connect", f"cannot connect to the upstream: {error.strerror or 'no address answered'}")
+
+
+def _tls_failure(error: BaseException | None) -> TransportError:
+    return TransportError("tls", f"TLS with the upstream failed: {tls.reason(error)}")
+
+
+def _failure(error: Exception) -> TransportError:
+    # aiohttp's own texts quote what the upstream sent; ours do not.
+    if isinstance(error, HttpProcessingError):
+        return TransportError("protocol", "the exchange with the upstream is not valid HTTP")
+    return TransportError("closed", _CLOSED)

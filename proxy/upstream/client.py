@@ -1,0 +1,79 @@
+"""Calls to one provider: its key, its headers, and what a failed exchange becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from proxy import __version__
+from proxy.core.errors import Overloaded, ProxyError, UpstreamFailed, UpstreamTimeout
+from proxy.upstream.config import Config, Timeouts
+from proxy.upstream.transport import Answer, Call, Headers, Transport, TransportError
+
+MOST_JSON = 32 << 20
+"""Bytes of an answer that is read as a whole."""
+
+
+class Upstream:
+    """The headers are made once: nothing that a client sent is ever among them."""
+
+    def __init__(self, config: Config, transport: Transport) -> None:
+        self.timeouts: Timeouts = config.timeouts
+        self._transport = transport
+        self._key = config.api_keys[0].reveal().encode() if config.api_keys else b""
+        self._json = _headers(config, "application/json")
+        self._events = _headers(config, "text/event-stream")
+
+    def call(self, method: str, path: str, body: bytes | None, *, stream: bool) -> Call:
+        headers = self._events if stream else self._json
+        if body is None:
+            return self._transport.call(method, path, headers, b"")
+        return self._transport.call(method, path, [*headers, ("Content-Type", "application/json")], body)
+
+    def scrub(self, data: bytes) -> bytes:
+        """`data` without the provider's key, should an upstream ever repeat it: it must not reach a client."""
+        return data.replace(self._key, b"***") if self._key and self._key in data else data
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+
+def _headers(config: Config, accept: str) -> Headers:
+    headers = [
+        ("Accept", accept),
+        ("Accept-Encoding", "identity"),  # bytes are passed on as they come
+        ("User-Agent", f"mistral-proxy/{__version__}"),
+    ]
+    if config.api_keys:
+        headers.append(("Authorization", f"Bearer {config.api_keys[0].reveal()}"))
+    return headers
+
+
+async def read(answer: Answer, heard: Callable[[], None]) -> bytes:
+    """The whole body, at most MOST_JSON bytes; `heard` is called for every piece. Raises UpstreamFailed."""
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in answer.chunks():
+        heard()
+        pieces.append(piece)
+        size += len(piece)
+        if size > MOST_JSON:
+            raise UpstreamFailed("The upstream's answer is too large.")
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def failure(error: TransportError, timeouts: Timeouts) -> ProxyError:
+    """What the client is told when the exchange with the upstream failed."""
+    if error.kind == "connect_timeout":
+        text = f"No connection to the upstream within {timeouts.connect:g} seconds (timeouts.connect)."
+        return UpstreamTimeout(text, detail={"timeout": "connect"})
+    if error.kind == "pool":
+        return Overloaded("All connections to the upstream are in use.", headers=[(b"retry-after", b"1")])
+    return UpstreamFailed(_FAILED[error.kind])
+
+
+_FAILED = {
+    "connect": "The upstream could not be reached.",
+    "tls": "The upstream's certificate or TLS version was refused.",
+    "closed": "The upstream closed the connection before the answer was complete.",
+    "protocol": "The upstream's answer was not valid HTTP.",
+}

@@ -1,0 +1,82 @@
+"""Settings of one provider: where it is, with which key, how long to wait."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Literal
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import AfterValidator, Field, model_validator
+
+from proxy.core.config import Duration, SecretText, Strict
+
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` names this machine and nothing else. No DNS is asked."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _split(url: str, example: str) -> SplitResult:
+    """The parts of an http or https URL. Its text is in no error: it may hold a secret by mistake."""
+    try:
+        parts = urlsplit(url)
+        well_formed = parts.scheme in ("https", "http") and _HOST.fullmatch(parts.hostname or "") and parts.port != 0
+    except ValueError:
+        well_formed = None
+    if not well_formed:
+        raise ValueError(f"expected a URL such as {example}") from None
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("no user name or password in a URL")
+    return parts
+
+
+def _origin(url: str) -> str:
+    parts = _split(url, "https://api.mistral.ai")
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        raise ValueError("https is required except for loopback hosts: the key would travel in clear text")
+    if parts.query or parts.fragment:
+        raise ValueError("no query and no fragment in a base URL")
+    if parts.path.rstrip("/").endswith("/v1"):
+        raise ValueError("leave /v1 out: the proxy adds the path")
+    return url.rstrip("/")
+
+
+def _egress(url: str) -> str:
+    parts = _split(url, "http://proxy.internal:3128")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError("expected a URL such as http://proxy.internal:3128, without a path")
+    return url
+
+
+class Timeouts(Strict):
+    """Seconds; every one is finite."""
+
+    connect: Duration = Field(10.0, gt=0)
+    first_byte: Duration = Field(60.0, gt=0)
+    idle: Duration = Field(60.0, gt=0)
+    total: Duration = Field(600.0, gt=0)
+
+
+class Config(Strict):
+    """`providers.mistral` of proxy.yaml."""
+
+    type: Literal["mistral"] = "mistral"
+    base_url: Annotated[str, AfterValidator(_origin)] = "https://api.mistral.ai"
+    api_keys: list[SecretText] = Field(default_factory=list, max_length=1)
+    timeouts: Timeouts = Timeouts()
+    transport: Literal["aiohttp", "httpx"] = "aiohttp"
+    http2: bool = False
+    proxy_url: Annotated[str, AfterValidator(_egress)] | None = None
+    max_connections: int = Field(1000, ge=1, le=65_535)
+
+    @model_validator(mode="after")
+    def _only_httpx_can(self) -> Config:
+        if self.transport != "httpx" and (self.http2 or self.proxy_url):
+            raise ValueError("http2 and proxy_url need `transport: httpx`")
+        return self

@@ -1,0 +1,124 @@
+"""Who may hold a connection, which ones wait for their next call, and when one is closed. Both transports share it.
+
+A call takes a place first, then an idle connection or a new one. A new one is made only when none is idle, so there
+are never more connections than places. A connection goes back only after a whole exchange; after anything else, above
+all a cancelled call, it is closed before anything else is awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from types import TracebackType
+from typing import Generic, Protocol, TypeVar
+
+from proxy.upstream.transport import Answer, TransportError
+
+KEEP_IDLE = 30.0
+"""Seconds. Most servers keep an idle connection for a minute or more; who closes first has no race to lose."""
+
+R_contra = TypeVar("R_contra", contravariant=True)
+R = TypeVar("R")
+
+
+class Connection(Protocol[R_contra]):
+    """One connection, held by one call or by nobody."""
+
+    async def ask(self, request: R_contra) -> Answer:
+        """Send a request and wait for the headers of its answer. Raises TransportError."""
+
+    def is_done(self) -> bool:
+        """Whether the exchange is over to its last byte, and another may follow."""
+
+    def is_usable(self) -> bool:
+        """Whether it is still open and nothing has arrived on it since the exchange was over."""
+
+    def close(self) -> asyncio.Future[None]:
+        """Close it at once; the future is done when the socket is gone. May be called twice."""
+
+
+class Pool(Generic[R]):
+    """`places` calls at a time; the next one waits in line for `patience` seconds."""
+
+    def __init__(self, places: int, patience: float, connect: Callable[[], Awaitable[Connection[R]]]) -> None:
+        self._places = asyncio.Semaphore(places)
+        self._patience = patience
+        self._connect = connect
+        self._idle: deque[tuple[Connection[R], float]] = deque()
+        self._open: set[Connection[R]] = set()
+        self._closed = False
+
+    def call(self, request: R) -> PooledCall[R]:
+        """A call that sends `request` when it is entered."""
+        return PooledCall(self, request)
+
+    async def enter(self) -> None:
+        """Take a place. Raises TransportError("pool")."""
+        if not self._places.locked():
+            await self._places.acquire()  # does not suspend
+            return
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._places.acquire()
+        except TimeoutError:
+            raise TransportError("pool", "every connection to the upstream was in use for too long") from None
+
+    async def take(self) -> Connection[R]:
+        """The idle connection that was used last, or a new one. Raises TransportError."""
+        while self._idle:
+            connection, since = self._idle.pop()
+            if monotonic() - since < KEEP_IDLE and connection.is_usable():
+                return connection
+            self._close(connection)
+        connection = await self._connect()
+        self._open.add(connection)
+        return connection
+
+    def leave(self, connection: Connection[R] | None) -> None:
+        """Give the place back, and the connection if it can serve another call."""
+        now = monotonic()
+        if connection is not None:
+            if connection.is_done() and not self._closed:
+                self._idle.append((connection, now))
+            else:
+                self._close(connection)
+        while self._idle and now - self._idle[0][1] >= KEEP_IDLE:
+            self._close(self._idle.popleft()[0])
+        self._places.release()
+
+    async def close(self) -> None:
+        """Close every connection; calls under way fail."""
+        self._closed = True
+        self._idle.clear()
+        await asyncio.gather(*[connection.close() for connection in self._open], return_exceptions=True)
+        self._open.clear()
+
+    def _close(self, connection: Connection[R]) -> None:
+        connection.close()
+        self._open.discard(connection)
+
+
+class PooledCall(Generic[R]):
+    """One exchange: holds a place, and a connection, from enter to exit."""
+
+    __slots__ = ("_connection", "_pool", "_request")
+
+    def __init__(self, pool: Pool[R], request: R) -> None:
+        self._pool, self._request = pool, request
+        self._connection: Connection[R] | None = None
+
+    async def __aenter__(self) -> Answer:
+        await self._pool.enter()
+        try:
+            self._connection = await self._pool.take()
+            return await self._connection.ask(self._request)
+        except BaseException:
+            self._pool.leave(self._connection)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.leave(self._connection)

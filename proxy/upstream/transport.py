@@ -1,0 +1,57 @@
+"""The narrow door to the network: one request out, one streamed answer back.
+
+Whatever carries the bytes (aiohttp, httpx) is hidden behind `Transport`. Deadlines after the connection is made and the
+client's leaving are the caller's business: it cancels the task, and a transport's one duty is then to close the
+connection at once and give the pool its place back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Protocol
+
+Headers = list[tuple[str, str]]
+
+
+class TransportError(Exception):
+    """The exchange with the upstream failed. `kind` is one of connect, connect_timeout, tls, pool, protocol, closed.
+
+    The text never contains a header, a URL's secret or the request: it is fit for a log.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Answer(Protocol):
+    """An answer whose headers have arrived."""
+
+    status: int
+
+    def header(self, name: str) -> str | None:
+        """The first value of a header, by lower-case name."""
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives, unbuffered and undecoded. Raises TransportError when it is cut short."""
+
+
+class Call(Protocol):
+    """One request under way: an async context manager, whose exit returns or closes the connection."""
+
+    async def __aenter__(self) -> Answer: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Transport(Protocol):
+    """A pool of connections to one origin."""
+
+    def call(self, method: str, path: str, headers: Headers, body: bytes) -> Call:
+        """Send `body` to `path` (already encoded) of the origin. Nothing is sent before the Call is entered."""
+
+    async def close(self) -> None:
+        """Close every connection."""

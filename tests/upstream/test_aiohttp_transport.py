@@ -1,0 +1,142 @@
+"""What only the default transport does: reuse connections, and know when not to."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+from aiohttp import ThreadedResolver
+
+from proxy.upstream.transport import TransportError
+from tests.upstream.conftest import Authority, Open
+from tests.upstream.scripted import CHUNKED, OK, Peer, answer, chunk, every_request, soon, upstream, whole
+
+WHOLE = {
+    "length": answer(b"ok"),
+    "chunked": CHUNKED + chunk(b"ok") + chunk(b""),
+    "empty": answer(b""),
+    "no content": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "an error": answer(b"no", b"HTTP/1.1 500 Oh\r\n"),
+}
+ENDING = {
+    "connection: close": answer(b"ok", OK + b"connection: close\r\n"),
+    "HTTP/1.0": answer(b"ok", b"HTTP/1.0 200 OK\r\n"),
+}
+
+
+async def test_the_bytes_of_a_request(open_aiohttp: Open):
+    received: list[bytes] = []
+
+    async def script(peer: Peer) -> None:
+        received.append(await peer.reader.readuntil(b"{}"))
+        await peer.send(answer(b"ok"))
+
+    async with upstream(script) as server:
+        await whole(open_aiohttp(server.url), path="/v1/x", headers=[("X-Name", "café")])
+    host = b"localhost:%d" % server.port
+    assert received == [
+        b"POST /v1/x HTTP/1.1\r\nHost: " + host + b"\r\nX-Name: caf\xe9\r\nContent-Length: 2\r\n\r\n{}",
+    ]
+
+
+@pytest.mark.parametrize("reply", WHOLE.values(), ids=WHOLE)
+async def test_a_whole_answer_leaves_the_connection_to_the_next_call(open_aiohttp: Open, reply: bytes):
+    async with upstream(every_request(reply)) as server:
+        transport = open_aiohttp(server.url)
+        bodies = [await whole(transport) for _ in range(5)]
+    assert len(set(bodies)) == 1
+    assert server.connections == 1
+
+
+async def test_a_connection_is_reused_under_tls(open_aiohttp: Open, authority: Authority):
+    async with upstream(every_request(answer(b"ok")), authority.server()) as server:
+        transport = open_aiohttp(server.url)
+        for _ in range(5):
+            await whole(transport)
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("reply", ENDING.values(), ids=ENDING)
+async def test_a_connection_that_the_server_ends_is_not_reused(open_aiohttp: Open, reply: bytes):
+    async with upstream(every_request(reply)) as server:
+        transport = open_aiohttp(server.url)
+        assert [await whole(transport) for _ in range(3)] == [b"ok"] * 3
+    assert server.connections == 3
+
+
+async def test_a_connection_that_the_server_closed_meanwhile_is_not_used(open_aiohttp: Open):
+    """The commonest upstream fault of all: a POST on a stale connection cannot be repeated without asking."""
+    closed = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(answer(b"ok"))
+        peer.writer.close()
+        closed.set()
+
+    async with upstream(script) as server:
+        transport = open_aiohttp(server.url)
+        for _ in range(20):
+            assert await whole(transport) == b"ok"
+            await soon(closed.wait())
+            closed.clear()
+    assert server.connections == 20
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_nothing_is_asked_twice(open_aiohttp: Open, method: str):
+    asked = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal asked
+        await peer.request()
+        await peer.send(answer(b"ok"))
+        await peer.request()
+        asked += 1
+
+    async with upstream(script) as server:
+        transport = open_aiohttp(server.url)
+        await whole(transport, method=method)
+        with pytest.raises(TransportError) as caught:
+            await whole(transport, method=method)
+    assert (caught.value.kind, asked, server.connections) == ("closed", 1, 1)
+
+
+async def test_an_answer_that_comes_before_the_request_has_left(open_aiohttp: Open):
+    """It is handed over, and the connection, on which the rest of the body is still to come, is closed."""
+    gone: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def script(peer: Peer) -> None:
+        if server.connections > 1:
+            await every_request(answer(b"ok"))(peer)
+        await peer.reader.readuntil(b"\r\n\r\n")
+        await peer.send(answer(b"too large", b"HTTP/1.1 413 No\r\n"))
+        gone.put_nowait(await peer.gone())
+
+    async with upstream(script) as server:
+        transport = open_aiohttp(server.url)
+        large = b"x" * 16_000_000
+        assert await whole(transport, body=large) == b"too large"
+        assert len(await soon(gone.get())) < len(large)
+        assert await whole(transport) == b"ok"
+
+
+async def test_a_name_that_does_not_resolve(open_aiohttp: Open, monkeypatch: pytest.MonkeyPatch):
+    async def resolve(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(ThreadedResolver, "resolve", resolve)
+    with pytest.raises(TransportError, match="Name or service not known") as caught:
+        await whole(open_aiohttp("https://api.example"))
+    assert caught.value.kind == "connect"
+
+
+async def test_a_name_that_takes_too_long_to_resolve(open_aiohttp: Open, monkeypatch: pytest.MonkeyPatch):
+    async def resolve(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(ThreadedResolver, "resolve", resolve)
+    with pytest.raises(TransportError) as caught:
+        await whole(open_aiohttp("https://api.example", connect=0.05))
+    assert caught.value.kind == "connect_timeout"

@@ -1,0 +1,336 @@
+"""Places and connections: what a call holds, it gives back, however it ends; nobody gets bytes of somebody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from proxy.upstream import pool as pools
+from proxy.upstream.pool import Pool
+from proxy.upstream.transport import TransportError
+from tests.upstream.conftest import Authority, Open
+from tests.upstream.scripted import CHUNKED, Peer, Upstream, answer, chunk, every_request, soon, upstream, whole
+
+
+@dataclass
+class Staller:
+    """An upstream that stalls in one phase of its first connections and answers properly when told to."""
+
+    phase: str
+    healthy: bool = False
+    stalled: asyncio.Queue[Peer] = field(default_factory=asyncio.Queue)
+    gone: asyncio.Queue[bytes] = field(default_factory=asyncio.Queue)
+
+    async def __call__(self, peer: Peer) -> None:
+        if self.healthy:
+            await every_request(answer(b"ok"))(peer)
+        if self.phase == "headers":
+            await peer.request()
+        elif self.phase == "body":
+            await peer.request()
+            await peer.send(CHUNKED + chunk(b"data: 1\n\n"))
+        self.stalled.put_nowait(peer)
+        self.gone.put_nowait(await peer.gone())
+
+
+PHASES = {"handshake": b"{}", "upload": b"x" * 8_000_000, "headers": b"{}", "body": b"{}"}
+
+
+@asynccontextmanager
+async def stalling(phase: str, authority: Authority) -> AsyncIterator[tuple[Staller, Upstream]]:
+    staller = Staller(phase)
+    async with upstream(staller) as server:
+        if phase == "handshake":
+            server.scheme = "https"  # nobody answers the client's hello
+        yield staller, server
+
+
+async def cancelled(call: Coroutine[Any, Any, bytes], reached: Coroutine[Any, Any, object], times: int = 1) -> None:
+    """Start a call, cancel it when it has got so far, and see that it was nothing but cancelled."""
+    task = asyncio.create_task(call)
+    await soon(reached)
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await soon(task)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("phase", PHASES)
+async def test_a_cancelled_call_closes_its_connection_at_once(
+    open_to: Open, authority: Authority, phase: str, times: int
+):
+    async with stalling(phase, authority) as (staller, server):
+        transport = open_to(server.url, max_connections=1)
+        await cancelled(whole(transport, body=PHASES[phase]), staller.stalled.get(), times)
+        sent = await soon(staller.gone.get())
+    assert len(sent) < len(PHASES[phase]) or phase != "upload"  # the rest was dropped, not flushed
+
+
+@pytest.mark.parametrize("phase", ["headers", "body"])
+async def test_a_cancelled_call_closes_its_connection_under_tls_too(open_to: Open, authority: Authority, phase: str):
+    staller = Staller(phase)
+    async with upstream(staller, authority.server()) as server:
+        await cancelled(whole(open_to(server.url)), staller.stalled.get())
+        await soon(staller.gone.get())
+
+
+@pytest.mark.parametrize("phase", PHASES)
+async def test_the_pool_is_whole_after_many_cancelled_calls(open_to: Open, authority: Authority, phase: str):
+    async with stalling(phase, authority) as (staller, server):
+        transport = open_to(server.url, max_connections=2)
+        for _ in range(25):
+            calls = [asyncio.create_task(whole(transport, body=PHASES[phase][:100_000])) for _ in range(4)]
+            await soon(staller.stalled.get())
+            await soon(staller.stalled.get())
+            for call in calls:  # two hold a connection, two wait for a place
+                call.cancel()
+            assert all(isinstance(end, asyncio.CancelledError) for end in await ends(calls))
+        if phase != "handshake":
+            staller.healthy = True
+            assert await soon(asyncio.gather(*[whole(transport) for _ in range(10)])) == [b"ok"] * 10
+
+
+async def ends(calls: list[asyncio.Task[bytes]]) -> list[bytes | BaseException]:
+    return await soon(asyncio.gather(*calls, return_exceptions=True))
+
+
+async def test_the_pool_is_whole_after_calls_that_failed(open_to: Open):
+    broken = True
+
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            if broken:
+                return
+            await peer.send(answer(b"ok"))
+
+    async with upstream(script) as server:
+        transport = open_to(server.url, max_connections=1)
+        for _ in range(5):
+            with pytest.raises(TransportError):
+                await whole(transport)
+        broken = False
+        assert await whole(transport) == b"ok"
+
+
+async def test_a_call_that_finds_no_place_in_time(open_to: Open):
+    staller = Staller("headers")
+    async with upstream(staller) as server:
+        transport = open_to(server.url, max_connections=1, connect=0.05)
+        holder = asyncio.create_task(whole(transport))
+        await soon(staller.stalled.get())
+        with pytest.raises(TransportError) as caught:
+            await whole(transport)
+        assert caught.value.kind == "pool"
+        staller.healthy = True
+        holder.cancel()
+        await ends([holder])
+        assert await whole(transport) == b"ok"
+
+
+async def test_never_more_calls_than_places(open_to: Open):
+    here = most = 0
+    three = asyncio.Barrier(3)
+
+    async def script(peer: Peer) -> None:
+        nonlocal here, most
+        while True:
+            await peer.request()
+            here += 1
+            most = max(most, here)
+            await soon(three.wait())
+            here -= 1
+            await peer.send(answer(b"ok"))
+
+    async with upstream(script) as server:
+        transport = open_to(server.url, max_connections=3)
+        assert await soon(asyncio.gather(*[whole(transport) for _ in range(30)])) == [b"ok"] * 30
+    assert most == 3
+
+
+async def test_leaving_before_the_end_closes_the_connection(open_to: Open):
+    staller = Staller("body")
+    async with upstream(staller) as server:
+        transport = open_to(server.url, max_connections=1)
+        async with asyncio.timeout(5), transport.call("POST", "/", [], b"{}") as reply:
+            async for _ in reply.chunks():
+                break
+        await soon(staller.gone.get())
+        staller.healthy = True
+        assert await whole(transport) == b"ok"
+    assert server.connections == 2
+
+
+async def test_leaving_without_reading_closes_the_connection(open_to: Open):
+    staller = Staller("body")
+    async with upstream(staller) as server:
+        transport = open_to(server.url, max_connections=1)
+        async with asyncio.timeout(5), transport.call("POST", "/", [], b"{}"):
+            pass
+        await soon(staller.gone.get())
+        staller.healthy = True
+        assert await whole(transport) == b"ok"
+
+
+async def test_nothing_is_sent_before_the_call_is_entered(open_to: Open):
+    async with upstream(every_request(answer(b"ok"))) as server:
+        transport = open_to(server.url, max_connections=1)
+        for _ in range(3):
+            transport.call("POST", "/", [], b"{}")
+        assert await whole(transport) == b"ok"
+    assert server.connections == 1
+
+
+async def test_closing_ends_the_calls_under_way(open_to: Open):
+    for phase in ("headers", "body"):
+        staller = Staller(phase)
+        async with upstream(staller) as server:
+            transport = open_to(server.url)
+            call = asyncio.create_task(whole(transport))
+            await soon(staller.stalled.get())
+            await soon(transport.close())
+            (end,) = await ends([call])
+            assert isinstance(end, TransportError)
+            assert end.kind == "closed"
+            await soon(staller.gone.get())
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["with the answer", "after the answer"])
+async def test_surplus_bytes_never_reach_the_next_request(open_to: Open, late: bool):
+    """An upstream out of step with its own answers must not give one team the answer of another."""
+    read = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        while True:
+            request = await peer.request()
+            honest, evil = answer(request.body), answer(b"EVIL")
+            if late:
+                await peer.send(honest)
+                await soon(read.wait())
+                read.clear()
+                await peer.send(evil)
+            else:
+                await peer.send(honest + evil)
+
+    async with upstream(script) as server:
+        transport = open_to(server.url, max_connections=1)
+        for i in range(100):
+            assert await whole(transport, body=b"%d" % i) == b"%d" % i
+            read.set()
+            await asyncio.sleep(0)  # the server's turn: its bytes are in the socket when the next call looks
+
+
+# the idle ones, without a socket
+
+
+class Plain:
+    """A connection that answers nothing and can always be used again, unless told otherwise."""
+
+    def __init__(self) -> None:
+        self.done = self.usable = True
+        self.closed = 0
+
+    async def ask(self, request: str) -> Any:
+        return request
+
+    def is_done(self) -> bool:
+        return self.done
+
+    def is_usable(self) -> bool:
+        return self.usable
+
+    def close(self) -> asyncio.Future[None]:
+        self.closed += 1
+        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        gone.set_result(None)
+        return gone
+
+
+Clock = Callable[[float], None]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    now = 1000.0
+
+    def forward(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(pools, "monotonic", lambda: now)
+    return forward
+
+
+def plain_pool(made: list[Plain]) -> Pool[str]:
+    async def connect() -> Plain:
+        made.append(Plain())
+        return made[-1]
+
+    return Pool(2, 1.0, connect)
+
+
+async def exchange(pool: Pool[str], together: int = 1) -> None:
+    """So many calls, entered one after the other and all left after the last has begun."""
+    if together:
+        async with pool.call("ask"):
+            await exchange(pool, together - 1)
+
+
+async def test_the_connection_used_last_is_used_next():
+    made: list[Plain] = []
+    pool = plain_pool(made)
+    await exchange(pool, together=2)
+    first_left = made[1]
+    made[0].usable = False  # the one that was left last
+    await exchange(pool)
+    assert (len(made), made[0].closed, first_left.closed) == (2, 1, 0)
+
+
+async def test_a_connection_that_is_not_usable_is_closed_and_replaced():
+    made: list[Plain] = []
+    pool = plain_pool(made)
+    await exchange(pool)
+    made[0].usable = False
+    await exchange(pool)
+    assert [one.closed for one in made] == [1, 0]
+
+
+async def test_a_connection_is_not_used_after_it_was_idle_for_long(passes: Clock):
+    made: list[Plain] = []
+    pool = plain_pool(made)
+    await exchange(pool)
+    passes(29.9)
+    await exchange(pool)
+    assert len(made) == 1
+    passes(30)
+    await exchange(pool)
+    assert [one.closed for one in made] == [1, 0]
+
+
+async def test_surplus_idle_connections_are_closed_while_others_work(passes: Clock):
+    made: list[Plain] = []
+    pool = plain_pool(made)
+    await exchange(pool, together=2)
+    passes(20)
+    await exchange(pool)
+    passes(20)
+    await exchange(pool)
+    assert [one.closed for one in made] == [0, 1]
+
+
+async def test_a_closed_pool_keeps_nothing():
+    made: list[Plain] = []
+    pool = plain_pool(made)
+    await exchange(pool)
+    async with pool.call("ask"):
+        await pool.close()
+    assert made[0].closed == 2
+    await exchange(pool)
+    assert [one.closed for one in made] == [2, 1]
