@@ -61,7 +61,7 @@ class Application:
         configs = Configs(
             access_log=settings.logging,
             loopback=is_loopback(settings.server.host),
-            hosts=settings.server.hosts,
+            hosts=[*settings.server.hosts, settings.server.host],
             auth=auth.Config(teams=settings.teams),
             max_body=settings.server.max_body,
             model=settings.models,

@@ -38,9 +38,11 @@ def serve(config: Path | None, host: str | None, port: int | None, workers: int 
     from proxy.settings.load import SettingsError, load
 
     file = _config_file(config)
-    overrides = {"host": host, "port": port, "workers": workers}
+    options = {"server.host": host, "server.port": port, "server.workers": workers}
+    # A configuration that names the usual variable can be tried before there is a key.
+    environ = {"MISTRAL_API_KEY": "simulated"} | dict(os.environ) if simulate else os.environ
     try:
-        settings = load(file, os.environ, {f"server.{k}": v for k, v in overrides.items() if v is not None})
+        settings = load(file, environ, {path: value for path, value in options.items() if value is not None})
         serving.run(serving.plan(settings, file, os.environ, simulate=simulate))
     except SettingsError as error:
         _stop("\n".join(str(problem) for problem in error.problems))

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.core import json
 from proxy.core.endpoint import Batch, Endpoint, EventStream, ModelFrom
-from proxy.core.errors import BadRequest, ClientGone, ProxyError, UpstreamFailed, UpstreamRefusal
+from proxy.core.errors import BadRequest, ClientGone, InvalidJson, ProxyError, UpstreamFailed, UpstreamRefusal
 from proxy.core.exchange import Exchange
 from proxy.core.json import Json
 from proxy.core.provider import Provider
@@ -72,7 +72,7 @@ class Dispatch:
         if self.endpoint.model is ModelFrom.NOWHERE:
             notes = {"visible": exchange.team.allows if exchange.team else None, "aliases": self.aliases}
         else:
-            notes = {"model": exchange.model, "asked": exchange.model_asked}
+            notes = {"model": exchange.model, "asked": exchange.model_asked, "defaults": self.defaults}
         return Context(
             model=self.services.catalogue.model(exchange.model or ""),
             asked=exchange.body or {},
@@ -94,9 +94,6 @@ class Dispatch:
             return None
         body = self.endpoint.request.translate(context.asked, context)
         body["model"] = context.notes["model"]
-        for name, value in self.defaults.items():
-            if name in self.endpoint.request.rows:
-                body.setdefault(name, value)
         return body
 
 
@@ -168,7 +165,7 @@ class Responder:
     async def _once(self, body: Json | None, use: Callable[[Answer], Awaitable[T]]) -> T:
         endpoint, upstream = self.dispatch.endpoint, self.dispatch.upstream
         path = endpoint.upstream.replace("{id}", quote(self.exchange.model or "", safe=""))
-        data = None if body is None else json.encode(body)
+        data = None if body is None else _encode(body)
         self.exchange.attempts += 1
         self.guard.calling()
         try:
@@ -188,6 +185,13 @@ class Responder:
                 "error", "alarm", request_id=self.exchange.request_id, code=error.code, what=_ALARMS[error.code]
             )
         return error
+
+
+def _encode(body: Json) -> bytes:
+    try:
+        return json.encode(body)
+    except RecursionError:
+        raise InvalidJson("The body is nested too deeply.") from None
 
 
 async def _send_json(send: Send, answer: Any) -> None:

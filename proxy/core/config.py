@@ -24,14 +24,14 @@ class Strict(BaseModel):
 
 
 def _duration(value: Any) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)", value) if isinstance(value, str) else None
     if not match:
         raise ValueError("expected a duration such as 250ms, 30s, 5m, 1h or 7d")
     return float(match[1]) * _UNITS[match[2]]
 
 
 def _size(value: Any) -> int:
-    match = re.fullmatch(r"(\d+)(B|KB|MB|GB)", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"([0-9]{1,9})(B|KB|MB|GB)", value) if isinstance(value, str) else None
     if not match:
         raise ValueError("expected a size such as 64KB or 32MB")
     return int(match[1]) * _SIZES[match[2]]

@@ -56,7 +56,7 @@ class AccessLog:
         finally:
             fields = self._fields(exchange, scope)
             if self._limit and exchange.team and exchange.team.log_content:
-                fields["request_content"] = self._content(json.encode(exchange.body))
+                fields["request_content"] = self._content(_as_text(exchange.body))
                 fields["answer_content"] = self._content(answer)
             self._log(_level(exchange, fields["endpoint"]), "request", **fields)
 
@@ -105,6 +105,13 @@ class AccessLog:
         # Redacted before it is cut, so that no half of a secret stands at the end.
         text = self._redact.text(data[: self._limit * 4 + 4096].decode(errors="replace"))
         return text if len(text) <= self._limit else text[: self._limit] + "…"
+
+
+def _as_text(body: json.Json | None) -> bytes:
+    try:
+        return json.encode(body)
+    except RecursionError:
+        return b"(nested too deeply)"
 
 
 def _status(exchange: Exchange) -> int | None:

@@ -20,7 +20,8 @@ _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 def build(loopback: bool, hosts: list[str], services: Services) -> Middleware:
     """`loopback`: whether the proxy listens on this machine only; `hosts`: further names it is called by there."""
-    allowed = frozenset(name.lower() for name in (*_LOOPBACK, *hosts)) if loopback else None
+    names = (f"[{name}]" if ":" in name and not name.startswith("[") else name for name in (*_LOOPBACK, *hosts))
+    allowed = frozenset(name.lower() for name in names) if loopback else None
 
     def middleware(app: ASGIApp) -> ASGIApp:
         return Host(app, allowed)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import re
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.config import Strict
 from proxy.core.endpoint import Endpoint, ModelFrom
 from proxy.core.errors import BadRequest, InvalidType, MissingParameter, ModelNotAllowed
 from proxy.core.exchange import Exchange
+from proxy.core.model import is_name
 from proxy.core.services import Middleware, Services
 from proxy.core.table import type_name
 
-# A name goes into a header, a log line and a URL: visible ASCII, bounded, no way up a path.
-_NAME = re.compile(r"(?!.*\.\.)[!-~]{1,256}")
+
+def _name(value: str) -> str:
+    if not is_name(value):
+        raise ValueError("a model's name is at most 256 visible ASCII characters, without spaces and without '..'")
+    return value
+
+
+ModelName = Annotated[str, AfterValidator(_name)]
 
 
 class Config(Strict):
@@ -24,8 +31,8 @@ class Config(Strict):
     `default_max_tokens` and `default_temperature` are used when a chat request names none.
     """
 
-    default: str | None = None
-    aliases: dict[str, str] = Field(default_factory=dict)
+    default: ModelName | None = None
+    aliases: dict[ModelName, ModelName] = Field(default_factory=dict)
     default_max_tokens: int | None = Field(None, ge=1)
     default_temperature: float | None = Field(None, ge=0, le=1.5)
 
@@ -50,7 +57,7 @@ class Model:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
         asked = scope["path_params"]["id"] if self._in_path else self._from_body(exchange)
-        if not _NAME.fullmatch(asked):
+        if not is_name(asked):
             raise BadRequest("'model' is not a valid model name.", param="model")
         exchange.model_asked = asked
         exchange.model = self._resolve(asked)

@@ -1,8 +1,7 @@
-"""The tables of docs/models.md say what config/models.yaml says. `python -m tests.docs.test_models_page` writes them."""
+"""The tables of docs/models.md are those of config/models.yaml. `python -m tests.docs.test_models_page` writes them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -57,9 +56,11 @@ def aliases(catalogue: Catalogue) -> Iterator[str]:
 def written(page: str, catalogue: Catalogue) -> str:
     """The page with its tables made of the catalogue."""
     for name, rows in (("models", served), ("retired", retired), ("aliases", aliases)):
-        table = "\n".join([f"<!-- {name} -->", *rows(catalogue), f"<!-- /{name} -->"])
-        page, found = re.subn(f"<!-- {name} -->.*<!-- /{name} -->", lambda _, table=table: table, page, flags=re.DOTALL)
-        assert found == 1, f"docs/models.md has no place for the table of {name}"
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, _, rest = page.partition(start)
+        _, found, after = rest.partition(end)
+        assert found, f"docs/models.md has no place for the table of {name}"
+        page = before + "\n".join([start, *rows(catalogue), end]) + after
     return page
 
 
