@@ -29,18 +29,26 @@ class Writer:
         self._least = LEVELS[level]
         self._line = _json_line if format == "json" else _console_line
         self._now = now
+        self._second, self._written = -1, ""
         self._waiting: list[bytes] = []
 
     def __call__(self, level: str, event: str, **fields: Any) -> None:
         if LEVELS[level] < self._least:
             return
-        self._waiting.append(self._line(_timestamp(self._now()), level, event, fields))
+        self._waiting.append(self._line(self._timestamp(), level, event, fields))
         if len(self._waiting) > 1:
             return
         try:
             asyncio.get_running_loop().call_later(FLUSH_AFTER, self.flush)
         except RuntimeError:  # no loop: before it starts and after it ends
             self.flush()
+
+    def _timestamp(self) -> str:
+        """UTC, with milliseconds. The calendar is asked once a second, not once a line."""
+        second, fraction = divmod(self._now(), 1)
+        if second != self._second:
+            self._second, self._written = int(second), time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._written}.{int(fraction * 1000):03d}Z"
 
     def flush(self) -> None:
         lines, self._waiting = self._waiting, []
@@ -49,10 +57,6 @@ class Writer:
             self._stream.flush()
         except (OSError, ValueError):  # the reader of our output is gone; the requests are not its fault
             return
-
-
-def _timestamp(now: float) -> str:
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1000):03d}Z"
 
 
 def _json_line(time: str, level: str, event: str, fields: dict[str, Any]) -> bytes:

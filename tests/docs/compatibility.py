@@ -1,6 +1,6 @@
 """Writes docs/compatibility.md from the tables that translate, so that the page cannot say anything else.
 
-    python -m tests.docs.compatibility > docs/compatibility.md
+python -m tests.docs.compatibility > docs/compatibility.md
 """
 
 from __future__ import annotations
