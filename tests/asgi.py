@@ -71,7 +71,7 @@ async def call(
     exchange: Exchange | None = None,
     **scope_fields: Any,
 ) -> Answer:
-    """One request; `body` comes in these pieces, after which the client leaves or waits. Without an answer, status is 0."""
+    """One request; `body` comes in these pieces, after which the client may leave. Without an answer, status is 0."""
     scope: Scope = {
         "type": "http",
         "method": method,

@@ -77,7 +77,7 @@ class Redactor:
         return MARK
 
     def value(self, value: Any, depth: int = 0) -> Any:
-        """A copy of a log field's value with every text in it redacted, keys of objects too. What stands behind the name
+        """A copy of a log field's value with every text in it redacted, keys too. What stands behind the name
         of a secret (`api_key`; in an object, or in a pair as headers are), and what lies deeper than 64 levels, becomes
         `***`.
         """

@@ -13,8 +13,8 @@ from proxy.core.config import Strict
 from proxy.core.exchange import Exchange
 from proxy.core.services import Middleware, Services
 
-_MOST_CONTENT = 1 << 20
-"""Characters of one prompt or answer that are ever looked at for the log."""
+_MOST_CONTENT = 100_000
+"""Characters of one prompt or answer that are ever logged: redaction takes about 20 ms for so many."""
 
 
 class Config(Strict):
@@ -23,7 +23,7 @@ class Config(Strict):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
     content: Literal["none", "truncated", "full"] = "none"
-    content_max_chars: int = Field(200, ge=1, le=1_000_000)
+    content_max_chars: int = Field(200, ge=1, le=_MOST_CONTENT)
 
 
 def build(config: Config, services: Services) -> Middleware:
@@ -42,6 +42,7 @@ class AccessLog:
         self._app = app
         self._log = services.log
         self._redact = services.redact
+        self._model = services.catalogue.model
         self._clock = services.monotonic
         self._limit = limit
 
@@ -68,9 +69,9 @@ class AccessLog:
             "key_id": exchange.key_id,
             "method": exchange.method,
             # A path that is no endpoint's is the client's text; of the others only the template is told.
-            "endpoint": route.path if route else self._redact.text(exchange.path[:200]),
-            "model": exchange.model,
-            "upstream": exchange.upstream,
+            "endpoint": route.path if route else self._redacted(exchange.path[:200]),
+            "model": self._name(exchange.model),
+            "upstream": exchange.upstream and exchange.upstream.partition("/")[0],
             "status_code": _status(exchange),
             "duration_ms": _ms(exchange.started, exchange.last_byte or self._clock()),
             "first_byte_ms": _ms(exchange.started, exchange.first_byte),
@@ -80,7 +81,7 @@ class AccessLog:
             "client": exchange.client,
         }
         if exchange.model_asked != exchange.model:
-            fields["model_asked"] = exchange.model_asked
+            fields["model_asked"] = self._redacted(exchange.model_asked)
         if exchange.usage:
             fields["prompt_tokens"] = exchange.usage.get("prompt_tokens")
             fields["completion_tokens"] = exchange.usage.get("completion_tokens")
@@ -88,10 +89,17 @@ class AccessLog:
             fields["rewrites"] = ", ".join(exchange.rewrites)
         if exchange.error:
             fields["error_type"], fields["error_code"] = exchange.error.type, exchange.error.code
-            fields["error_param"] = exchange.error.param
+            fields["error_param"] = self._redacted(exchange.error.param)
         if exchange.client_gone:
             fields["client_gone"] = True
         return fields
+
+    def _name(self, model: str | None) -> str | None:
+        # Names of the catalogue are harmless; any other is the client's text, and could be a key in the wrong place.
+        return model if model is None or self._model(model).known else self._redacted(model)
+
+    def _redacted(self, text: str | None) -> str | None:
+        return text and self._redact.text(text)
 
     def _listening(self, exchange: Exchange, send: Send, answer: bytearray) -> Callable[[Message], Any]:
         async def listening(message: Message) -> None:

@@ -243,6 +243,11 @@ def test_a_pattern_matches_as_its_regular_expression_does(pattern: str, name: st
     assert Pattern(pattern).matches(name) == bool(expected)
 
 
+def test_the_parts_of_a_pattern_do_not_overlap() -> None:
+    assert not Pattern("ab*ba").matches("aba")
+    assert not Pattern("a*ab*b").matches("aab")
+
+
 def test_a_pattern_with_many_stars_is_no_trap() -> None:
     assert not Pattern("*a" * 50 + "b").matches("a" * 100_000)
 

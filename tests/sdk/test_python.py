@@ -134,8 +134,8 @@ def test_an_answer_that_is_cut_by_max_tokens(client: OpenAI) -> None:
 
 def test_a_model_that_thinks(client: OpenAI) -> None:
     for effort in ("minimal", "high"):
-        answer = client.chat.completions.create(model=MODEL, messages=HELLO, reasoning_effort=effort)  # type: ignore[call-overload]
-        message = answer.choices[0].message
+        answer = client.chat.completions.create(model=MODEL, messages=HELLO, reasoning_effort=effort)
+        message: Any = answer.choices[0].message
         assert isinstance(message.content, str)
         assert message.content
         assert isinstance(message.reasoning_content, str)
@@ -328,11 +328,10 @@ def test_a_choice_among_allowed_tools(client: OpenAI) -> None:
 
 
 def test_the_older_functions(client: OpenAI) -> None:
+    older: Any = client.chat.completions
     messages: Any = [{"role": "user", "content": "The weather?"}]
-    function = {key: value for key, value in WEATHER["function"].items() if key != "strict"}
-    answer = client.chat.completions.create(
-        model=MODEL, messages=messages, functions=[function], function_call={"name": "get_weather"}
-    )
+    function: Any = {key: value for key, value in WEATHER["function"].items() if key != "strict"}
+    answer = older.create(model=MODEL, messages=messages, functions=[function], function_call={"name": "get_weather"})
     [choice] = answer.choices
     assert choice.finish_reason == "function_call"
     assert choice.message.function_call
@@ -341,10 +340,10 @@ def test_the_older_functions(client: OpenAI) -> None:
         choice.message.model_dump(exclude_none=True),
         {"role": "function", "name": "get_weather", "content": "sun"},
     ]
-    after = client.chat.completions.create(model=MODEL, messages=messages, functions=[function])
+    after = older.create(model=MODEL, messages=messages, functions=[function])
     assert "sun" in (after.choices[0].message.content or "")
     name = arguments = ""
-    for chunk in client.chat.completions.create(model=MODEL, messages=messages[:1], functions=[function], stream=True):
+    for chunk in older.create(model=MODEL, messages=messages[:1], functions=[function], stream=True):
         if call := chunk.choices[0].delta.function_call:
             name += call.name or ""
             arguments += call.arguments or ""

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from starlette.types import Receive, Scope, Send
 
 from proxy import data
+from proxy.core.catalogue import Catalogue
 from proxy.core.errors import BadRequest, UpstreamFailed
 from proxy.core.exchange import Exchange, Team
 from proxy.core.redact import Redactor
@@ -15,17 +17,20 @@ from proxy.core.services import Services
 from proxy.stages import access_log
 from tests.asgi import Log, Ticks, call, exchange, ok
 
+CATALOGUE = Catalogue(data.read("models.yaml"))
 KEY = Secret("sk-team-key-0123456789")
 
 
 def stage(log: Log, app=ok, **config):
-    services = Services(monotonic=Ticks(), log=log, redact=Redactor(data.read("redaction.yaml"), [KEY]), catalogue=None)  # type: ignore[arg-type]
+    services = Services(
+        monotonic=Ticks(), log=log, redact=Redactor(data.read("redaction.yaml"), [KEY]), catalogue=CATALOGUE
+    )
     return access_log.build(access_log.Config(**config), services)(app)
 
 
 async def line(app=ok, found: Exchange | None = None, route: str | None = "/v1/chat/completions", **config):
     log = Log()
-    scope = {"route": SimpleNamespace(path=route)} if route else {}
+    scope: Any = {"route": SimpleNamespace(path=route)} if route else {}
     await call(stage(log, app, **config), exchange=found or exchange(status=200), **scope)
     [(level, event, fields)] = log.lines
     assert event == "request"
@@ -44,7 +49,7 @@ async def test_a_request_is_one_line() -> None:
     assert fields == {
         "request_id": "id-1", "team": "research", "key_id": "0123", "method": "POST",
         "endpoint": "/v1/chat/completions", "model": "mistral-large-latest", "model_asked": "gpt-4o",
-        "upstream": "mistral/mistral-large-latest", "status_code": 200, "duration_ms": 500.0, "first_byte_ms": 250.0,
+        "upstream": "mistral", "status_code": 200, "duration_ms": 500.0, "first_byte_ms": 250.0,
         "stream": False, "bytes_out": 7, "attempts": 1, "client": "192.0.2.7", "prompt_tokens": 3,
         "completion_tokens": 4, "rewrites": "drop:user",
     }  # fmt: skip
@@ -104,6 +109,16 @@ async def test_an_unknown_path_is_redacted_and_cut() -> None:
     _, fields = await line(found=found, route=None)
     assert KEY.reveal() not in fields["endpoint"]
     assert len(fields["endpoint"]) < 250
+
+
+async def test_a_key_in_the_place_of_a_name_is_redacted() -> None:
+    error = BadRequest("no", param=KEY.reveal())
+    found = exchange(
+        status=400, model_asked=KEY.reveal(), model=f"x-{KEY.reveal()}", upstream=f"mistral/{KEY.reveal()}", error=error
+    )
+    _, fields = await line(found=found)
+    assert KEY.reveal() not in str(fields)
+    assert fields["model_asked"] == fields["error_param"] == "***"
 
 
 async def answering(scope: Scope, receive: Receive, send: Send) -> None:

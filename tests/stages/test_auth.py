@@ -20,7 +20,7 @@ CONFIG = auth.Config(
 
 async def ask(*values: bytes):
     found = exchange([(b"authorization", value) for value in values])
-    stage = auth.build(CONFIG, None, services())(ok)  # type: ignore[arg-type, misc]
+    stage = auth.build(CONFIG, None, services())(ok)  # type: ignore[arg-type]
     await call(stage, exchange=found)
     return found
 
