@@ -2,6 +2,7 @@
 
     ProxyError                      500  server_error           internal_error
     ├── BadRequest                  400  invalid_request_error  invalid_value
+    │   ├── BadFraming                                          bad_framing
     │   ├── InvalidJson                                         invalid_json
     │   ├── InvalidType                                         invalid_type
     │   ├── UnsupportedParameter                                unsupported_parameter
@@ -13,7 +14,6 @@
     │   ├── UnsupportedEndpoint                                 unsupported_endpoint
     │   └── ModelNotFound                                       model_not_found
     ├── MethodNotAllowed            405  invalid_request_error  method_not_allowed
-    ├── BodyTimeout                 408  invalid_request_error  request_timeout
     ├── BodyTooLarge                413  invalid_request_error  body_too_large
     ├── UnsupportedMediaType        415  invalid_request_error  unsupported_media_type
     ├── HostNotAllowed              421  invalid_request_error  host_not_allowed
@@ -71,6 +71,10 @@ class BadRequest(ProxyError):
     status, type, code = 400, "invalid_request_error", "invalid_value"
 
 
+class BadFraming(BadRequest):
+    code = "bad_framing"
+
+
 class InvalidJson(BadRequest):
     code = "invalid_json"
 
@@ -113,10 +117,6 @@ class ModelNotFound(NotFound):
 
 class MethodNotAllowed(ProxyError):
     status, type, code = 405, "invalid_request_error", "method_not_allowed"
-
-
-class BodyTimeout(ProxyError):
-    status, type, code = 408, "invalid_request_error", "request_timeout"
 
 
 class BodyTooLarge(ProxyError):

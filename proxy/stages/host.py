@@ -10,7 +10,7 @@ import re
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.core.errors import BadRequest, HostNotAllowed
+from proxy.core.errors import BadFraming, HostNotAllowed
 from proxy.core.exchange import Exchange
 from proxy.core.services import Middleware, Services
 
@@ -43,6 +43,6 @@ class Host:
         values = [value for name, value in exchange.headers if name == b"host"]
         match = _FORM.fullmatch(values[0].decode("latin-1")) if len(values) == 1 else None
         if not match:
-            raise BadRequest("The request must have one valid Host header.", code="bad_framing")
+            raise BadFraming("The request must have one valid Host header.")
         if self._allowed is not None and match["name"].lower() not in self._allowed:
             raise HostNotAllowed("This proxy does not answer to that Host. Add the name to server.hosts.")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.core.errors import BadRequest, HostNotAllowed
+from proxy.core.errors import BadFraming, HostNotAllowed
 from proxy.stages import host
 from tests.asgi import call, exchange, ok, services
 
@@ -33,5 +33,5 @@ async def test_any_name_passes_elsewhere() -> None:
 )
 @pytest.mark.parametrize("loopback", [True, False])
 async def test_a_host_must_be_one_and_well_formed(values: tuple[bytes, ...], loopback: bool) -> None:
-    with pytest.raises(BadRequest):
+    with pytest.raises(BadFraming):
         await ask(*values, loopback=loopback)
