@@ -29,8 +29,9 @@ from aiohttp.connector import Connection as Lease
 from aiohttp.http import HttpProcessingError, RawResponseMessage
 from yarl import URL
 
-from proxy.upstream import head, tls
+from proxy.upstream import tls
 from proxy.upstream.config import Config
+from proxy.upstream.head import check
 from proxy.upstream.pool import Pool
 from proxy.upstream.transport import Call, Headers, TransportError
 
@@ -74,7 +75,7 @@ class AiohttpTransport:
         await self._connector.close()
 
     def _head(self, method: str, path: str, headers: Headers, body: bytes) -> bytes:
-        head.check(path, headers)
+        check(path, headers)
         lines = [f"{method} {self._prefix}{path} HTTP/1.1", f"Host: {self._host}"]
         lines += [f"{name}: {value}" for name, value in headers]
         if body or method in _WITH_LENGTH:
@@ -90,7 +91,7 @@ class AiohttpTransport:
             raise _tls_failure(error.__cause__) from None
         except ClientConnectorError as error:
             raise _connect_failure(error.os_error) from None
-        except ClientError:
+        except (ClientError, OSError, RuntimeError):
             raise TransportError("connect", "cannot connect to the upstream") from None
 
 
@@ -111,12 +112,13 @@ class _Connection:
         lost.add_done_callback(self._on_lost)
 
     async def ask(self, request: Request) -> _Answer:
-        protocol, self._payload = self._protocol, None
+        (head, body), protocol, self._payload = request, self._protocol, None
         protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=_READ_BUFFER)
         if protocol.transport is None:
             raise TransportError("closed", _CLOSED)
         try:
-            protocol.transport.writelines(request)
+            # Without the empty piece: from Python 3.12 on, asyncio's own loop would try to send it for ever.
+            protocol.transport.writelines((head, body) if body else (head,))
             message, payload = await protocol.read()
             while 100 <= message.code < 200 and message.code != 101:
                 message, payload = await protocol.read()

@@ -16,8 +16,9 @@ from typing import Any
 import httpcore2
 import httpx2
 
-from proxy.upstream import head, tls
+from proxy.upstream import tls
 from proxy.upstream.config import Config
+from proxy.upstream.head import check
 from proxy.upstream.pool import Pool
 from proxy.upstream.transport import Call, Headers, TransportError
 
@@ -38,7 +39,7 @@ class HttpxTransport:
 
     def call(self, method: str, path: str, headers: Headers, body: bytes) -> Call:
         """See Transport. Raises ValueError for what may not stand in the head of a request."""
-        head.check(path, headers)
+        check(path, headers)
         raw = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers]
         exact = {"target": self._prefix + path.encode("ascii")}  # httpx2 would normalise the URL's path
         url = self._base_url + path
@@ -138,7 +139,7 @@ class _Answer:
 
 def _proxy(url: str, context: ssl.SSLContext) -> httpx2.Proxy:
     # httpx2 refuses a TLS context for a proxy that is spoken to without TLS.
-    return httpx2.Proxy(url, ssl_context=context if url.startswith("https:") else None)
+    return httpx2.Proxy(url, ssl_context=context if httpx2.URL(url).scheme == "https" else None)
 
 
 def _failure(error: Exception) -> TransportError:

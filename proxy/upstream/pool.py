@@ -92,8 +92,10 @@ class Pool(Generic[R]):
         """Close every connection; calls under way fail."""
         self._closed = True
         self._idle.clear()
-        await asyncio.gather(*[connection.close() for connection in self._open], return_exceptions=True)
+        closing = [connection.close() for connection in self._open]
         self._open.clear()
+        if closing:
+            await asyncio.wait(closing)
 
     def _close(self, connection: Connection[R]) -> None:
         connection.close()

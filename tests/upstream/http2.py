@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import h2.config
 import h2.connection
 import h2.events
+import h2.exceptions
 
 from tests.upstream.scripted import Peer, Upstream, upstream
 
@@ -36,6 +37,9 @@ class Stream:
     async def go_away(self) -> None:
         self._http.close_connection()
         await self._flush()
+
+    async def hang_up(self) -> None:
+        await self._peer.cut()
 
     async def _flush(self) -> None:
         await self._peer.send(self._http.data_to_send())
@@ -68,9 +72,12 @@ async def http2_upstream(
                             streams[number] = Stream(peer, http, number, fields)
                         case h2.events.DataReceived(stream_id=int(number), data=bytes(piece)):
                             streams[number].body += piece
+                            http.acknowledge_received_data(len(piece), number)
                         case h2.events.StreamEnded(stream_id=int(number)):
                             running.add(asyncio.ensure_future(script(streams[number])))
                 await peer.send(http.data_to_send())
+        except h2.exceptions.ProtocolError:
+            await peer.gone()  # the script has said good-bye; whatever still comes is out of order
         finally:
             gone.put_nowait(None)
             for task in running:

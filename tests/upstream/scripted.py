@@ -74,9 +74,11 @@ class Peer:
                 received += data
         return received
 
-    def cut(self) -> None:
-        """Reset the connection."""
+    async def cut(self) -> None:
+        """Close the connection without a word, and be sure that it is closed."""
         self.writer.transport.abort()
+        with suppress(Exception):
+            await self.writer.wait_closed()
 
 
 Script = Callable[[Peer], Awaitable[object]]

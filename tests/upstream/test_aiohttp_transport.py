@@ -72,7 +72,7 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_not_used(open_ai
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(answer(b"ok"))
-        peer.writer.close()
+        await peer.cut()
         closed.set()
 
     async with upstream(script) as server:
@@ -82,6 +82,29 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_not_used(open_ai
             await soon(closed.wait())
             closed.clear()
     assert server.connections == 20
+
+
+async def test_a_call_cancelled_on_a_reused_connection_closes_it(open_aiohttp: Open):
+    """It has seen a whole answer: the one before."""
+    asked, gone = asyncio.Event(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(answer(b"ok"))
+        await peer.request()
+        asked.set()
+        await peer.gone()
+        gone.set()
+
+    async with upstream(script) as server:
+        transport = open_aiohttp(server.url)
+        await whole(transport)
+        call = asyncio.create_task(whole(transport))
+        await soon(asked.wait())
+        call.cancel()
+        await soon(gone.wait())
+        assert await whole(transport) == b"ok"
+    assert server.connections == 2
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

@@ -123,7 +123,7 @@ async def test_the_pool_is_whole_after_calls_that_failed(open_to: Open):
 async def test_a_call_that_finds_no_place_in_time(open_to: Open):
     staller = Staller("headers")
     async with upstream(staller) as server:
-        transport = open_to(server.url, max_connections=1, connect=0.05)
+        transport = open_to(server.url, max_connections=1, connect=0.2)
         holder = asyncio.create_task(whole(transport))
         await soon(staller.stalled.get())
         with pytest.raises(TransportError) as caught:

@@ -96,26 +96,6 @@ async def test_a_server_that_never_answers_the_handshake(open_to: Open):
         await soon(gone.wait())
 
 
-async def test_the_deadline_for_connecting_is_over_when_the_request_is_sent(open_to: Open, authority: Authority):
-    """The rest is the caller's to limit: a slow first byte is no slow connection."""
-    asked, answered = asyncio.Event(), asyncio.Event()
-
-    async def script(peer: Peer) -> None:
-        await peer.request()
-        asked.set()
-        await soon(answered.wait())
-        await peer.send(answer(b"ok"))
-        await peer.gone()
-
-    async with upstream(script, authority.server()) as server:
-        call = asyncio.create_task(whole(open_to(server.url, connect=0.2)))
-        await soon(asked.wait())
-        done, _ = await asyncio.wait([call], timeout=0.25)
-        assert not done
-        answered.set()
-        assert await call == b"ok"
-
-
 async def test_no_key_log_is_written(
     authority: Authority, open_to: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -274,7 +274,7 @@ async def test_closed_too_early(open_to: Open, sent: bytes, reset: bool):
         await peer.request()
         await peer.send(sent)
         if reset:
-            peer.cut()
+            await peer.cut()
 
     async with upstream(script) as server:
         assert await failing(open_to(server.url)) == "closed"
