@@ -34,6 +34,8 @@ def serve(config: Path | None, host: str | None, port: int | None, workers: int 
     Without a configuration, MISTRAL_API_KEY is all it needs: it listens on 127.0.0.1:8080 and prints a key for your
     SDK.
     """
+    if os.environ.pop("SSLKEYLOGFILE", None):  # before anything opens it: with it, a recording tells the provider's key
+        click.echo("mistral-proxy: SSLKEYLOGFILE is ignored.", err=True)
     from proxy import serve as serving
     from proxy.settings.load import SettingsError, load
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,10 +69,14 @@ async def call(
     headers: Headers | None = None,
     body: list[bytes] | None = None,
     leaves: bool = False,
+    stays: bool = False,
     exchange: Exchange | None = None,
     **scope_fields: Any,
 ) -> Answer:
-    """One request; `body` comes in these pieces, after which the client may leave. Without an answer, status is 0."""
+    """One request; `body` comes in these pieces, after which the client leaves, or `stays` for as long as it takes.
+
+    Without an answer, status is 0.
+    """
     scope: Scope = {
         "type": "http",
         "method": method,
@@ -86,6 +91,8 @@ async def call(
     answer = Answer(0, [], b"", scope)
 
     async def receive() -> Message:
+        if not pieces and stays:
+            await asyncio.Event().wait()
         if not pieces or (leaves and len(pieces) == 1 and not pieces[0]):
             return {"type": "http.disconnect"}
         piece = pieces.pop(0)

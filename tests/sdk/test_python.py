@@ -560,6 +560,7 @@ def test_a_refusal_that_can_be_mended_is_sent_once_more(client: OpenAI) -> None:
 
 
 def test_a_client_timeout_ends_the_upstream_call(proxy: Proxy, simulator: Simulator) -> None:
+    simulator.clear()  # of the run over the other transport
     model = f"{MODEL}+latency=1.5"
     with OpenAI(base_url=proxy.base_url, api_key=proxy.key, max_retries=0, timeout=0.2) as hurried:
         with pytest.raises(openai.APITimeoutError):
@@ -571,6 +572,7 @@ def test_a_client_timeout_ends_the_upstream_call(proxy: Proxy, simulator: Simula
 async def test_a_cancelled_request_ends_the_upstream_call(
     aclient: AsyncOpenAI, simulator: Simulator, fault: str
 ) -> None:
+    await asyncio.to_thread(simulator.clear)  # of the run over the other transport
     mark = f"cancel-{fault}"
     messages: Any = [{"role": "user", "content": mark}]
 
