@@ -142,8 +142,12 @@ class ChatStream:
             chunk = json.decode(data)
         except json.Malformed:
             raise UpstreamFailed(NONSENSE) from None
-        was, now = json.encode(chunk), json.encode(self._translate(chunk))
-        return event if now == was else sse.with_data(event, now)
+        was = json.encode(chunk)
+        *before, last = [json.encode(one) for one in _calls_before_the_end(self._translate(chunk))]
+        if last == was:
+            return event
+        end = sse.line_end(event) * 2
+        return b"".join(b"data: " + one + end for one in before) + sse.with_data(event, last)
 
     def _last(self, event: bytes) -> bytes:
         if not self._complete():
@@ -183,6 +187,23 @@ class ChatStream:
         if self._usage_chunk is None:
             return b""
         return b"data: " + json.encode(self._usage_chunk) + line_end * 2
+
+
+def _calls_before_the_end(chunk: Json) -> list[Json]:
+    """The chunk, or two of it. Mistral's own models send the last tool calls together with the finish_reason; the stream
+    helpers of OpenAI's SDKs say that a call is complete only when a later chunk comes, and OpenAI always sends one.
+    """
+    if not any(_calls_and_ends(choice) for choice in chunk["choices"]):
+        return [chunk]
+    calling = [choice | {"finish_reason": None} for choice in chunk["choices"]]
+    ending = [choice | {"delta": {}} for choice in chunk["choices"] if choice.get("finish_reason")]
+    first = {key: value for key, value in chunk.items() if key not in ("usage", "service_tier")}
+    return [first | {"choices": calling}, chunk | {"choices": ending}]
+
+
+def _calls_and_ends(choice: Json) -> bool:
+    called = "tool_calls" in choice["delta"] or "function_call" in choice["delta"]
+    return called and bool(choice.get("finish_reason"))
 
 
 @dataclass(slots=True)
@@ -296,11 +317,15 @@ class _Call:
         return identity is None or self.identity in (None, identity)
 
     def drop_repeats(self, piece: Json, function: Json) -> None:
-        """Take out what a client would append to what it has: OpenAI's SDK for Python doubles a repeated id."""
-        if self.identity and piece.get("id") == self.identity:
+        """Take out what says again, or not at all, what call this is: OpenAI's SDK for Python appends a repeated id to
+        the one it has, the one for Node raises when the name changes, to an empty one too.
+        """
+        if "id" in piece and _identity(piece) in (None, self.identity):
             del piece["id"]
-        if self.name and function.get("name") == self.name:
+        if "name" in function and function["name"] in (None, "", self.name):
             del function["name"]
+        if "type" in piece and piece["type"] is None:
+            del piece["type"]
 
 
 def _identity(call: Json) -> str | None:

@@ -451,7 +451,7 @@ CALLS: dict[str, tuple[list[list[Any]], list[list[Any]]]] = {
             [{"id": "a", "function": function("f", ""), "index": 0, "type": "function"}],
             [{"id": "b", "function": function("g", ""), "index": 1, "type": "function"}],
             [{"function": function(None, "{}"), "index": 0}],
-            [{"function": function("", "{}"), "index": 1}],
+            [{"function": {"arguments": "{}"}, "index": 1}],
         ],
     ),
     "no index, no id: a name begins a call": (
@@ -462,7 +462,7 @@ CALLS: dict[str, tuple[list[list[Any]], list[list[Any]]]] = {
         ],
         [
             [{"function": function("f", "{"), "index": 0, "type": "function"}],
-            [{"function": function("", "}"), "index": 0}],
+            [{"function": {"arguments": "}"}, "index": 0}],
             [{"id": "null", "function": function("f", "{}"), "index": 1, "type": "function"}],
         ],
     ),
@@ -509,6 +509,30 @@ CALLS: dict[str, tuple[list[list[Any]], list[list[Any]]]] = {
         [[{"id": "a", "index": 0, "type": "function", "function": {}}]],
     ),
 }
+
+
+def test_calls_and_the_finish_come_apart():
+    call = {"index": 0, "id": "a", "type": "function", "function": function("f", "{}")}
+    source = event(
+        choice({"tool_calls": [call]}, 0, "tool_calls"),
+        choice({"content": "x"}, 1, "stop"),
+        usage=USAGE,
+        service_tier="x",
+    )
+    first, second = chunks_in(run(source, DONE)[0])
+    assert [one["finish_reason"] for one in first["choices"]] == [None, None]
+    assert first["choices"][0]["delta"] == {"tool_calls": [call]}
+    assert "usage" not in first
+    assert [(one["index"], one["delta"], one["finish_reason"]) for one in second["choices"]] == [
+        (0, {}, "tool_calls"),
+        (1, {}, "stop"),
+    ]
+    assert second["usage"] == USAGE
+
+
+def test_a_finish_that_brings_text_stays_as_it_is():
+    source = event(choice({"content": "x"}, 0, "stop"), usage=USAGE)
+    assert run(source, DONE)[0] == source + DONE
 
 
 @pytest.mark.parametrize("name", CALLS)
