@@ -48,6 +48,7 @@ class Guard:
         self._cancelling = task.cancelling()
         now = loop.time()
         self._phase, self._wait, self._last = "first_byte", self._deadlines.first_byte, now
+        self._paused = False
         self._end = now + self._deadlines.total
         self._timer = loop.call_at(min(now + self._wait, self._end), self._check)
         self._watcher: asyncio.Task[None] | None = loop.create_task(self._watch())
@@ -74,8 +75,14 @@ class Guard:
         self._timer.cancel()
         self._check()
 
+    def sending(self) -> None:
+        """The client is being sent something, and may take its time: until `heard`, the upstream's silence is not
+        its fault."""
+        self._paused = True
+
     def heard(self) -> None:
-        """The upstream has sent something: from now on the idle deadline counts."""
+        """The upstream has sent something, or may again: from now on the idle deadline counts."""
+        self._paused = False
         self._last = self._loop.time()
         if self._phase == "first_byte":
             self._phase, self._wait = "idle", self._deadlines.idle
@@ -102,6 +109,8 @@ class Guard:
     def _check(self) -> None:
         # One timer serves all deadlines: it looks when the last byte came and sets itself anew. A byte costs none.
         now = self._loop.time()
+        if self._paused:
+            self._last = now
         due = min(self._last + self._wait, self._end)
         if now < due:
             self._timer = self._loop.call_at(due, self._check)

@@ -37,7 +37,7 @@ def read_or_mint(file: Path) -> Secret:
 
 
 def _read(file: Path) -> Secret:
-    text = file.read_text().strip()
+    text = file.read_bytes().decode("ascii", "replace").strip()
     if len(text) < 32 or not text.isascii():
         raise OSError(f"{file} does not hold a key; delete it and start again")
     file.chmod(0o600)

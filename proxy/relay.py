@@ -47,7 +47,9 @@ class Relay:
             data = events.feed(chunk)
             if events.error or events.done:
                 break
+            guard.sending()
             await self._pass(data)
+            guard.heard()
             # A server's send() need not suspend, and neither need a chunk that is already there: without this, one fast
             # stream could keep every other client of the worker waiting.
             await sleep(0)

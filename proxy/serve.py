@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shlex
 import socket
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ import uvloop
 
 from proxy import data, local_key
 from proxy.app import Application
+from proxy.core import json
 from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
 from proxy.logs import FromLibraries, Writer
@@ -168,7 +170,8 @@ def banner(plan: Plan, port: int) -> str:
     if plan.local:
         secret, file = plan.local
         shown, export, pasted = f"{secret.reveal()}  (kept in {file})", secret.reveal(), secret.reveal()
-    model = plan.settings.models.default or "mistral-small-latest"
+    model = json.encode(plan.settings.models.default or "mistral-small-latest").decode()
+    body = shlex.quote(f'{{"model": {model}, "messages": [{{"role": "user", "content": "Hello!"}}]}}')
     simulated = "\n  SIMULATED: answers are made up here, nothing is sent to Mistral" if plan.simulate else ""
     return f"""\
 mistral-proxy is ready on {url}
@@ -182,7 +185,7 @@ export OPENAI_API_KEY='{export}'
 curl {url}/v1/chat/completions \\
   -H "Authorization: Bearer {pasted}" \\
   -H "Content-Type: application/json" \\
-  -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+  -d {body}
 """
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from blockbuster import blockbuster_ctx
 
 from tests.programs import Program
 
@@ -38,6 +39,16 @@ logging: {{level: info}}
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks_the_loop() -> Iterator[None]:
+    """A call of the proxy's that would stop every other request (a file, a socket, a sleep) fails its test."""
+    with blockbuster_ctx("proxy") as guarded:
+        for name in ("io.BufferedReader.read", "os.stat"):
+            # Data files are read at start, which in a test may be inside a loop.
+            guarded.functions[name].can_block_in("proxy/data.py", "read")
+        yield
 
 
 @dataclass

@@ -157,6 +157,23 @@ async def test_after_the_answer_the_upstream_has_a_short_time_and_the_client_non
         await task
 
 
+async def test_a_client_that_reads_slowly_is_not_the_upstreams_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, guard = Clock(monkeypatch), Guard(stays, Deadlines(idle=10, total=60), set())
+    task = asyncio.create_task(forever(guard))
+    await settle()
+    guard.heard()
+    guard.sending()
+    await clock.advance(25)
+    assert not task.done()
+    guard.heard()
+    await clock.advance(9)
+    assert not task.done()
+    guard.sending()
+    await clock.advance(26)
+    with pytest.raises(UpstreamTimeout, match="total"):
+        await task
+
+
 async def test_draining_ends_the_block() -> None:
     guard = Guard(stays, Deadlines(), set())
     task = asyncio.create_task(forever(guard))
