@@ -32,7 +32,9 @@ def test_it_runs_away_from_the_checkout(wheel: zipfile.ZipFile, tmp_path: Path) 
     wheel.extractall(tmp_path / "installed")
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path / "installed"), "PYTHONSAFEPATH": "1"}
     code = "import proxy, proxy.cli; print(proxy.__file__); proxy.cli.main(['models'])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert str(tmp_path) in done.stdout.splitlines()[0]
     assert "mistral-small-2603" in done.stdout

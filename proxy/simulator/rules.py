@@ -49,7 +49,13 @@ def check_chat(request: dict[str, Any], model: Model, *, legacy_order: bool = Fa
     _check_length(messages, model)
 
 
+MOST_CHOICES = 128
+"""The real limit is not known; without one, a single request could ask the simulator for all memory there is."""
+
+
 def _check_settings(request: dict[str, Any], model: Model) -> None:
+    if (request.get("n") or 1) > MOST_CHOICES:
+        raise Refusal(ARGUMENTS, f"n must be at most {MOST_CHOICES}")
     effort = request.get("reasoning_effort")
     if effort is not None and not model.efforts:
         raise Refusal(ARGUMENTS, "reasoning_effort is not enabled for this model")

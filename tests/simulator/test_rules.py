@@ -128,6 +128,7 @@ LEVELS = "reasoning_effort='low' is not supported for this model. Must be one of
             {"prompt_mode": "reasoning"},
             "Reasoning prompt mode is not enabled for this model",
         ),
+        ("mistral-small-latest", {"n": 10**9}, "n must be at most 128"),
         ("mistral-small-latest", {"logprobs": True}, "Logprobs are not enabled for this model"),
         ("mistral-small-latest", {"logprobs": False}, None),
         ("mistral-small-latest", {"temperature": 0}, None),
