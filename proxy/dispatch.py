@@ -79,6 +79,7 @@ class Dispatch:
             strict=self._is_strict(exchange),
             rewrites=exchange.rewrites,
             notes=notes,
+            redact=self.services.redact.text,
         )
 
     def _is_strict(self, exchange: Exchange) -> bool:

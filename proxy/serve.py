@@ -22,6 +22,7 @@ from proxy.core import json
 from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
 from proxy.logs import FromLibraries, Writer
+from proxy.protocol import Protocol
 from proxy.settings.model import Settings
 from proxy.stages.auth import Team, TeamKey
 from proxy.upstream.config import is_loopback
@@ -128,7 +129,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=Protocol,
                 ws="none",
                 lifespan="on",
                 interface="asgi3",

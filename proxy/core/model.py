@@ -12,7 +12,7 @@ def _no_prices() -> Mapping[str, int]:
     return MappingProxyType({})
 
 
-_NAME = re.compile(r"(?!.*\.\.)[!-~]{1,256}")
+_NAME = re.compile(r"(?!.*\.\.)(?=.*[A-Za-z0-9])[!-~]{1,256}")
 
 
 def is_name(text: str) -> bool:

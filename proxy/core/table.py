@@ -56,7 +56,8 @@ class Context:
     """What a translation needs to know, and what it leaves for the way back.
 
     `asked` is the client's body and is never changed. `notes` carries facts from the request to its answer (a prefix to
-    strip, an encoding to apply); its keys are declared by the endpoint that uses them.
+    strip, an encoding to apply); its keys are declared by the endpoint that uses them. `redact` makes a client's text
+    fit to be repeated.
     """
 
     model: Model
@@ -64,6 +65,7 @@ class Context:
     strict: bool = False
     rewrites: dict[str, None] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    redact: Callable[[str], str] = str
 
     def report(self, what: str, path: str) -> None:
         """Record one change for `x-proxy-rewrites`, such as ("drop", "user")."""
@@ -128,7 +130,8 @@ class Table:
             if name in apply:
                 apply[name](value, out, context, at + name)
             else:
-                context.worse("drop", at + name, "no such parameter is known here")
+                # The name is the client's text, and could be a key in the wrong place.
+                context.worse("drop", at + context.redact(name), "no such parameter is known here")
         for rule in self.then:
             rule(out, context)
         return out

@@ -69,7 +69,7 @@ class AccessLog:
             "key_id": exchange.key_id,
             "method": exchange.method,
             # A path that is no endpoint's is the client's text; of the others only the template is told.
-            "endpoint": route.path if route else self._redacted(exchange.path[:200]),
+            "endpoint": route.path if route else self._path(exchange.path),
             "model": self._name(exchange.model),
             "upstream": exchange.upstream and exchange.upstream.partition("/")[0],
             "status_code": _status(exchange),
@@ -97,6 +97,10 @@ class AccessLog:
     def _name(self, model: str | None) -> str | None:
         # Names of the catalogue are harmless; any other is the client's text, and could be a key in the wrong place.
         return model if model is None or self._model(model).known else self._redacted(model)
+
+    def _path(self, path: str) -> str:
+        # Redacted before it is cut, so that no part of a secret stands at the end.
+        return self._redact.text(path[:2000])[:200]
 
     def _redacted(self, text: str | None) -> str | None:
         return text and self._redact.text(text)

@@ -26,6 +26,7 @@ class Begin:
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app = app
         self._clock = services.monotonic
+        self._redact = services.redact
         self._always = [(b"x-proxy-simulated", b"true")] if services.simulated else []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,7 +43,7 @@ class Begin:
             started=self._clock(),
         )
         asked = exchange.header(b"x-request-id")
-        if asked and _VALID_ID.fullmatch(asked):
+        if asked and _VALID_ID.fullmatch(asked) and self._is_harmless(asked.decode()):
             exchange.request_id = asked.decode()
         exchange.keep_in(scope)
 
@@ -58,6 +59,10 @@ class Begin:
             await send(message)
 
         await self._app(scope, receive, watched)
+
+    def _is_harmless(self, text: str) -> bool:
+        """Whether it may be logged: a key sent as an id must not be."""
+        return self._redact.text(text) == text
 
 
 def _headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proxy.core.errors import ProxyError, render
+from proxy.core.errors import Draining, ProxyError, render
 from proxy.core.exchange import Exchange
 from proxy.core.services import Log, Middleware, Services
 
@@ -32,6 +34,9 @@ class Rescue:
             return
         except ProxyError as raised:
             error = raised
+        except asyncio.CancelledError:
+            # Only the server cancels a request, when it has waited long enough; and the task ends here anyway.
+            error = Draining("The proxy is shutting down. Send the request again.")
         except Exception as unexpected:
             error = ProxyError("Something went wrong in the proxy. Its log has the cause under this request id.")
             self._report(Exchange.of(scope), unexpected)

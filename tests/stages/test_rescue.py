@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import pytest
+import asyncio
+
 from starlette.types import Receive, Scope, Send
 
 from proxy.core.errors import BadRequest
@@ -56,14 +57,12 @@ async def test_after_the_answer_has_begun_nothing_more_is_sent() -> None:
     assert found.error is not None
 
 
-async def test_cancellation_is_not_rescued() -> None:
-    import asyncio
-
+async def test_a_request_that_the_server_ends_is_told_so() -> None:
     async def cancelled(scope: Scope, receive: Receive, send: Send) -> None:
         raise asyncio.CancelledError
 
-    with pytest.raises(asyncio.CancelledError):
-        await call(rescue.build(services())(cancelled), exchange=exchange())
+    answer = await call(rescue.build(services())(cancelled), exchange=exchange())
+    assert (answer.status, answer.error()["code"]) == (503, "draining")
 
 
 async def test_an_answer_passes() -> None:

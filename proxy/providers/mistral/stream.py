@@ -190,8 +190,8 @@ class ChatStream:
 
 
 def _calls_before_the_end(chunk: Json) -> list[Json]:
-    """The chunk, or two of it. Mistral's own models send the last tool calls together with the finish_reason; the stream
-    helpers of OpenAI's SDKs say that a call is complete only when a later chunk comes, and OpenAI always sends one.
+    """The chunk, or two of it. Mistral's own models send the last tool calls together with the finish_reason; the
+    stream helpers of OpenAI's SDKs announce a whole call only when a later chunk comes, and OpenAI always sends one.
     """
     if not any(_calls_and_ends(choice) for choice in chunk["choices"]):
         return [chunk]
