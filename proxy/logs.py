@@ -51,9 +51,11 @@ class Writer:
         return f"{self._written}.{int(fraction * 1000):03d}Z"
 
     def flush(self) -> None:
-        lines, self._waiting = self._waiting, []
+        rest, self._waiting = memoryview(b"".join(self._waiting)), []
         try:
-            self._stream.write(b"".join(lines))
+            # An unbuffered stream (PYTHONUNBUFFERED) writes less than all when a signal comes in between.
+            while rest:
+                rest = rest[self._stream.write(rest) or len(rest) :]
             self._stream.flush()
         except (OSError, ValueError):  # the reader of our output is gone; the requests are not its fault
             return

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -64,6 +65,16 @@ async def test_in_a_loop_lines_wait_for_each_other_and_none_is_lost() -> None:
     assert stream.getvalue() == b""
     log.flush()
     assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["one", "two"]
+
+
+def test_a_line_is_whole_though_the_stream_takes_it_in_pieces() -> None:
+    class Sip(io.BytesIO):
+        def write(self, data: Any) -> int:
+            return super().write(data[:7])
+
+    stream = Sip()
+    Writer(stream)("info", "x", text="y" * 100)
+    assert json.loads(stream.getvalue())["text"] == "y" * 100
 
 
 def test_a_closed_output_is_not_the_requests_fault() -> None:
