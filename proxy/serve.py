@@ -146,9 +146,9 @@ class Server(uvicorn.Server):
         self._log = log
         self._drain = drain
         self._banner = banner
+        self._loop = asyncio.get_running_loop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         print(self._banner, flush=True)
 

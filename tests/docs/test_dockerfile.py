@@ -1,0 +1,153 @@
+"""What the Dockerfile copies and runs, and what compose.yaml refers to, is there. No engine is needed to see that."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click import Command
+
+from proxy.cli import main
+from proxy.routes import Health, routes
+from proxy.serve import AFTER_DRAIN
+from proxy.settings.model import Settings
+
+ROOT = Path(__file__).parents[2]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCK = (ROOT / "requirements.lock").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+
+
+def instructions() -> Iterator[tuple[str, str]]:
+    """Each instruction of the Dockerfile with its arguments."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    for line in filter(None, text.splitlines()):
+        name, _, arguments = line.partition(" ")
+        yield name, arguments.strip()
+
+
+ALL = list(instructions())
+
+
+def last(name: str) -> str:
+    """The arguments of the last such instruction: the one that holds."""
+    return [arguments for found, arguments in ALL if found == name][-1]
+
+
+def copied() -> list[str]:
+    """What is copied from this folder."""
+    words = [shlex.split(arguments) for name, arguments in ALL if name == "COPY" and "--from" not in arguments]
+    return [source for sources in words for source in sources[:-1]]
+
+
+@pytest.mark.parametrize("source", copied())
+def test_what_is_copied_exists_and_is_not_ignored(source: str) -> None:
+    assert (ROOT / source).exists()
+    ignored = False
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        if fnmatch(source, line.removeprefix("!")):
+            ignored = not line.startswith("!")
+    assert not ignored
+
+
+def test_all_that_the_wheel_is_made_of_is_copied_before_it_is_built() -> None:
+    build = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {*build["packages"], *build["force-include"], PROJECT["project"]["readme"], "pyproject.toml"}
+    assert needed | set(PROJECT["project"]["license-files"]) <= set(copied())
+
+
+def test_the_second_stage_has_what_the_first_one_made() -> None:
+    stages = [arguments for name, arguments in ALL if name == "FROM"]
+    assert len(stages) == 2
+    assert stages[0].endswith(" AS build")
+    assert [arguments for name, arguments in ALL if "--from=build" in arguments] == ["--from=build /venv /venv"]
+    assert "/venv/bin:$PATH" in last("ENV")
+
+
+def test_both_stages_run_a_python_that_the_project_allows() -> None:
+    versions = {tuple(map(int, version.split("."))) for version in re.findall(r"python:(\d+\.\d+)", str(ALL))}
+    assert len(versions) == 1
+    least = PROJECT["project"]["requires-python"].removeprefix(">=")
+    assert min(versions) >= tuple(map(int, least.split(".")))
+
+
+def test_the_lock_has_every_dependency_with_its_hashes() -> None:
+    pinned = {name.lower() for name in re.findall(r"^([A-Za-z0-9_.-]+)(?:\[[^]]*\])?==", LOCK, re.MULTILINE)}
+    needed = {re.split(r"[<>=;\[ ]", one)[0].lower() for one in PROJECT["project"]["dependencies"]}
+    assert needed <= pinned
+    assert LOCK.count("--hash=sha256:") >= len(pinned)
+
+
+def test_what_it_runs_is_the_command_of_the_project() -> None:
+    [command] = json.loads(last("ENTRYPOINT"))
+    module, _, function = PROJECT["project"]["scripts"][command].partition(":")
+    assert (module, function) == (main.callback.__module__ if main.callback else "", "main")
+
+
+def test_its_arguments_are_ones_that_the_command_takes() -> None:
+    name, *arguments = json.loads(last("CMD"))
+    command: Command = main.commands[name]
+    found = command.make_context(name, arguments).params
+    assert found["host"] == "0.0.0.0"
+    assert str(found["port"]) == last("EXPOSE")
+
+
+def test_the_health_check_asks_for_something_that_is_served() -> None:
+    check = last("HEALTHCHECK")
+    url = re.search(r"http://127\.0\.0\.1:(\d+)(/[\w/]+)", check)
+    assert url
+    assert url[1] == last("EXPOSE")
+    paths = {route.path for route in routes([], Health(configured=True, draining=lambda: False))}
+    assert url[2] in paths
+    words = json.loads(check[check.index("[") :])
+    compile(words[2], "<health check>", "exec")
+
+
+def test_it_does_not_run_as_root() -> None:
+    uid = last("USER")
+    assert int(uid) > 0
+    assert any(f"--uid {uid}" in arguments for name, arguments in ALL if name == "RUN")
+    names = [name for name, _ in ALL]
+    assert names.index("USER") < names.index("ENTRYPOINT")
+    assert "RUN" not in names[names.index("USER") :]
+
+
+# compose.yaml.
+
+
+def test_compose_has_one_service_that_is_built_from_here() -> None:
+    [service] = COMPOSE["services"].values()
+    assert (ROOT / service["build"] / "Dockerfile").exists()
+    assert service["read_only"] is True
+
+
+def test_compose_publishes_the_port_and_mounts_the_file_that_the_image_reads() -> None:
+    [service] = COMPOSE["services"].values()
+    [port] = service["ports"]
+    assert port.rpartition(":")[2] == last("EXPOSE")
+    [volume] = service["volumes"]
+    source, target, mode = volume.split(":")
+    arguments = json.loads(last("CMD"))
+    assert target == arguments[arguments.index("--config") + 1]
+    assert mode == "ro"
+    assert (ROOT / f"{source}.example").exists()
+
+
+def test_compose_waits_for_the_drain() -> None:
+    [service] = COMPOSE["services"].values()
+    assert int(service["stop_grace_period"].removesuffix("s")) >= Settings().server.drain + AFTER_DRAIN
+
+
+def test_compose_passes_variables_that_are_read() -> None:
+    from proxy.settings.overlay import FALLBACKS
+
+    [service] = COMPOSE["services"].values()
+    assert set(service["environment"]) <= set(FALLBACKS)

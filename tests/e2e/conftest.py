@@ -1,0 +1,53 @@
+"""Proxies whose upstream the test plays itself."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+import pytest
+
+from tests.conftest import Proxy, start_proxy
+from tests.e2e.upstream import Reply, Seen, listener, upstream, url_of
+
+PLACES = 4
+"""Connections that the proxy may have to the upstream."""
+
+CONFIG = """
+server: {{port: 0, drain: 60s}}
+providers:
+  mistral:
+    base_url: {simulator}
+    api_keys: ["${{PROVIDER_KEY}}"]
+    transport: {transport}
+    max_connections: 4
+    timeouts: {{connect: 30s, first_byte: 30s, idle: 30s}}
+teams:
+  research: {{keys: ["${{TEAM_KEY}}", "${{OTHER_KEY}}"]}}
+"""
+
+
+@dataclass
+class Stage:
+    """A proxy, and the port where it looks for Mistral. `async with stage.upstream(reply):` puts one there."""
+
+    proxy: Proxy
+    held: socket.socket
+
+    @property
+    def url(self) -> str:
+        return self.proxy.url
+
+    def upstream(self, reply: Reply) -> AbstractAsyncContextManager[Seen]:
+        return upstream(self.held, reply)
+
+
+@pytest.fixture(scope="session", params=["aiohttp", "httpx"])
+def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """One for each transport; PLACES calls at a time, and deadlines that no test waits for."""
+    with listener() as held:
+        proxy = start_proxy(tmp_path_factory.mktemp("stage"), url_of(held), request.param, CONFIG)
+        yield Stage(proxy, held)
+        proxy.program.stop()

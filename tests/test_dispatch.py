@@ -1,0 +1,526 @@
+"""The end of the pipe with a fake network: what is sent upstream, how often, and what the client gets for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from proxy import data
+from proxy.core.catalogue import Catalogue
+from proxy.core.endpoint import Endpoint
+from proxy.core.errors import BadRequest, Draining, Overloaded, ProxyError, UpstreamFailed, UpstreamTimeout
+from proxy.core.exchange import Exchange, Team
+from proxy.core.secret import Secret
+from proxy.dispatch import Dispatch
+from proxy.guard import Guard
+from proxy.providers import PROVIDERS
+from proxy.providers.mistral.chat import CHAT
+from proxy.providers.mistral.embeddings import EMBEDDINGS
+from proxy.providers.mistral.models import MODEL, MODELS
+from proxy.upstream.client import Upstream
+from proxy.upstream.config import Config, Timeouts
+from proxy.upstream.transport import Headers, TransportError
+from tests.asgi import Answer, Log, call, exchange, services
+
+KEY = "provider-key-0123456789"
+EVENT = b'data: {"object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\n'
+USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":%b}\n\n' % json.dumps(USAGE).encode()
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass
+class Reply:
+    """An answer of the network; an exception among the chunks is raised there, a callable is awaited."""
+
+    status: int = 200
+    chunks: list[Any] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def reply(body: Any, status: int = 200, **headers: str) -> Reply:
+    return Reply(
+        status, [json.dumps(body).encode()], {name.replace("_", "-"): value for name, value in headers.items()}
+    )
+
+
+def streamed(*chunks: Any) -> Reply:
+    return Reply(200, list(chunks), {"content-type": "text/event-stream"})
+
+
+@dataclass
+class Sent:
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: Any
+
+
+class Network:
+    """A Transport that answers from a list, or from a function of what was sent."""
+
+    def __init__(self, replies: list[Any] | Callable[[Sent], Any]) -> None:
+        self._replies = replies
+        self.sent: list[Sent] = []
+        self.open = 0
+
+    def call(self, method: str, path: str, headers: Headers, body: bytes) -> Call:
+        self.sent.append(Sent(method, path, dict(headers), json.loads(body) if body else None))
+        found = self._replies(self.sent[-1]) if callable(self._replies) else self._replies.pop(0)
+        return Call(self, found)
+
+    async def close(self) -> None:
+        raise AssertionError("the pool belongs to the application")
+
+
+class Call:
+    def __init__(self, network: Network, found: Any) -> None:
+        self._network, self._found = network, found
+
+    async def __aenter__(self) -> Received:
+        if isinstance(self._found, Exception):
+            raise self._found
+        if not isinstance(self._found, Reply):
+            await self._found()
+        self._network.open += 1
+        return Received(self._found)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._network.open -= 1
+
+
+class Received:
+    def __init__(self, found: Reply) -> None:
+        self.status, self._found = found.status, found
+
+    def header(self, name: str) -> str | None:
+        return self._found.headers.get(name)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for one in self._found.chunks:
+            if isinstance(one, Exception):
+                raise one
+            if callable(one):
+                await one()
+            else:
+                yield one
+
+
+async def never() -> Any:
+    await asyncio.Event().wait()
+
+
+@dataclass
+class Setting:
+    """One endpoint in front of a network, and what is left when a request is over."""
+
+    endpoint: Endpoint
+    network: Network
+    strict: bool = False
+    defaults: dict[str, Any] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    log: Log = field(default_factory=Log)
+    guards: set[Guard] = field(default_factory=set)
+    exchange: Exchange = field(default_factory=exchange)
+
+    async def ask(self, body: Any = None, **fields: Any) -> Answer:
+        config = Config(api_keys=[Secret(KEY)], timeouts=self.timeouts)
+        catalogue = Catalogue(data.read("models.yaml"), self.aliases)
+        dispatch = Dispatch(
+            endpoint=self.endpoint,
+            provider=PROVIDERS["mistral"],
+            upstream=Upstream(config, self.network),
+            services=services(self.log, catalogue),
+            strict=self.strict,
+            defaults=self.defaults,
+            aliases=self.aliases,
+            open_guards=self.guards,
+        )
+        model = fields.pop("model", "mistral-small-latest" if body is not None else None)
+        leaves = fields.pop("leaves", False)
+        asked_for = fields.pop("model_asked", model)
+        self.exchange = exchange(body=body, model=model, model_asked=asked_for, **fields)
+        try:
+            return await call(dispatch, exchange=self.exchange, body=[], stays=not leaves)
+        finally:
+            assert not self.guards
+            assert not self.network.open
+
+
+def chat(*replies: Any, **settings: Any) -> Setting:
+    return Setting(CHAT, Network(list(replies)), **settings)
+
+
+def asked(**fields: Any) -> dict[str, Any]:
+    return {"model": "gpt-x", "messages": [{"role": "user", "content": "Hello"}]} | fields
+
+
+def completion(text: str = "Hi", **fields: Any) -> Reply:
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": USAGE}
+    return reply(body | fields)
+
+
+async def refused(setting: Setting, *args: Any, **fields: Any) -> ProxyError:
+    with pytest.raises(ProxyError) as caught:
+        await setting.ask(*args, **fields)
+    return caught.value
+
+
+# One call.
+
+
+async def test_what_is_sent_and_what_comes_back() -> None:
+    setting = chat(completion())
+    answer = await setting.ask(asked(user="me"))
+    [sent] = setting.network.sent
+    assert (sent.method, sent.path) == ("POST", "/v1/chat/completions")
+    assert sent.body == {"model": "mistral-small-latest", "messages": [{"role": "user", "content": "Hello"}]}
+    assert sent.headers["Authorization"] == f"Bearer {KEY}"
+    assert sent.headers["Accept"] == "application/json"
+    assert answer.status == 200
+    assert dict(answer.headers) == {
+        b"content-type": b"application/json",
+        b"content-length": str(len(answer.body)).encode(),
+    }
+    assert json.loads(answer.body)["choices"][0]["message"]["content"] == "Hi"
+    assert answer.exchange.usage
+    assert answer.exchange.usage["total_tokens"] == 3
+    assert answer.exchange.attempts == 1
+    assert answer.exchange.upstream == "mistral/mistral-small-latest"
+    assert list(answer.exchange.rewrites) == ["drop:user"]
+    assert not answer.exchange.streamed
+
+
+async def test_a_model_in_the_path_is_one_segment_of_it() -> None:
+    setting = Setting(MODEL, Network([reply({"id": "x", "object": "model"})]))
+    answer = await setting.ask(None, model="ft:a/b?c#d%e", model_asked="mine")
+    assert setting.network.sent[0].path == "/v1/models/ft%3Aa%2Fb%3Fc%23d%25e"
+    assert setting.network.sent[0].body is None
+    assert "Content-Type" not in setting.network.sent[0].headers
+    assert json.loads(answer.body)["id"] == "mine"
+
+
+async def test_the_list_of_models_is_the_teams() -> None:
+    cards = [{"id": "codestral-latest"}, {"id": "mistral-small-latest"}]
+    setting = Setting(MODELS, Network([reply({"data": cards})]), aliases={"house": "codestral-latest"})
+    team = Team("t", lambda name: name.startswith("codestral"))
+    answer = await setting.ask(None, model=None, team=team)
+    assert [row["id"] for row in json.loads(answer.body)["data"]] == ["codestral-latest", "house"]
+    assert answer.exchange.upstream == "mistral"
+
+
+async def test_a_body_in_pieces_is_put_together() -> None:
+    [whole] = completion().chunks
+    answer = await chat(Reply(200, [bytes([byte]) for byte in whole])).ask(asked())
+    assert answer.status == 200
+
+
+async def test_the_key_is_taken_out_of_answers_and_errors() -> None:
+    answer = await chat(completion(f"It is {KEY}.")).ask(asked())
+    assert b"It is ***." in answer.body
+    error = await refused(chat(reply({"message": f"{KEY} is bad"}, 400)), asked())
+    assert "*** is bad" in error.message
+
+
+# Modes and defaults.
+
+
+async def test_the_modes() -> None:
+    assert (await chat(completion()).ask(asked(verbosity="low"))).status == 200
+    error = await refused(chat(strict=True), asked(verbosity="low"))
+    assert (error.code, error.param) == ("unsupported_parameter", "verbosity")
+    error = await refused(chat(), asked(verbosity="low"), headers=((b"x-proxy-translation", b"strict"),))
+    assert error.code == "unsupported_parameter"
+    lenient = ((b"x-proxy-translation", b"lenient"),)
+    assert (await chat(completion(), strict=True).ask(asked(verbosity="low"), headers=lenient)).status == 200
+
+
+@pytest.mark.parametrize("mode", [b"", b"Strict", b"strict ", b"on", b"\xff"])
+async def test_an_unknown_mode(mode: bytes) -> None:
+    setting = chat()
+    error = await refused(setting, asked(), headers=((b"x-proxy-translation", mode),))
+    assert isinstance(error, BadRequest)
+    assert error.param == "x-proxy-translation"
+    assert not setting.network.sent
+
+
+async def test_defaults_are_for_requests_that_say_nothing() -> None:
+    defaults = {"max_tokens": 100, "temperature": 0.5}
+    for fields, sent in (
+        ({}, (100, 0.5)),
+        ({"max_tokens": None, "temperature": None}, (100, 0.5)),
+        ({"max_tokens": 5}, (5, 0.5)),
+        ({"max_completion_tokens": 6}, (6, 0.5)),
+        ({"temperature": 0}, (100, 0)),
+    ):
+        setting = chat(completion(), defaults=defaults)
+        await setting.ask(asked(**fields))
+        body = setting.network.sent[0].body
+        assert (body["max_tokens"], body["temperature"]) == sent
+
+
+async def test_a_default_of_temperature_0_brings_what_belongs_to_it() -> None:
+    """Mistral refuses temperature 0 with another top_p than 1, wherever the 0 comes from."""
+    setting = chat(completion(), defaults={"temperature": 0.0})
+    await setting.ask(asked(top_p=0.5))
+    assert setting.network.sent[0].body["top_p"] == 1
+
+
+async def test_a_default_for_chat_is_none_for_embeddings() -> None:
+    vectors = {"data": [{"index": 0, "embedding": [1.0]}], "model": "m", "usage": {}}
+    setting = Setting(EMBEDDINGS, Network([reply(vectors)]), defaults={"max_tokens": 100, "temperature": 0.5})
+    await setting.ask({"model": "m", "input": "x"}, model="mistral-embed")
+    assert set(setting.network.sent[0].body) == {"model", "input", "encoding_format"}
+
+
+# Refusals.
+
+UNKNOWN = {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}
+UNKNOWN_SEED = {"detail": [UNKNOWN["detail"][0] | {"loc": ["body", "random_seed"]}]}
+
+
+async def test_what_can_be_mended_is_sent_once_more() -> None:
+    setting = chat(reply(UNKNOWN_SEED, 422), completion())
+    answer = await setting.ask(asked(seed=1))
+    first, second = setting.network.sent
+    assert first.body["random_seed"] == 1
+    assert second.body == {name: value for name, value in first.body.items() if name != "random_seed"}
+    assert answer.status == 200
+    assert answer.exchange.attempts == 2
+    assert list(answer.exchange.rewrites) == ["rename:seed>random_seed", "mend:seed"]
+
+
+async def test_it_is_mended_once_and_no_more() -> None:
+    setting = chat(reply(UNKNOWN_SEED, 422), reply(UNKNOWN_SEED, 422))
+    error = await refused(setting, asked(seed=1))
+    assert (error.status, error.code) == (400, "unknown_parameter")
+    assert len(setting.network.sent) == 2
+
+
+async def test_what_cannot_be_mended_is_not_sent_again() -> None:
+    for answer in (reply(UNKNOWN, 422), reply({"message": "no"}, 400), reply({}, 500), reply({}, 429)):
+        setting = chat(answer)
+        await refused(setting, asked())
+        assert len(setting.network.sent) == 1
+
+
+async def test_in_strict_mode_nothing_is_mended() -> None:
+    setting = chat(reply(UNKNOWN_SEED, 422), strict=True)
+    assert (await refused(setting, asked(seed=1))).param == "seed"
+    assert len(setting.network.sent) == 1
+
+
+async def test_a_stream_is_mended_as_well() -> None:
+    setting = chat(reply(UNKNOWN_SEED, 422), streamed(EVENT, LAST, DONE))
+    answer = await setting.ask(asked(seed=1, stream=True))
+    assert answer.body == EVENT + LAST + DONE
+    assert answer.exchange.attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [(reply({"detail": "Unauthorized"}, 401), "upstream_auth_failed"), (reply(UNKNOWN, 422), "unknown_parameter")],
+)
+async def test_what_no_client_can_mend_is_an_alarm(answer: Reply, code: str) -> None:
+    setting = chat(answer)
+    assert (await refused(setting, asked())).code == code
+    [(level, event, fields)] = setting.log.lines
+    assert (level, event) == ("error", "alarm")
+    assert (fields["code"], fields["request_id"]) == (code, "id-1")
+    assert fields["what"]
+
+
+async def test_other_refusals_are_no_alarm() -> None:
+    setting = chat(reply({"message": "no"}, 400))
+    await refused(setting, asked())
+    assert not setting.log.lines
+
+
+@pytest.mark.parametrize("status", [200, 400])
+async def test_the_id_of_the_upstream_is_passed_on_with_answers_and_errors(status: int) -> None:
+    found = reply(json.loads(completion().chunks[0]), status, mistral_correlation_id="c-1", server="kong")
+    setting = chat(found)
+    if status == 200:
+        await setting.ask(asked())
+    else:
+        await refused(setting, asked())
+    assert setting.exchange.answer_headers == [(b"x-upstream-request-id", b"c-1")]
+
+
+# Batches.
+
+
+def vectors(sent: Sent, most: int) -> Reply:
+    """Mistral's limit: at most so many texts at once. A text's vector is its number."""
+    texts = sent.body["input"]
+    if len(texts) > most:
+        return reply({"message": "Too many tokens in batch", "code": "3210", "type": "invalid_request_prompt"}, 400)
+    items = [{"index": i, "embedding": [float(text)]} for i, text in enumerate(texts)]
+    return reply({"data": items, "model": "mistral-embed", "usage": {"prompt_tokens": 1, "total_tokens": 1}})
+
+
+@pytest.mark.parametrize(("most", "calls"), [(256, 2), (200, 4), (64, 14), (1, 798)])
+async def test_what_is_too_much_at_once_is_halved_until_it_fits(most: int, calls: int) -> None:
+    setting = Setting(EMBEDDINGS, Network(lambda sent: vectors(sent, most)))
+    texts = [str(i) for i in range(400)]
+    answer = await setting.ask({"model": "m", "input": texts, "encoding_format": "float"}, model="mistral-embed")
+    rows = json.loads(answer.body)["data"]
+    assert [row["embedding"] for row in rows] == [[float(i)] for i in range(400)]
+    assert [row["index"] for row in rows] == list(range(400))
+    good = [sent for sent in setting.network.sent if len(sent.body["input"]) <= most]
+    assert [text for sent in good for text in sent.body["input"]] == texts
+    assert answer.exchange.attempts == len(setting.network.sent) == calls
+    assert answer.exchange.usage == {"prompt_tokens": len(good), "total_tokens": len(good)}
+
+
+async def test_one_text_that_is_too_much_is_an_error() -> None:
+    setting = Setting(EMBEDDINGS, Network(lambda sent: vectors(sent, 0)))
+    error = await refused(setting, {"model": "m", "input": ["1", "2"]}, model="mistral-embed")
+    assert (error.status, error.param) == (400, "input")
+    assert [len(sent.body["input"]) for sent in setting.network.sent] == [2, 1]
+
+
+async def test_another_refusal_of_a_batch_is_not_halved() -> None:
+    setting = Setting(EMBEDDINGS, Network(lambda sent: reply({"message": "Unauthorized"}, 401)))
+    await refused(setting, {"model": "m", "input": ["1", "2"]}, model="mistral-embed")
+    assert len(setting.network.sent) == 1
+
+
+# Failures.
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "code"),
+    [
+        ("connect", 502, "upstream_error"),
+        ("connect_timeout", 504, "upstream_timeout"),
+        ("tls", 502, "upstream_error"),
+        ("pool", 503, "overloaded"),
+        ("protocol", 502, "upstream_error"),
+        ("closed", 502, "upstream_error"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_every_failure_of_the_transport(kind: str, status: int, code: str, stream: bool) -> None:
+    setting = chat(TransportError(kind, "text of the transport"))
+    error = await refused(setting, asked(stream=stream))
+    assert (error.status, error.code) == (status, code)
+    assert "text of the transport" not in error.message
+    assert len(setting.network.sent) == 1
+    assert isinstance(error, Overloaded) == bool(error.headers)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        Reply(200, [b"<html>"]), Reply(200, []), Reply(200, [b"[]"]), Reply(200, [b"null"]), Reply(200, [b"{}"]),
+        Reply(200, [b'{"choices": "x"}']), Reply(200, [b'{"choices": [1]}']), Reply(200, [b"\xff"]),
+        Reply(200, [b"[" * 100_000]), Reply(200, [b'{"a":', TransportError("closed", "cut")]),
+        Reply(200, [b"x" * (16 << 20)] * 3),
+    ],
+)  # fmt: skip
+async def test_an_answer_that_is_none(found: Reply) -> None:
+    assert isinstance(await refused(chat(found), asked()), UpstreamFailed)
+
+
+async def test_silence_is_bounded() -> None:
+    soon = Timeouts.model_construct(connect=9.0, first_byte=0.01, idle=0.01, total=9.0)
+    error = await refused(chat(never, timeouts=soon), asked())
+    assert isinstance(error, UpstreamTimeout)
+    assert error.detail == {"timeout": "first_byte"}
+    error = await refused(chat(Reply(200, [b"{", never]), timeouts=soon), asked())
+    assert error.detail == {"timeout": "idle"}
+
+
+async def test_the_drain_ends_it() -> None:
+    called = asyncio.Event()
+
+    async def silence() -> None:
+        called.set()
+        await never()
+
+    setting = chat(silence)
+    task = asyncio.create_task(refused(setting, asked()))
+    await asyncio.wait_for(called.wait(), 5)
+    for guard in list(setting.guards):
+        guard.drain()
+    assert isinstance(await task, Draining)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_has_left(stream: bool) -> None:
+    answer = await chat(never).ask(asked(stream=stream), leaves=True)
+    assert answer.status == 0
+    assert answer.exchange.client_gone
+
+
+# Streams.
+
+
+async def test_a_stream() -> None:
+    setting = chat(streamed(EVENT, LAST + DONE))
+    answer = await setting.ask(asked(stream=True))
+    assert setting.network.sent[0].headers["Accept"] == "text/event-stream"
+    assert setting.network.sent[0].body["stream"] is True
+    assert answer.status == 200
+    assert answer.body == EVENT + LAST + DONE
+    assert answer.exchange.streamed
+    assert answer.exchange.usage
+    assert answer.exchange.usage["total_tokens"] == 3
+
+
+async def test_a_stream_that_was_not_asked_for() -> None:
+    setting = chat(completion())
+    answer = await setting.ask(asked(stream=False))
+    assert dict(answer.headers)[b"content-type"] == b"application/json"
+    assert not answer.exchange.streamed
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code"),
+    [
+        ((), "upstream_error"),
+        ((TransportError("closed", "cut"),), "upstream_error"),
+        ((TransportError("protocol", "nonsense"),), "upstream_error"),
+        ((b'data: {"error": {"message": "no"}}\n\n',), "upstream_error"),
+        ((never,), "upstream_timeout"),
+    ],
+)
+async def test_trouble_after_the_first_event_is_a_frame(trouble: tuple[Any, ...], code: str) -> None:
+    soon = Timeouts.model_construct(connect=9.0, first_byte=9.0, idle=0.01, total=9.0)
+    answer = await chat(streamed(EVENT, *trouble), timeouts=soon).ask(asked(stream=True))
+    assert answer.status == 200
+    first, frame, done, rest = answer.body.split(b"\n\n")
+    assert (first + b"\n\n", done, rest) == (EVENT, b"data: [DONE]", b"")
+    assert json.loads(frame.removeprefix(b"data: "))["error"]["code"] == code
+    assert answer.exchange.error
+    assert answer.exchange.error.code == code
+
+
+@pytest.mark.parametrize("trouble", [(), (TransportError("closed", "cut"),), (never,)])
+async def test_trouble_before_the_first_event_is_raised(trouble: tuple[Any, ...]) -> None:
+    soon = Timeouts.model_construct(connect=9.0, first_byte=0.01, idle=0.01, total=9.0)
+    setting = chat(streamed(*trouble), timeouts=soon)
+    assert (await refused(setting, asked(stream=True))).status in (502, 504)
+
+
+@pytest.mark.parametrize("trouble", [(TransportError("closed", "cut"),), (never,), (b"data: more\n\n",)])
+async def test_trouble_after_the_last_event_is_none(monkeypatch: pytest.MonkeyPatch, trouble: tuple[Any, ...]) -> None:
+    monkeypatch.setattr("proxy.relay.LINGER", 0.01)
+    answer = await chat(streamed(EVENT, LAST, DONE, *trouble)).ask(asked(stream=True))
+    assert answer.body == EVENT + LAST + DONE
+    assert answer.exchange.error is None
+    assert not answer.exchange.client_gone
+
+
+async def test_what_was_used_is_known_even_of_a_stream_that_broke() -> None:
+    answer = await chat(streamed(LAST, TransportError("closed", "cut"))).ask(asked(stream=True))
+    assert answer.exchange.usage
+    assert answer.exchange.usage["completion_tokens"] == 2

@@ -1,0 +1,140 @@
+"""The order of the stages, seen by what a request meets first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from proxy import data
+from proxy.core.catalogue import Catalogue
+from proxy.core.errors import BodyTooLarge, HostNotAllowed, InvalidApiKey, ModelNotAllowed, ProxyError
+from proxy.core.exchange import Exchange
+from proxy.pipeline import Configs, fold, inner, outer
+from proxy.providers.mistral.chat import CHAT
+from proxy.providers.mistral.models import MODEL, MODELS
+from proxy.stages import access_log, auth, model
+from tests.asgi import Answer, Headers, Log, call, exchange, ok, services
+
+CATALOGUE = Catalogue(data.read("models.yaml"))
+KEY = "sk-team-key"
+GOOD: Headers = [(b"authorization", b"Bearer " + KEY.encode()), (b"content-type", b"application/json")]
+
+
+def configs(**options: Any) -> Configs:
+    keys = [auth.TeamKey(hashlib.sha256(KEY.encode()).digest())]
+    return Configs(
+        access_log=access_log.Config(),
+        loopback=options.get("loopback", True),
+        hosts=options.get("hosts", []),
+        auth=auth.Config(teams={"research": auth.Team(keys=keys, models=["mistral-*"])}),
+        max_body=options.get("max_body", 100),
+        model=model.Config(),
+    )
+
+
+def endpoint(row: Any, end: ASGIApp = ok) -> ASGIApp:
+    made = services(catalogue=CATALOGUE)
+    return fold(inner(configs(), row, made), end)
+
+
+async def ask(row: Any, headers: Headers, body: bytes = b"", **scope: Any) -> Answer:
+    return await call(endpoint(row), headers=headers, body=[body], exchange=exchange(headers), **scope)
+
+
+async def raised(row: Any, headers: Headers, body: bytes = b"", **scope: Any) -> type[ProxyError]:
+    with pytest.raises(ProxyError) as caught:
+        await ask(row, headers, body, **scope)
+    return type(caught.value)
+
+
+async def test_a_request_that_passes_them_all() -> None:
+    answer = await ask(CHAT, GOOD, b'{"model": "mistral-x"}')
+    assert answer.body == b"ok"
+    assert answer.exchange.team
+    assert (answer.exchange.team.name, answer.exchange.model) == ("research", "mistral-x")
+    assert answer.exchange.body == {"model": "mistral-x"}
+
+
+async def test_auth_comes_before_the_body() -> None:
+    too_long = [(b"content-type", b"application/json"), (b"content-length", b"101")]
+    assert await raised(CHAT, too_long) is InvalidApiKey
+    assert await raised(CHAT, [*GOOD, (b"content-length", b"101")]) is BodyTooLarge
+
+
+async def test_the_body_comes_before_the_model() -> None:
+    assert await raised(CHAT, GOOD, b'{"model": "other"}') is ModelNotAllowed
+    assert await raised(CHAT, GOOD, b'{"model": "other"' + b" " * 100 + b"}") is BodyTooLarge
+
+
+async def test_an_endpoint_without_a_body_has_only_the_stages_that_it_needs() -> None:
+    made = services(catalogue=CATALOGUE)
+    assert [stage is not None for stage in inner(configs(), CHAT, made)] == [True, True, True]
+    assert [stage is not None for stage in inner(configs(), MODEL, made)] == [True, False, True]
+    assert [stage is not None for stage in inner(configs(), MODELS, made)] == [True, False, False]
+
+
+@pytest.mark.parametrize("row", [CHAT, MODEL, MODELS], ids=lambda row: row.operation)
+async def test_no_endpoint_is_open_to_everybody(row: Any) -> None:
+    assert await raised(row, [], path_params={"id": "mistral-x"}) is InvalidApiKey
+
+
+def around(app: ASGIApp, log: Log | None = None, **options: Any) -> ASGIApp:
+    return fold(outer(configs(**options), services(log, CATALOGUE)), app)
+
+
+HOST: Headers = [(b"host", b"localhost:8080")]
+
+
+async def test_an_unknown_host_reaches_no_route_and_is_logged_with_what_it_was_told() -> None:
+    async def no_route(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError
+
+    log = Log()
+    answer = await call(around(no_route, log), headers=[(b"host", b"evil.example")])
+    assert answer.status == HostNotAllowed.status
+    assert answer.header("x-request-id")
+    [(level, event, fields)] = log.lines
+    assert (level, event, fields["status_code"], fields["error_code"]) == (
+        "warning",
+        "request",
+        421,
+        "host_not_allowed",
+    )
+
+
+async def test_whatever_is_raised_becomes_an_answer_and_a_line() -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        Exchange.of(scope).upstream = "mistral/x"
+        raise RuntimeError("sk-secret in the text")
+
+    log = Log()
+    answer = await call(around(broken, log), headers=HOST)
+    assert (answer.status, json.loads(answer.body)["error"]["code"]) == (500, "internal_error")
+    assert answer.header("x-proxy-upstream") == "mistral/x"
+    assert b"secret" not in answer.body
+    assert [(level, event) for level, event, _ in log.lines] == [("error", "unexpected"), ("error", "request")]
+    assert "secret" not in str(log.lines)
+
+
+async def test_other_scopes_pass_all_of_them() -> None:
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["type"])
+
+    async def nothing(*_: Any) -> Any:
+        raise AssertionError
+
+    await around(app)({"type": "lifespan"}, nothing, nothing)
+    assert seen == ["lifespan"]
+
+
+def test_fold_puts_the_first_stage_outermost_and_leaves_out_what_is_none() -> None:
+    def stage(name: str) -> Any:
+        return lambda app: f"{name}({app})"
+
+    assert fold((stage("a"), None, stage("b")), "end") == "a(b(end))"  # type: ignore[arg-type, comparison-overlap]
