@@ -40,7 +40,7 @@ def until_too_long(*chunks: bytes, limit: int) -> list[bytes]:
     """The events before the one that is refused."""
     splitter = sse.Splitter(limit)
     events: list[bytes] = []
-    with pytest.raises(sse.TooLong):  # noqa: PT012
+    with pytest.raises(sse.TooLong):
         for chunk in chunks:
             # One by one: what came before the error is to be there.
             for event in splitter.feed(chunk):
