@@ -73,6 +73,7 @@ def simulate(host: str, port: int) -> None:
 @click.option("--config", type=click.Path(path_type=Path), help="The configuration; default ./proxy.yaml.")
 def check(config: Path | None) -> None:
     """Validate a configuration: exit 0, or 1 with every error as `file:line: path: what is wrong`."""
+    from proxy import serve as serving
     from proxy.settings.load import SettingsError, load
 
     file = config or DEFAULT_CONFIG
@@ -80,6 +81,9 @@ def check(config: Path | None) -> None:
         settings = load(file, os.environ)
     except SettingsError as error:
         click.echo("\n".join(str(problem) for problem in error.problems))
+        sys.exit(WRONG)
+    if exposed := serving.exposure(settings):
+        click.echo(f"{file}: server.host: {exposed}")
         sys.exit(WRONG)
     click.echo(f"{file}: ok, {len(settings.teams)} team(s)")
 

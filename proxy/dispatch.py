@@ -115,7 +115,7 @@ class Responder:
             else:
                 answer = await self._read(body)
         self.exchange.usage = answer.get("usage")
-        await _send_json(send, answer)
+        await _send_json(send, self.dispatch.upstream.scrub(json.encode(answer)))
 
     async def stream(self, body: Json, events: EventStream, send: Send) -> None:
         relay = Relay(events, self.guard, send, self.dispatch.upstream.scrub)
@@ -124,6 +124,10 @@ class Responder:
                 await self._call(body, relay.run)
         except ProxyError as error:
             if events.done:  # the client has its whole answer; the upstream was only slow to end its own
+                return
+            last = events.end()
+            if events.done:  # nothing was missing but the end mark
+                await relay.finish(last)
                 return
             if not relay.started:
                 raise
@@ -145,7 +149,7 @@ class Responder:
     async def _read(self, body: Json | None) -> Any:
         raw = await self._call(body, lambda answer: read(answer, self.guard.heard))
         try:
-            answer = json.decode(self.dispatch.upstream.scrub(raw))
+            answer = json.decode(raw)
         except json.Malformed:
             raise UpstreamFailed("The upstream's answer was not valid JSON.") from None
         return self.dispatch.endpoint.answer(answer, self.context)
@@ -171,16 +175,21 @@ class Responder:
         self.guard.calling()
         try:
             async with upstream.call(endpoint.method, path, data, stream=self.exchange.streamed) as answer:
-                self.exchange.answer_headers = self.dispatch.provider.answer_headers(answer.header)
+                named = self.dispatch.provider.answer_headers(answer.header)
+                self.exchange.answer_headers = [(name, upstream.scrub(value)) for name, value in named]
                 if 200 <= answer.status < 300:
                     return await use(answer)
                 refused = await read(answer, self.guard.heard)
         except TransportError as error:
+            if error.kind == "pool":
+                self.exchange.attempts -= 1  # nothing was sent
             raise failure(error, upstream.timeouts) from None
-        raise self._refusal(answer, upstream.scrub(refused))
+        raise self._refusal(answer, refused)
 
     def _refusal(self, answer: Answer, body: bytes) -> ProxyError:
         error = self.dispatch.provider.refusal(answer.status, answer.header, body, self.context)
+        error.message = self.dispatch.services.redact.text(error.message)
+        error.detail = json.decode(self.dispatch.upstream.scrub(json.encode(error.detail)))
         if error.code in _ALARMS:
             self.dispatch.services.log(
                 "error", "alarm", request_id=self.exchange.request_id, code=error.code, what=_ALARMS[error.code]
@@ -195,8 +204,7 @@ def _encode(body: Json) -> bytes:
         raise InvalidJson("The body is nested too deeply.") from None
 
 
-async def _send_json(send: Send, answer: Any) -> None:
-    body = json.encode(answer)
+async def _send_json(send: Send, body: bytes) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -71,11 +71,10 @@ def _console_line(time: str, level: str, event: str, fields: dict[str, Any]) -> 
 
 
 def _shown(value: Any) -> str:
-    text = _encode(value).decode()
-    # A plain word needs no quotes; anything else keeps JSON's, so that no value can look like another field or line.
-    return (
-        value if isinstance(value, str) and text == f'"{value}"' and value.isprintable() and " " not in value else text
-    )
+    if isinstance(value, str) and value.isprintable() and not set(value) & set(' "\\='):
+        return value
+    # Anything but a plain word is quoted and escaped, so that no value can look like another field or another line.
+    return "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in _encode(value).decode())
 
 
 class FromLibraries(logging.Handler):

@@ -30,12 +30,15 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            self._decline(data[offer.args[0] :])
-        except httptools.HttpParserError:
-            self.send_400_response("")
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                data = self._declined(data[offer.args[0] :])
+            except httptools.HttpParserError:
+                self.send_400_response("")
+                return
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -49,17 +52,18 @@ class Protocol(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             super().on_message_complete()
 
-    def _decline(self, rest: bytes) -> None:
+    def _declined(self, rest: bytes) -> bytes:
+        """The request once more, without its offer, and what came after it."""
         method = self.parser.get_method()
         if method == b"CONNECT":
             self.send_400_response("")
-            return
+            return b""
         lines = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
         lines += [b"%b: %b" % header for header in self.headers if header[0] not in _OFFER]
         if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
             lines.append(b"connection: close")
         self.parser = httptools.HttpRequestParser(self)
-        self.data_received(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
+        return b"\r\n".join(lines) + b"\r\n\r\n" + rest
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
@@ -73,6 +77,10 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
+        running = self._running
+        if running is not None and running.response_started and not running.response_complete:
+            self.transport.close()  # what came behind a request under way must not be answered into its answer
+            return
         body = render(BadFraming("This is not a valid HTTP request."))
         head = (
             "HTTP/1.1 400 Bad Request\r\nconnection: close\r\n"

@@ -58,10 +58,15 @@ class Relay:
         if events.error:
             await self._pass(data)
             raise events.error
-        guard.finishing(LINGER)
+        guard.sending()
         await self._pass(data, last=True)
+        guard.finishing(LINGER)
         async for _ in chunks:
             pass
+
+    async def finish(self, data: bytes) -> None:
+        """End a stream whose answer is complete though its upstream failed to end it."""
+        await self._pass(data, last=True)
 
     async def fail(self, error: ProxyError) -> None:
         """End a stream that has begun. The SDKs raise on this frame; whoever does not look for it sees the end."""

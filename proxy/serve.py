@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import shlex
 import socket
 import sys
@@ -55,11 +56,8 @@ def plan(settings: Settings, config_file: Path | None, environ: Mapping[str, str
         raise CannotStart("Set MISTRAL_API_KEY to your Mistral key, or try the proxy without one: serve --simulate.")
     if settings.teams:
         return Plan(settings, config_file, simulate)
-    if not is_loopback(settings.server.host):
-        raise CannotStart(
-            f"Listening on {settings.server.host} needs at least one team with a key under `teams`: "
-            "without one, anybody who reaches the port could spend your Mistral key."
-        )
+    if exposed := exposure(settings):
+        raise CannotStart(exposed)
     file = local_key.path(environ)
     try:
         secret = local_key.read_or_mint(file)
@@ -69,6 +67,16 @@ def plan(settings: Settings, config_file: Path | None, environ: Mapping[str, str
         ) from None
     teams = {"local": Team(keys=[TeamKey(secret.digest(), secret)])}
     return Plan(settings.model_copy(update={"teams": teams}), config_file, simulate, (secret, file))
+
+
+def exposure(settings: Settings) -> str | None:
+    """Why these settings would let strangers in, or None."""
+    if settings.teams or is_loopback(settings.server.host):
+        return None
+    return (
+        f"Listening on {settings.server.host} needs at least one team with a key under `teams`: "
+        "without one, anybody who reaches the port could spend your Mistral key."
+    )
 
 
 def run(plan: Plan) -> None:
@@ -110,15 +118,15 @@ async def _serve(plan: Plan, listener: socket.socket) -> None:
 
 def _pointed_at(settings: Settings, url: str) -> Settings:
     mistral = settings.providers.mistral.model_copy(
-        update={"base_url": url, "api_keys": [Secret("simulated")], "transport": "aiohttp", "proxy_url": None}
+        update={"base_url": url, "api_keys": [Secret(secrets.token_hex(16))], "transport": "aiohttp", "proxy_url": None}
     )
     return settings.model_copy(update={"providers": settings.providers.model_copy(update={"mistral": mistral})})
 
 
 def _redactor(settings: Settings) -> Redactor:
     keys = [key for team in settings.teams.values() for key in team.keys]
-    secrets = [*settings.providers.mistral.api_keys, *(key.secret for key in keys if key.secret)]
-    return Redactor(data.read("redaction.yaml"), secrets, [key.digest for key in keys])
+    known = [*settings.providers.mistral.api_keys, *(key.secret for key in keys if key.secret)]
+    return Redactor(data.read("redaction.yaml"), known, [key.digest for key in keys])
 
 
 class Server(uvicorn.Server):

@@ -48,6 +48,7 @@ class ProxyError(Exception):
     status: int = 500
     type: str = "server_error"
     code: str | None = "internal_error"
+    always: tuple[tuple[bytes, bytes], ...] = ()
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class ProxyError(Exception):
         self.message = message
         self.param = param
         self.detail = detail or {}
-        self.headers: Headers = list(headers)
+        self.headers: Headers = [*self.always, *headers]
         if code is not None:
             self.code = code
 
@@ -156,12 +157,17 @@ class UpstreamFailed(ProxyError):
     status, type, code = 502, "server_error", "upstream_error"
 
 
+_SOON = ((b"retry-after", b"1"), (b"retry-after-ms", b"1000"), (b"x-should-retry", b"true"))
+
+
 class Overloaded(ProxyError):
     status, type, code = 503, "server_error", "overloaded"
+    always = _SOON
 
 
 class Draining(ProxyError):
     status, type, code = 503, "server_error", "draining"
+    always = _SOON
 
 
 class UpstreamTimeout(ProxyError):

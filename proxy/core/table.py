@@ -48,6 +48,7 @@ Rule = Callable[[Json, "Context"], None]
 """A rule across fields: changes the finished upstream body in place."""
 
 _MOST_REWRITES = 32
+_LONGEST_NAME = 80
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_.>\[\]-]{1,80}")
 
 
@@ -79,6 +80,13 @@ class Context:
         if self.strict:
             raise UnsupportedParameter(f"'{printable(path)}' is not supported: {why}.", param=printable(path))
         self.report(what, path)
+
+    def unknown(self, at: str, name: str) -> None:
+        """A field that no row names. Its name is the client's text, and could be a key in the wrong place. Looking at
+        it costs time, so only as many are looked at as are reported."""
+        if self.strict or len(self.rewrites) < _MOST_REWRITES:
+            name = self.redact(name) if len(name) <= _LONGEST_NAME else "?"
+            self.worse("drop", at + name, "no such parameter is known here")
 
 
 def printable(path: str) -> str:
@@ -130,8 +138,7 @@ class Table:
             if name in apply:
                 apply[name](value, out, context, at + name)
             else:
-                # The name is the client's text, and could be a key in the wrong place.
-                context.worse("drop", at + context.redact(name), "no such parameter is known here")
+                context.unknown(at, name)
         for rule in self.then:
             rule(out, context)
         return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from pydantic import Field
@@ -58,7 +58,7 @@ class AccessLog:
             fields = self._fields(exchange, scope)
             if self._limit and exchange.team and exchange.team.log_content:
                 fields["request_content"] = self._content(_as_text(exchange.body))
-                fields["answer_content"] = self._content(answer)
+                fields["answer_content"] = self._content(_joined(answer) if exchange.streamed else bytes(answer))
             self._log(_level(exchange, fields["endpoint"]), "request", **fields)
 
     def _fields(self, exchange: Exchange, scope: Scope) -> dict[str, Any]:
@@ -99,8 +99,7 @@ class AccessLog:
         return model if model is None or self._model(model).known else self._redacted(model)
 
     def _path(self, path: str) -> str:
-        # Redacted before it is cut, so that no part of a secret stands at the end.
-        return self._redact.text(path[:2000])[:200]
+        return self._whole(path, 2000)[:200] or "…"
 
     def _redacted(self, text: str | None) -> str | None:
         return text and self._redact.text(text)
@@ -113,10 +112,36 @@ class AccessLog:
 
         return listening
 
-    def _content(self, data: bytes | bytearray) -> str:
-        # Redacted before it is cut, so that no half of a secret stands at the end.
-        text = self._redact.text(data[: self._limit * 4 + 4096].decode(errors="replace"))
+    def _content(self, data: bytes) -> str:
+        text = self._whole(data.decode(errors="replace"), self._limit * 4 + 4096)
         return text if len(text) <= self._limit else text[: self._limit] + "…"
+
+    def _whole(self, text: str, most: int) -> str:
+        """The redacted beginning of a text. Where it is cut, the last word goes too: it could be half a secret, and
+        marks that are shorter than what they replace would move it into view."""
+        if len(text) > most:
+            text = " ".join(text[:most].split(" ")[:-1])
+        return self._redact.text(text)
+
+
+def _joined(events: bytearray) -> bytes:
+    """What the events of a stream say, put together: a secret that is spread over events is one word again."""
+    said: dict[str, str] = {}
+    for line in bytes(events).splitlines():
+        for name, text in _said(line):
+            said[name] = said.get(name, "") + text
+    return json.encode(said)
+
+
+def _said(line: bytes) -> Iterator[tuple[str, str]]:
+    try:
+        for choice in json.decode(line.removeprefix(b"data: "))["choices"]:
+            delta = choice["delta"]
+            texts = [("content", delta.get("content")), ("reasoning", delta.get("reasoning_content"))]
+            texts += [("arguments", call["function"].get("arguments")) for call in delta.get("tool_calls") or ()]
+            yield from ((f"{choice['index']}.{kind}", text) for kind, text in texts if isinstance(text, str))
+    except (json.Malformed, KeyError, TypeError, AttributeError):
+        return  # the end mark, a comment, an error frame
 
 
 def _as_text(body: json.Json | None) -> bytes:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 from collections.abc import Callable, Mapping
-from fnmatch import translate
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from proxy.core.catalogue import Pattern
 from proxy.core.config import Strict
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import InvalidApiKey
@@ -76,8 +75,8 @@ def allow_list(patterns: list[str]) -> Callable[[str], bool]:
     """Whether a model name matches one of the patterns; `*` is the only wildcard a name needs."""
     if "*" in patterns:
         return lambda model: True
-    matches = re.compile("|".join(translate(pattern) for pattern in patterns)).match
-    return lambda model: matches(model) is not None
+    listed = [Pattern(pattern) for pattern in patterns]
+    return lambda model: any(pattern.matches(model) for pattern in listed)
 
 
 class Auth:

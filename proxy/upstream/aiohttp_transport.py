@@ -148,7 +148,8 @@ class _Connection:
 
     def _on_lost(self, lost: asyncio.Future[None]) -> None:
         # aiohttp does not wake the reader of a body that turns into nonsense halfway or whose connection we close.
-        error = self._protocol.exception() or lost.exception() or ClientPayloadError()
+        why = lost.exception()  # always asked for: an error that nobody looks at is logged by asyncio
+        error = self._protocol.exception() or why or ClientPayloadError()
         if self._payload is not None and not self._payload.is_eof() and self._payload.exception() is None:
             self._payload.set_exception(error)
 

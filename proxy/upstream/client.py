@@ -67,7 +67,7 @@ def failure(error: TransportError, timeouts: Timeouts) -> ProxyError:
         text = f"No connection to the upstream within {timeouts.connect:g} seconds (timeouts.connect)."
         return UpstreamTimeout(text, detail={"timeout": "connect"})
     if error.kind == "pool":
-        return Overloaded("All connections to the upstream are in use.", headers=[(b"retry-after", b"1")])
+        return Overloaded("All connections to the upstream are in use.")
     return UpstreamFailed(_FAILED[error.kind])
 
 

@@ -128,7 +128,7 @@ def _reasoning_effort(value: Any, context: Context, path: str) -> Any:
     if value not in _EFFORTS:
         raise unsupported(path, _EFFORTS)
     accepted = context.model.efforts
-    if not context.model.known or value in accepted:
+    if value in accepted or not (accepted or context.model.known):
         return value
     if not accepted:
         return _no_effort(value, context, path)
@@ -258,7 +258,7 @@ CHAT_REQUEST = Table(
     compute("messages", messages, "roles, content parts, tool ids and their order as Mistral takes them"),
     compute("temperature", _temperature, "above 1.5 it is sent as 1.5"),
     compute("top_p", _top_p, "0 is sent as a tiny value; with temperature 0 it is sent as 1"),
-    keep("n", integer(1)),
+    keep("n", integer(1, 128)),
     rename("max_completion_tokens", "max_tokens", integer(0)),
     compute("max_tokens", _unless("max_completion_tokens", integer(0))),
     compute("seed", _seed, "a negative seed is taken modulo 2^31", to="random_seed"),

@@ -31,7 +31,9 @@ def _list(answer: Any, context: Context) -> Json:
 
 
 def _aliases(rows: Mapping[str, Json], aliases: Mapping[str, str]) -> list[Json]:
-    return [rows[target] | {"id": alias} for alias, target in aliases.items() if target in rows and alias not in rows]
+    """A row for each alias that is a name, not a pattern."""
+    named = {alias: target for alias, target in aliases.items() if "*" not in alias and alias not in rows}
+    return [rows[target] | {"id": alias} for alias, target in named.items() if target in rows]
 
 
 def _one(answer: Any, context: Context) -> Json:

@@ -75,6 +75,7 @@ class ChatStream:
         self.usage: Json | None = None
         self._context = context
         self._include_usage = bool(context.notes.get("include_usage"))
+        self._expected = max(1, context.asked.get("n") or 1)
         self._splitter = sse.Splitter()
         self._first = True
         self._choices: dict[int, _Choice] = {}
@@ -156,7 +157,7 @@ class ChatStream:
         return self._usage_event(sse.line_end(event)) + event
 
     def _complete(self) -> bool:
-        return bool(self._choices) and all(choice.finished for choice in self._choices.values())
+        return len(self._choices) >= self._expected and all(choice.finished for choice in self._choices.values())
 
     def _choice(self, index: int) -> _Choice:
         if index not in self._choices:
