@@ -188,8 +188,9 @@ class Responder:
 
     def _refusal(self, answer: Answer, body: bytes) -> ProxyError:
         error = self.dispatch.provider.refusal(answer.status, answer.header, body, self.context)
-        error.message = self.dispatch.services.redact.text(error.message)
-        error.detail = json.decode(self.dispatch.upstream.scrub(json.encode(error.detail)))
+        scrub = self.dispatch.upstream.scrub
+        error.message = scrub(error.message.encode()).decode()
+        error.detail = json.decode(scrub(json.encode(error.detail)))
         if error.code in _ALARMS:
             self.dispatch.services.log(
                 "error", "alarm", request_id=self.exchange.request_id, code=error.code, what=_ALARMS[error.code]

@@ -244,3 +244,26 @@ async def test_a_client_that_takes_its_time_is_not_the_upstreams_silence(monkeyp
     with pytest.raises(UpstreamTimeout) as caught:
         await task
     assert caught.value.detail == {"timeout": "idle"}
+
+
+async def test_the_last_bytes_have_as_long_as_the_client_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the upstream is hurried once the answer is whole."""
+    clock, may_go_on, client = Clock(monkeypatch), asyncio.Event(), Client()
+
+    async def slow(message: Message) -> None:
+        await may_go_on.wait()
+        await client.send(message)
+
+    timeouts = Timeouts.model_construct(connect=9.0, first_byte=10.0, idle=10.0, total=100.0)
+    guard = Guard(never, timeouts, set())
+
+    async def run() -> None:
+        async with guard:
+            await Relay(Events(), guard, slow, unchanged).run(Upstream(b"a."))
+
+    task = asyncio.create_task(run())
+    await settle()
+    await clock.advance(50)
+    may_go_on.set()
+    await task
+    assert client.bodies == [(b"A.", False)]

@@ -49,6 +49,7 @@ Rule = Callable[[Json, "Context"], None]
 
 _MOST_REWRITES = 32
 _LONGEST_NAME = 80
+_LONGEST_TOLD = 120
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_.>\[\]-]{1,80}")
 
 
@@ -82,16 +83,19 @@ class Context:
         self.report(what, path)
 
     def unknown(self, at: str, name: str) -> None:
-        """A field that no row names. Its name is the client's text, and could be a key in the wrong place. Looking at
-        it costs time, so only as many are looked at as are reported."""
-        if self.strict or len(self.rewrites) < _MOST_REWRITES:
-            name = self.redact(name) if len(name) <= _LONGEST_NAME else "?"
-            self.worse("drop", at + name, "no such parameter is known here")
+        """A field that no row names. Its name is the client's text, as long as it likes, and could be a key in the
+        wrong place: what is reported is redacted, which costs time, so no more is looked at than is told.
+        """
+        if self.strict:
+            self.worse("drop", at + name[:_LONGEST_TOLD], "no such parameter is known here")
+        if len(self.rewrites) < _MOST_REWRITES:
+            self.report("drop", at + (self.redact(name) if len(name) <= _LONGEST_NAME else "?"))
 
 
 def printable(path: str) -> str:
     """A field path fit for an error message or a header: ASCII, one line, at most 120 characters."""
-    return path.encode("ascii", "backslashreplace").decode()[:120].replace("\n", "\\n").replace("\r", "\\r")
+    text = path[:_LONGEST_TOLD].encode("ascii", "backslashreplace").decode()
+    return text.replace("\n", "\\n").replace("\r", "\\r")[:_LONGEST_TOLD]
 
 
 @dataclass(frozen=True, slots=True)

@@ -262,6 +262,19 @@ def test_a_strange_name_is_printable_in_the_error(name):
     assert len(error.param) <= 120
 
 
+def test_no_more_unknown_names_are_looked_at_than_are_told():
+    looked: list[str] = []
+
+    def redact(name: str) -> str:
+        looked.append(name)
+        return name
+
+    given = Context(model=Model("m"), asked={}, redact=redact)
+    Table().translate({"x" * 10_000_000: 1, **{f"field{number_}": 1 for number_ in range(10_000)}}, given)
+    assert len(looked) == 31
+    assert list(given.rewrites)[:2] == ["drop:?", "drop:field0"]
+
+
 # Checks.
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import psutil
@@ -9,9 +10,10 @@ import pytest
 
 from tests.conftest import TEAM_KEY, Proxy
 from tests.e2e.conftest import Stage
-from tests.e2e.wire import CHAT, ask, connect, request, soon
+from tests.e2e.upstream import STREAM, event
+from tests.e2e.wire import CHAT, ask, chat, connect, request, soon
 from tests.programs import Program
-from tests.upstream.scripted import Peer, Received, answer
+from tests.upstream.scripted import Peer, Received, answer, chunk
 
 MODELS = "/v1/models"
 
@@ -191,3 +193,27 @@ async def test_head_is_get_without_a_body(proxy: Proxy) -> None:
             assert (answered.status, answered.header("content-type")) == (200, "application/json")
             await client.send(request())
             assert (await client.head()).status == 200
+
+
+async def test_a_thousand_offers_to_upgrade_in_one_segment(proxy: Proxy) -> None:
+    offer = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
+    async with connect(proxy.url) as client:
+        await client.send(offer * 1000)
+        for _ in range(1000):
+            assert (await client.answer()).status == 200
+
+
+async def test_nothing_is_written_into_an_answer_under_way(stage: Stage) -> None:
+    go_on = asyncio.Event()
+
+    async def script(peer: Peer, received: Received) -> None:
+        await peer.send(STREAM + chunk(event("Hello")))
+        await go_on.wait()
+
+    async with stage.upstream(script), connect(stage.url) as client:
+        await client.send(chat("x", stream=True))
+        assert (await client.head()).status == 200
+        assert await client.chunk() == event("Hello")
+        await client.send(b"garbage\r\n\r\n")
+        assert b"400" not in await client.end()
+        go_on.set()

@@ -8,6 +8,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from proxy import data
+from proxy.core import json
 from proxy.core.catalogue import Catalogue
 from proxy.core.errors import BadRequest, UpstreamFailed
 from proxy.core.exchange import Exchange, Team
@@ -149,3 +150,29 @@ async def test_truncated_content_never_ends_in_half_a_secret() -> None:
         _, fields = await line(answering, with_content(True), content="truncated", content_max_chars=length)
         assert "sk-team" not in fields["request_content"] + fields["answer_content"]
         assert len(fields["request_content"]) <= length + 1
+
+
+async def test_a_secret_spread_over_the_events_of_a_stream_is_found() -> None:
+    async def streaming(scope: Scope, receive: Receive, send: Send) -> None:
+        Exchange.of(scope).streamed = True
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for piece in [*KEY.reveal(), " and more"]:
+            chunk = {"choices": [{"index": 0, "delta": {"content": piece}}]}
+            event = b"data: %b\n\n" % json.encode(chunk)
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    _, fields = await line(streaming, with_content(True), content="full")
+    assert fields["answer_content"] == '{"0.content":"*** and more"}'
+
+
+async def test_a_mark_that_is_shorter_than_its_find_moves_no_half_secret_into_view() -> None:
+    for length in range(4700, 4900, 7):
+        found = with_content(True)
+        found.body = {"x": "password=" + "x" * length + " " + KEY.reveal()}
+        _, fields = await line(answering, found, content="truncated", content_max_chars=200)
+        assert "sk-te" not in fields["request_content"]
+    for length in range(1900, 2000):
+        found = exchange(status=404)
+        found.path = "/password=" + "x" * length + ";" + KEY.reveal()
+        assert "sk-te" not in (await line(found=found, route=None))[1]["endpoint"]

@@ -91,3 +91,7 @@ async def test_without_a_list_everything_is_allowed() -> None:
 def test_a_key_is_never_written_out(bad: str) -> None:
     with pytest.raises(ValidationError):
         auth.Team(keys=[bad])  # type: ignore[list-item]
+
+
+def test_only_the_star_is_special() -> None:
+    assert not auth.allow_list(["mistral-smal[l]-*", "mistral-smal?"])("mistral-small")

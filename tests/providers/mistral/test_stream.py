@@ -778,3 +778,12 @@ def test_the_sdk_raises_on_the_error_frame():
     assert caught.value.code == "upstream_error"
     body: Any = caught.value.body
     assert body["upstream"] == {"provider": "mistral", "status": 500, "code": "3000"}
+
+
+@pytest.mark.parametrize("end", [DONE, b""])
+def test_a_choice_that_never_came_is_missing(end):
+    events = ChatStream(Context(model=Model("m"), asked={"n": 2}))
+    events.feed(event(choice({"content": "a"}, 0, "stop"), usage=USAGE) + end)
+    events.end()
+    assert events.error is not None
+    assert not events.done
