@@ -21,9 +21,9 @@ What each endpoint does with each field of a request. This page is written from 
 *keep*: sent as it is, after its type and range are checked. *rename*, *values*, *inside*, *compute*: sent in Mistral's
 form. *drop*: left out, with no effect on the answer. *drop (strict: refuse)*: left out, which may change the answer, so
 strict mode refuses it. *refuse*: 400 that names the field. A field that is not listed is left out (strict: refused).
-What is dropped, renamed, given another value or repaired is named in the answer's header `x-proxy-rewrites`; what is the
-same request in Mistral's form (`functions` as `tools`, a file as a document, a missing `parameters` filled in) is not. A
-field whose value is `null` counts as absent.
+What is dropped, renamed, given another value or repaired is named in the answer's header `x-proxy-rewrites`; what is
+the same request in Mistral's form (`functions` as `tools`, a file as a document, a missing `parameters` filled in) is
+not. A field whose value is `null` counts as absent.
 
 """
 
