@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,14 @@ from typing import Any
 import httpx2
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import settings
 
 from tests.programs import Program
+
+# No test judges speed. (Under CI hypothesis has such a profile of its own, and draws the same examples each time.)
+settings.register_profile("no deadline", deadline=None)
+if not os.environ.get("CI"):
+    settings.load_profile("no deadline")
 
 TEAM_KEY = "sk-test-team-key-0123456789abcdef"
 OTHER_KEY = "sk-test-other-key-0123456789abcdef"
