@@ -16,6 +16,9 @@ from proxy.core.services import Middleware, Services
 _MOST_CONTENT = 100_000
 """Characters of one prompt or answer that are ever logged: redaction takes about 20 ms for so many."""
 
+_MOST_CAPTURED = 1 << 20
+"""Bytes of an answer that are kept for the log; an event has many more of them than characters that it says."""
+
 
 class Config(Strict):
     """`logging` of proxy.yaml. `content` is how prompts and answers of teams with `log_content: true` are logged."""
@@ -58,7 +61,8 @@ class AccessLog:
             fields = self._fields(exchange, scope)
             if self._limit and exchange.team and exchange.team.log_content:
                 fields["request_content"] = self._content(_as_text(exchange.body))
-                fields["answer_content"] = self._content(_joined(answer) if exchange.streamed else bytes(answer))
+                cut = len(answer) >= _MOST_CAPTURED or exchange.client_gone or exchange.error is not None
+                fields["answer_content"] = self._content(_joined(answer, cut) if exchange.streamed else bytes(answer))
             self._log(_level(exchange, fields["endpoint"]), "request", **fields)
 
     def _fields(self, exchange: Exchange, scope: Scope) -> dict[str, Any]:
@@ -106,7 +110,7 @@ class AccessLog:
 
     def _listening(self, exchange: Exchange, send: Send, answer: bytearray) -> Callable[[Message], Any]:
         async def listening(message: Message) -> None:
-            if exchange.team and exchange.team.log_content and len(answer) < self._limit * 4:
+            if exchange.team and exchange.team.log_content and len(answer) < _MOST_CAPTURED:
                 answer.extend(message.get("body", b""))
             await send(message)
 
@@ -124,13 +128,14 @@ class AccessLog:
         return self._redact.text(text)
 
 
-def _joined(events: bytearray) -> bytes:
-    """What the events of a stream say, put together: a secret that is spread over events is one word again."""
+def _joined(events: bytearray, cut: bool) -> bytes:
+    """What the events of a stream say, put together: a secret that is spread over events is one word again. Of a stream
+    that was not seen to its end the last word is left out: it could be the first half of one."""
     said: dict[str, str] = {}
     for line in bytes(events).splitlines():
         for name, text in _said(line):
             said[name] = said.get(name, "") + text
-    return json.encode(said)
+    return json.encode({name: text.rpartition(" ")[0] for name, text in said.items()} if cut else said)
 
 
 def _said(line: bytes) -> Iterator[tuple[str, str]]:

@@ -166,6 +166,24 @@ async def test_a_secret_spread_over_the_events_of_a_stream_is_found() -> None:
     assert fields["answer_content"] == '{"0.content":"*** and more"}'
 
 
+@pytest.mark.parametrize("most", [1, 300, 1000])
+async def test_a_stream_that_is_not_seen_to_its_end_shows_no_half_secret(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_log, "_MOST_CAPTURED", most)
+    for error in (None, UpstreamFailed("cut")):
+
+        async def breaking(scope: Scope, receive: Receive, send: Send, error: UpstreamFailed | None = error) -> None:
+            Exchange.of(scope).streamed, Exchange.of(scope).error = True, error
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for piece in ["so ", *KEY.reveal()[:-1]]:
+                event = b"data: %b\n\n" % json.encode({"choices": [{"index": 0, "delta": {"content": piece}}]})
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+
+        _, fields = await line(breaking, with_content(True), content="full")
+        assert fields["answer_content"] == '{"0.content":"so"}'
+
+
 async def test_a_mark_that_is_shorter_than_its_find_moves_no_half_secret_into_view() -> None:
     for length in range(4700, 4900, 7):
         found = with_content(True)
