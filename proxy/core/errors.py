@@ -4,6 +4,11 @@
     ├── BadRequest                  400  invalid_request_error  invalid_value
     │   ├── BadFraming                                          bad_framing
     │   ├── InvalidJson                                         invalid_json
+    │   ├── InvalidEncoding                                     invalid_encoding
+    │   ├── JsonTooDeep                                         json_too_deep
+    │   ├── JsonTooLarge                                        json_too_large
+    │   ├── DuplicateKey                                        duplicate_key
+    │   ├── NumberOutOfRange                                    number_out_of_range
     │   ├── InvalidType                                         invalid_type
     │   ├── UnsupportedParameter                                unsupported_parameter
     │   ├── UnsupportedValue                                    unsupported_value
@@ -14,9 +19,12 @@
     │   ├── UnsupportedEndpoint                                 unsupported_endpoint
     │   └── ModelNotFound                                       model_not_found
     ├── MethodNotAllowed            405  invalid_request_error  method_not_allowed
+    ├── RequestTimeout              408  invalid_request_error  request_timeout
     ├── BodyTooLarge                413  invalid_request_error  body_too_large
+    ├── UriTooLong                  414  invalid_request_error  uri_too_long
     ├── UnsupportedMediaType        415  invalid_request_error  unsupported_media_type
     ├── HostNotAllowed              421  invalid_request_error  host_not_allowed
+    ├── HeadersTooLarge             431  invalid_request_error  headers_too_large
     ├── UpstreamRefusal             as the provider's error table says
     ├── UpstreamFailed              502  server_error           upstream_error
     ├── Overloaded                  503  server_error           overloaded
@@ -80,6 +88,26 @@ class InvalidJson(BadRequest):
     code = "invalid_json"
 
 
+class InvalidEncoding(BadRequest):
+    code = "invalid_encoding"
+
+
+class JsonTooDeep(BadRequest):
+    code = "json_too_deep"
+
+
+class JsonTooLarge(BadRequest):
+    code = "json_too_large"
+
+
+class DuplicateKey(BadRequest):
+    code = "duplicate_key"
+
+
+class NumberOutOfRange(BadRequest):
+    code = "number_out_of_range"
+
+
 class InvalidType(BadRequest):
     code = "invalid_type"
 
@@ -120,8 +148,16 @@ class MethodNotAllowed(ProxyError):
     status, type, code = 405, "invalid_request_error", "method_not_allowed"
 
 
+class RequestTimeout(ProxyError):
+    status, type, code = 408, "invalid_request_error", "request_timeout"
+
+
 class BodyTooLarge(ProxyError):
     status, type, code = 413, "invalid_request_error", "body_too_large"
+
+
+class UriTooLong(ProxyError):
+    status, type, code = 414, "invalid_request_error", "uri_too_long"
 
 
 class UnsupportedMediaType(ProxyError):
@@ -130,6 +166,10 @@ class UnsupportedMediaType(ProxyError):
 
 class HostNotAllowed(ProxyError):
     status, type, code = 421, "invalid_request_error", "host_not_allowed"
+
+
+class HeadersTooLarge(ProxyError):
+    status, type, code = 431, "invalid_request_error", "headers_too_large"
 
 
 class UpstreamRefusal(ProxyError):
