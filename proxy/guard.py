@@ -3,18 +3,25 @@
 Three facts of ASGI make this one class. A server reports the client's leaving only to whoever is in `receive()`;
 sending to a client that has left succeeds without waiting; a handler runs on unless somebody stops it. So while a Guard
 is entered, a watcher stands in `receive()` and one timer looks at the deadlines; either cancels the task, and leaving
-the block turns that cancellation into the error that says why.
+the block turns that cancellation into the error that says why. The same timer sees when a client has been sent nothing
+for long, and tells whoever asked.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
 from starlette.types import Receive
 
 from proxy.core.errors import ClientGone, Draining, ProxyError, UpstreamTimeout
+from proxy.core.services import Drainable
+
+SILENCE = 15.0
+"""Seconds in which a client is sent nothing, after which `on_silence` is called: what stands between the proxy and a
+client may close a connection that is idle for long."""
 
 
 class Deadlines(Protocol):
@@ -31,14 +38,18 @@ class Deadlines(Protocol):
 class Guard:
     """`async with Guard(receive, deadlines):` runs its block under watch; call `heard()` at every byte of the upstream.
 
+    `on_silence`, if one is set, is called after every SILENCE seconds without a `sent()`, but never between `sending()`
+    and `sent()`.
+
     Raises ClientGone, UpstreamTimeout or Draining in place of the cancellation it caused; any other one passes.
     """
 
-    def __init__(self, receive: Receive, deadlines: Deadlines, group: set[Guard]) -> None:
+    def __init__(self, receive: Receive, deadlines: Deadlines, group: set[Drainable]) -> None:
         self._receive = receive
         self._deadlines = deadlines
         self._group = group
         self._reason: ProxyError | ClientGone | None = None
+        self.on_silence: Callable[[], object] | None = None
 
     async def __aenter__(self) -> Guard:
         self._loop = loop = asyncio.get_running_loop()
@@ -49,8 +60,9 @@ class Guard:
         now = loop.time()
         self._phase, self._wait, self._last = "first_byte", self._deadlines.first_byte, now
         self._paused = False
+        self._sent = now
         self._end = now + self._deadlines.total
-        self._timer = loop.call_at(min(now + self._wait, self._end), self._check)
+        self._timer = loop.call_at(self._due(), self._check)
         self._watcher: asyncio.Task[None] | None = loop.create_task(self._watch())
         self._group.add(self)
         return self
@@ -71,24 +83,34 @@ class Guard:
     def finishing(self, seconds: float) -> None:
         """The client has its whole answer; what the upstream still sends gets this long to end."""
         self.release_client()
+        self.on_silence = None
         self._end = self._loop.time() + seconds
         self._timer.cancel()
         self._check()
 
     def sending(self) -> None:
-        """The client is being sent something, and may take its time: until `heard`, the upstream's silence is not
-        its fault."""
+        """The client is being sent something, and may take its time: until `sent`, the upstream's silence is not its
+        fault."""
         self._paused = True
 
-    def heard(self) -> None:
-        """The upstream has sent something, or may again: from now on the idle deadline counts."""
+    def sent(self) -> None:
+        """The client has taken it. The upstream has been heard, and has its whole time again."""
         self._paused = False
+        self._last = self._sent = self._loop.time()
+        if self._phase == "first_byte":
+            self._go_on()
+
+    def heard(self) -> None:
+        """The upstream has sent something: from now on the idle deadline counts."""
         self._last = self._loop.time()
         if self._phase == "first_byte":
-            self._phase, self._wait = "idle", self._deadlines.idle
-            if self._wait < self._deadlines.first_byte:
-                self._timer.cancel()
-                self._check()
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._phase, self._wait = "idle", self._deadlines.idle
+        if self._wait < self._deadlines.first_byte:
+            self._timer.cancel()
+            self._check()
 
     def release_client(self) -> None:
         """The client's leaving no longer matters."""
@@ -110,14 +132,20 @@ class Guard:
         # One timer serves all deadlines: it looks when the last byte came and sets itself anew. A byte costs none.
         now = self._loop.time()
         if self._paused:
-            self._last = now
-        due = min(self._last + self._wait, self._end)
-        if now < due:
-            self._timer = self._loop.call_at(due, self._check)
-        elif now >= self._end:
+            self._last = self._sent = now
+        if now >= self._end:
             self._interrupt(_late("total", self._deadlines.total))
-        else:
+        elif now >= self._last + self._wait:
             self._interrupt(_late(self._phase, self._wait))
+        else:
+            if now >= self._sent + SILENCE:
+                self._sent = now
+                if self.on_silence:
+                    self.on_silence()
+            self._timer = self._loop.call_at(self._due(), self._check)
+
+    def _due(self) -> float:
+        return min(self._last + self._wait, self._end, self._sent + SILENCE)
 
     def _interrupt(self, reason: ProxyError | ClientGone) -> None:
         if self._reason is None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from asyncio import sleep
-from collections.abc import Callable
+from asyncio import Task, ensure_future, sleep
+from collections.abc import AsyncIterator, Callable
 
-from starlette.types import Send
+from starlette.types import Message, Send
 
 from proxy.core.endpoint import EventStream
 from proxy.core.errors import ProxyError, UpstreamFailed, render
@@ -18,41 +18,76 @@ LINGER = 1.0
 CHUNKS_A_TURN = 8
 """Chunks that one stream may pass on before the others get their turn, should it never have to wait."""
 
+KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment, which readers skip, for a client that has been sent nothing for long (guard.SILENCE)."""
+
 _START = {
     "type": "http.response.start",
     "status": 200,
     "headers": [
         (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache"),
+        (b"cache-control", b"no-cache, no-transform"),  # nobody in between may store, compress or rewrite it
         (b"x-accel-buffering", b"no"),  # nginx would hold events back
     ],
 }
 
 
 class Relay:
-    """Nothing is sent before the first event is there: until then an error is still an ordinary error answer."""
+    """Nothing is sent before the first event is there: until then an error is still an ordinary error answer.
+
+    Only whole events are sent, so that a secret in one is never cut in two, and a comment may go between any two.
+    """
 
     def __init__(self, events: EventStream, guard: Guard, send: Send, scrub: Callable[[bytes], bytes]) -> None:
         self._events = events
         self._guard = guard
         self._send = send
-        self._scrub = scrub  # events come whole, so a secret in one is never cut in two
-        self.started = False
+        self._scrub = scrub
+        self._begun = False
+        self._unsent = b""
+        self._comment: Task[None] | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether the client has, or will have, a part of the answer: then what goes wrong is an error frame."""
+        return self._begun or bool(self._unsent)
 
     async def run(self, answer: Answer) -> None:
-        """Pass the answer on until its terminal event. Raises ProxyError when it never comes."""
-        if not (answer.header("content-type") or "").startswith("text/event-stream"):
+        """Pass the answer on until its terminal event. Raises ProxyError when it never comes, and also when more comes
+        behind it: then the client has its whole answer, but the connection is not to be used again."""
+        if not (answer.header("content-type") or "").lower().startswith("text/event-stream"):
             raise UpstreamFailed("The upstream answered a request for a stream with something else.")
-        events, guard = self._events, self._guard
-        chunks, passed = answer.chunks(), 0
+        chunks = answer.chunks()
+        try:
+            await self._pass_all(chunks)
+        finally:
+            if self._comment:
+                self._comment.cancel()
+                self._comment = None
+        self._guard.finishing(LINGER)
+        if self._events.surplus or await anext(chunks, b"") != b"":
+            raise UpstreamFailed("The upstream went on after the end of its answer.")
+
+    async def finish(self, data: bytes) -> None:
+        """End a stream whose answer is complete though its upstream failed to end it."""
+        await self._pass(data, last=True)
+
+    async def fail(self, error: ProxyError) -> None:
+        """End a stream that has begun. The SDKs raise on this frame; whoever does not look for it sees the end."""
+        await self._pass(b"%bdata: %b\n\ndata: [DONE]\n\n" % (self._unsent, render(error)), last=True)
+
+    async def _pass_all(self, chunks: AsyncIterator[bytes]) -> None:
+        events, guard, passed = self._events, self._guard, 0
         async for chunk in chunks:
-            guard.heard()
             data = events.feed(chunk)
             if events.error or events.done:
                 break
-            guard.sending()
-            await self._pass(data)
-            guard.heard()
+            if data:
+                guard.sending()
+                await self._pass(data)
+                guard.sent()
+            else:
+                guard.heard()
             # A server's send() need not suspend, and neither need a chunk that is already there: without this, one fast
             # stream could keep every other client of the worker waiting. A turn of the loop is dear: not each time.
             passed += 1
@@ -61,25 +96,23 @@ class Relay:
         else:
             data = events.end()
         if events.error:
-            await self._pass(data)
+            # What came before it is sent with the error, when the upstream's connection is no longer held.
+            self._unsent = data
             raise events.error
         guard.sending()
         await self._pass(data, last=True)
-        guard.finishing(LINGER)
-        async for _ in chunks:
-            pass
-
-    async def finish(self, data: bytes) -> None:
-        """End a stream whose answer is complete though its upstream failed to end it."""
-        await self._pass(data, last=True)
-
-    async def fail(self, error: ProxyError) -> None:
-        """End a stream that has begun. The SDKs raise on this frame; whoever does not look for it sees the end."""
-        await self._pass(b"data: %b\n\ndata: [DONE]\n\n" % render(error), last=True)
 
     async def _pass(self, data: bytes, *, last: bool = False) -> None:
-        if not self.started and (data or last):
-            self.started = True
+        if not self._begun:
+            self._begun = True
             await self._send(dict(_START))
-        if data or last:
-            await self._send({"type": "http.response.body", "body": self._scrub(data), "more_body": not last})
+            self._guard.on_silence = self._keep_alive
+        if self._comment:
+            await self._comment
+            self._comment = None
+        await self._send({"type": "http.response.body", "body": self._scrub(data), "more_body": not last})
+
+    def _keep_alive(self) -> None:
+        if self._comment is None or self._comment.done():  # else the client does not read
+            message: Message = {"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True}
+            self._comment = ensure_future(self._send(message))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from proxy.core.errors import ClientGone, Draining, UpstreamTimeout
-from proxy.guard import Guard
+from proxy.core.services import Drainable
+from proxy.guard import SILENCE, Guard
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ async def forever(guard: Guard) -> None:
 
 
 async def test_the_client_leaving_ends_the_block() -> None:
-    client, group = Client(), set[Guard]()
+    client, group = Client(), set[Drainable]()
     task = asyncio.create_task(forever(Guard(client.receive, Deadlines(), group)))
     await settle()
     assert client.waiting == 1
@@ -165,12 +166,56 @@ async def test_a_client_that_reads_slowly_is_not_the_upstreams_silence(monkeypat
     guard.sending()
     await clock.advance(25)
     assert not task.done()
-    guard.heard()
+    guard.sent()
     await clock.advance(9)
     assert not task.done()
     guard.sending()
     await clock.advance(26)
     with pytest.raises(UpstreamTimeout, match="total"):
+        await task
+
+
+async def test_a_client_that_is_sent_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, guard, noticed = Clock(monkeypatch), Guard(stays, Deadlines(first_byte=99, idle=99, total=999), set()), 0
+
+    def notice() -> None:
+        nonlocal noticed
+        noticed += 1
+
+    task = asyncio.create_task(forever(guard))
+    await settle()
+    await clock.advance(SILENCE)  # nobody has asked yet
+    guard.on_silence = notice
+    await clock.advance(SILENCE - 1)
+    assert noticed == 0
+    await clock.advance(1)
+    assert noticed == 1
+    guard.heard()  # that the upstream speaks does not help the client
+    await clock.advance(SILENCE)
+    assert noticed == 2
+    await clock.advance(1)
+    guard.sending()
+    guard.sent()
+    await clock.advance(SILENCE - 1)
+    assert noticed == 2
+    guard.sending()
+    await clock.advance(SILENCE)
+    await clock.advance(SILENCE)
+    assert noticed == 2
+    guard.sent()
+    guard.finishing(3 * SILENCE)
+    await clock.advance(SILENCE)
+    assert noticed == 2
+    task.cancel()
+
+
+async def test_at_a_deadline_it_is_the_deadline_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, guard = Clock(monkeypatch), Guard(stays, Deadlines(first_byte=SILENCE), set())
+    guard.on_silence = lambda: pytest.fail("a comment before the error")
+    task = asyncio.create_task(forever(guard))
+    await settle()
+    await clock.advance(SILENCE)
+    with pytest.raises(UpstreamTimeout):
         await task
 
 
@@ -204,7 +249,7 @@ async def test_a_foreign_cancellation_wins_over_the_guards_own() -> None:
 
 
 async def test_an_error_of_the_block_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, client, group = Clock(monkeypatch), Client(), set[Guard]()
+    clock, client, group = Clock(monkeypatch), Client(), set[Drainable]()
     with pytest.raises(ZeroDivisionError):
         async with Guard(client.receive, Deadlines(), group):
             await settle()

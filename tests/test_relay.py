@@ -12,19 +12,20 @@ from starlette.types import Message
 
 from proxy.core.errors import Draining, ProxyError, UpstreamFailed, UpstreamTimeout
 from proxy.core.json import Json
-from proxy.guard import Guard
-from proxy.relay import CHUNKS_A_TURN, Relay
+from proxy.guard import SILENCE, Guard
+from proxy.relay import CHUNKS_A_TURN, KEEP_ALIVE, Relay
 from proxy.upstream.config import Timeouts
 from proxy.upstream.transport import TransportError
 from tests.test_guard import Clock, settle
 
 
 class Events:
-    """A stream of lower-case letters in upper case: `.` is its terminal event, `!` an error, `_` is held back."""
+    """A stream of lower-case letters in upper case: `.` is its terminal event, `!` an error, `_` is held back. What
+    comes behind the terminal event is surplus."""
 
     def __init__(self, complete: bool = False) -> None:
         self.error: ProxyError | None = None
-        self.done = False
+        self.done = self.surplus = False
         self.usage: Json | None = None
         self._complete = complete
 
@@ -33,8 +34,9 @@ class Events:
         if mark:
             self.error = UpstreamFailed("it says so")
             return before.replace(b"_", b"").upper()
-        self.done = b"." in chunk
-        return chunk.replace(b"_", b"").upper()
+        before, end, rest = chunk.partition(b".")
+        self.done, self.surplus = bool(end), bool(rest)
+        return (before + end).replace(b"_", b"").upper()
 
     def end(self) -> bytes:
         if not self._complete:
@@ -125,12 +127,30 @@ async def test_nothing_of_one_stream_is_left_in_the_next() -> None:
     assert b"x-first" not in dict(second.start["headers"])
 
 
-async def test_the_rest_of_the_upstreams_answer_is_read_and_thrown_away() -> None:
+async def test_the_upstreams_answer_is_read_to_its_end() -> None:
     """So that its connection can serve again."""
-    upstream = Upstream(b"a.", b"more", b"and more")
-    client, _, _ = await relay(upstream)
+    ended = False
+
+    async def end() -> None:
+        nonlocal ended
+        ended = True
+
+    client, _, error = await relay(Upstream(b"a.", end))
     assert client.bodies == [(b"A.", False)]
-    assert upstream.taken == [b"a.", b"more", b"and more"]
+    assert error is None
+    assert ended
+
+
+@pytest.mark.parametrize(
+    ("chunks", "taken"), [((b"a.more", b"and more"), 1), ((b"a.", b"more", b"and more", b"and more"), 2)]
+)
+async def test_what_comes_behind_the_end_is_not_read(chunks: tuple[bytes, ...], taken: int) -> None:
+    """Of a connection that goes on talking nothing more is wanted: the error keeps it from being used again."""
+    upstream = Upstream(*chunks)
+    client, _, error = await relay(upstream)
+    assert client.bodies == [(b"A.", False)]
+    assert isinstance(error, UpstreamFailed)
+    assert len(upstream.taken) == taken
 
 
 async def test_who_does_not_end_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,9 +163,11 @@ async def test_who_does_not_end_is_not_waited_for_long(monkeypatch: pytest.Monke
 async def test_an_upstream_that_just_ends() -> None:
     client, made, error = await relay(Upstream(b"a"))
     assert isinstance(error, UpstreamFailed)
-    assert client.bodies == [(b"A", True), (b"END", True)]
+    assert client.bodies == [(b"A", True)]
     await made.fail(error)
-    assert client.bodies[-1][1] is False
+    [_, (body, more)] = client.bodies
+    assert body.startswith(b'ENDdata: {"error"')
+    assert more is False
 
 
 async def test_an_upstream_that_ends_complete_but_without_its_terminal_event() -> None:
@@ -155,9 +177,24 @@ async def test_an_upstream_that_ends_complete_but_without_its_terminal_event() -
 
 
 async def test_an_error_in_the_stream() -> None:
-    client, _, error = await relay(Upstream(b"a", b"b!c", b"d"))
+    client, made, error = await relay(Upstream(b"a", b"b!c", b"d"))
     assert isinstance(error, UpstreamFailed)
-    assert client.bodies == [(b"A", True), (b"B", True)]
+    assert client.bodies == [(b"A", True)]
+    await made.fail(error)
+    assert client.bodies[1][0].startswith(b'Bdata: {"error"')
+
+
+async def test_what_comes_with_an_error_is_no_reason_to_hold_the_upstream() -> None:
+    """A client that does not read gets it when the call is over; that there is something to get is known before."""
+    client, made, error = await relay(Upstream(b"b!c"))
+    assert isinstance(error, UpstreamFailed)
+    assert made.started
+    assert not client.bodies
+    await made.fail(error)
+    assert client.start["status"] == 200
+    [(body, more)] = client.bodies
+    assert body.startswith(b'Bdata: {"error"')
+    assert more is False
 
 
 async def test_before_the_first_byte_nothing_has_begun() -> None:
@@ -189,7 +226,7 @@ async def test_every_body_is_scrubbed() -> None:
 
 
 async def test_the_error_frame() -> None:
-    client, made, _ = await relay(Upstream(b"a!"))
+    client, made, _ = await relay(Upstream(b"a", b"!"))
     await made.fail(Draining("Come again."))
     [first, (body, more)] = client.bodies
     assert first == (b"A", True)
@@ -267,3 +304,151 @@ async def test_the_last_bytes_have_as_long_as_the_client_needs(monkeypatch: pyte
     may_go_on.set()
     await task
     assert client.bodies == [(b"A.", False)]
+
+
+class Comments:
+    """A relay under a clock that the test moves, with a client that can stop reading."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *chunks: Any) -> None:
+        self.clock, self.client, self.reads = Clock(monkeypatch), Client(), asyncio.Event()
+        self.reads.set()
+        timeouts = Timeouts.model_construct(connect=9.0, first_byte=100.0, idle=50.0, total=200.0)
+        guard = Guard(never, timeouts, set())
+        self.made = Relay(Events(), guard, self.send, unchanged)
+
+        async def run() -> None:
+            async with guard:
+                await self.made.run(Upstream(*chunks))
+
+        self.task = asyncio.create_task(run())
+
+    async def send(self, message: Message) -> None:
+        await self.reads.wait()
+        await self.client.send(message)
+
+    async def after(self, *seconds: float) -> list[bytes]:
+        await settle()
+        for one in seconds:
+            await self.clock.advance(one)
+        return [body for body, _ in self.client.bodies]
+
+
+async def test_a_client_that_waits_long_gets_a_comment(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = asyncio.Event()
+    stream = Comments(monkeypatch, b"a", go_on.wait, b"b.")
+    assert await stream.after(SILENCE - 1) == [b"A"]
+    assert await stream.after(1) == [b"A", KEEP_ALIVE]
+    assert await stream.after(SILENCE, SILENCE) == [b"A", KEEP_ALIVE, KEEP_ALIVE, KEEP_ALIVE]
+    go_on.set()
+    await stream.task
+    assert stream.client.bodies[-1] == (b"B.", False)
+
+
+async def test_comments_do_not_put_off_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Comments(monkeypatch, b"a", never)
+    await stream.after(SILENCE, SILENCE, SILENCE)
+    await stream.after(50 - 3 * SILENCE)
+    with pytest.raises(UpstreamTimeout, match="idle"):
+        await stream.task
+    assert [body for body, _ in stream.client.bodies] == [b"A"] + [KEEP_ALIVE] * 3
+
+
+async def test_what_is_held_back_is_silence_to_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upstream that sends half events all the time does not leave its client without a sign."""
+    go_on = [asyncio.Event() for _ in range(3)]
+    stream = Comments(monkeypatch, b"a", *(one for event in go_on for one in (event.wait, b"_")), never)
+    for event in go_on:
+        await stream.after(SILENCE / 3)
+        event.set()
+    assert await stream.after(0) == [b"A", KEEP_ALIVE]
+    stream.task.cancel()
+
+
+async def test_before_the_answer_has_begun_there_is_no_comment(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Comments(monkeypatch, b"_", never)
+    assert await stream.after(SILENCE, SILENCE) == []
+    assert not stream.client.start
+    stream.task.cancel()
+
+
+async def test_a_client_that_does_not_read_gets_no_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = asyncio.Event()
+    stream = Comments(monkeypatch, b"a", go_on.wait, b"b", never)
+    assert await stream.after(1) == [b"A"]
+    stream.reads.clear()
+    go_on.set()
+    assert await stream.after(SILENCE, SILENCE) == [b"A"]
+    stream.reads.set()
+    assert await stream.after(SILENCE - 1) == [b"A", b"B"]
+    assert await stream.after(1) == [b"A", b"B", KEEP_ALIVE]
+    stream.task.cancel()
+
+
+async def test_one_comment_at_a_time_and_nothing_overtakes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = asyncio.Event()
+    stream = Comments(monkeypatch, b"a", go_on.wait, b"b.")
+    await stream.after(1)
+    stream.reads.clear()
+    await stream.after(SILENCE, SILENCE)
+    go_on.set()
+    assert await stream.after(1) == [b"A"]
+    stream.reads.set()
+    await stream.task
+    assert stream.client.bodies == [(b"A", True), (KEEP_ALIVE, True), (b"B.", False)]
+
+
+async def test_a_comment_on_its_way_is_not_overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the end of the stream, above all: a server takes nothing after that."""
+    go_on, arrives = asyncio.Event(), asyncio.Event()
+    stream = Comments(monkeypatch, b"a", go_on.wait, b"b.")
+    client_send = stream.client.send
+
+    async def send(message: Message) -> None:
+        if message.get("body") == KEEP_ALIVE:
+            await arrives.wait()
+        await client_send(message)
+
+    monkeypatch.setattr(stream.client, "send", send)
+    assert await stream.after(SILENCE) == [b"A"]
+    go_on.set()
+    assert await stream.after(1) == [b"A"]
+    arrives.set()
+    await stream.task
+    assert stream.client.bodies == [(b"A", True), (KEEP_ALIVE, True), (b"B.", False)]
+
+
+async def test_a_comment_that_waits_ends_with_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = asyncio.all_tasks()
+    stream = Comments(monkeypatch, b"a", never)
+    await stream.after(1)
+    stream.reads.clear()
+    await stream.after(SILENCE)
+    assert len(asyncio.all_tasks() - before) == 3  # the stream, the guard's watcher, the comment
+    stream.task.cancel()
+    await settle()
+    assert asyncio.all_tasks() == before
+    stream.reads.set()
+    await settle()
+    assert stream.client.bodies == [(b"A", True)]
+
+
+async def test_the_error_frame_does_not_wait_for_a_comment(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Comments(monkeypatch, b"a", never)
+    await stream.after(1)
+    stream.reads.clear()
+    await stream.after(SILENCE, 50)
+    with pytest.raises(UpstreamTimeout) as caught:
+        await stream.task
+    stream.reads.set()
+    await stream.made.fail(caught.value)
+    [first, (body, more)] = stream.client.bodies
+    assert first == (b"A", True)
+    assert body.startswith(b'data: {"error"')
+    assert more is False
+
+
+async def test_no_comment_comes_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.relay.LINGER", 99)
+    stream = Comments(monkeypatch, b"a.", never)
+    assert await stream.after(SILENCE, SILENCE) == [b"A."]
+    stream.task.cancel()

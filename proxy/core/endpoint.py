@@ -44,12 +44,13 @@ class ModelFrom(Enum):
 class EventStream(Protocol):
     """The way of one SSE answer to the client: bytes in as they came, bytes out.
 
-    `error` is set when the stream must end with an error frame; `done` when its terminal event has passed. Whatever
-    `feed` returned before is still to be sent.
+    `error` is set when the stream must end with an error frame; `done` when its terminal event has passed, and then
+    `surplus` tells whether more has come behind it. Whatever `feed` returned before is still to be sent.
     """
 
     error: ProxyError | None
     done: bool
+    surplus: bool
     usage: Json | None
 
     def feed(self, chunk: bytes) -> bytes:

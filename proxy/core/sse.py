@@ -17,7 +17,8 @@ BOM = b"\xef\xbb\xbf"
 # the bytes alone, and not on how they were cut into chunks.
 _END = re.compile(rb"\n\n|\r\r|\n\r\n|\n\r(?=[^\n])")
 _END_WITHOUT_CR = re.compile(rb"\n\n")  # the same, several times faster
-_FIELDS = frozenset((b"data", b"event", b"id", b"retry"))
+FIELDS = frozenset((b"data", b"event", b"id", b"retry"))
+"""All that the standard knows."""
 
 
 class TooLong(ValueError):
@@ -25,7 +26,10 @@ class TooLong(ValueError):
 
 
 class Splitter:
-    """Cuts a stream of chunks into whole events; of an unfinished one it holds at most `limit` bytes and a chunk."""
+    """Cuts a stream of chunks into whole events; of an unfinished one it holds at most `limit` bytes and a chunk.
+
+    Whoever stops in the middle of a chunk finds in `rest` what has come after the last event taken.
+    """
 
     def __init__(self, limit: int = 1 << 20) -> None:
         self._limit = limit
@@ -49,21 +53,30 @@ class Splitter:
             end = match.end()
             if end > self._limit:
                 raise TooLong
-            yield bytes(held[:end])
+            event = bytes(held[:end])
             del held[:end]
+            yield event
             start = 0
         if len(held) > self._limit:
             raise TooLong
+
+    @property
+    def rest(self) -> bytes:
+        """What is held and no event yet, but for line ends, which mean nothing there."""
+        return bytes(self._held.lstrip(b"\r\n"))
 
     def flush(self) -> Iterable[bytes]:
         """At the end of the stream: the last event if it is whole. One without its empty line is not, and is lost."""
         return (bytes(self._held),) if self._held.endswith(b"\n\r") else ()
 
 
+def only_data(event: bytes) -> bytes | None:
+    """The value of the event's one line, if that is all it has and LF ends it: what nearly every event is."""
+    return event[6:-2] if _is_line(event) and event.startswith(b"data: ") else None
+
+
 def data(event: bytes) -> bytes | None:
     """The values of the event's `data` lines, joined by LF; None if it has no such line."""
-    if _is_line(event) and event.startswith(b"data: "):
-        return event[6:-2]
     values = [_value(line) for line in event.splitlines() if _field(line) == b"data"]
     return b"\n".join(values) if values else None
 
@@ -88,12 +101,24 @@ def _with_data_line(event: bytes, new: bytes) -> bytes:
         elif not replaced:
             out += new, line[len(text) :]
             replaced = True
-    return b"".join(out)
+    return _joined(out)
+
+
+def without_fields(event: bytes, names: frozenset[bytes]) -> bytes:
+    """The event without its lines of these fields; comments and the empty line stay."""
+    return _joined([line for line in event.splitlines(keepends=True) if _field(line.rstrip(b"\r\n")) not in names])
+
+
+def _joined(lines: list[bytes]) -> bytes:
+    """The event made of these. A CR that now stands before the LF of the empty line must not become one end with it."""
+    if lines[-1] == b"\n" and len(lines) > 1 and lines[-2].endswith(b"\r"):
+        lines[-1] = b"\r"
+    return b"".join(lines)
 
 
 def recognised(event: bytes) -> bool:
     """Whether it has only comments and fields of the standard: a page of HTML, for one, has not."""
-    return all(not line or line.startswith(b":") or _field(line) in _FIELDS for line in event.splitlines())
+    return all(not line or line.startswith(b":") or _field(line) in FIELDS for line in event.splitlines())
 
 
 def line_end(event: bytes) -> bytes:
@@ -103,7 +128,7 @@ def line_end(event: bytes) -> bytes:
 
 
 def _is_line(event: bytes) -> bool:
-    """Whether it is one line and its empty line, ended by LF: what nearly every event is."""
+    """Whether it is one line and its empty line, ended by LF."""
     return event.find(b"\n") + 2 == len(event) > 2 and event[-1] == 10 and event.find(b"\r") < 0
 
 

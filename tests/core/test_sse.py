@@ -106,6 +106,23 @@ def test_the_last_event_may_lack_the_line_feed_of_its_empty_line():
     assert split(b"data: 1\r\n") == ([], b"data: 1\r\n")
 
 
+@pytest.mark.parametrize(
+    ("stream", "rest"),
+    [
+        (b"data: 1\n\n", b""),
+        (b"data: 1\n\nda", b"da"),
+        (b"data: 1\n\ndata: 2\n\n: 3", b"data: 2\n\n: 3"),
+        (b"data: 1\r\r\n", b""),
+        (b"data: 1\r\n\r\n\r\n", b""),
+        (b"data: 1\n\n\n:", b":"),
+    ],
+)
+def test_who_stops_after_an_event_sees_what_came_behind_it(stream, rest):
+    splitter = sse.Splitter()
+    next(iter(splitter.feed(stream)))
+    assert splitter.rest == rest
+
+
 def test_one_whole_event_is_not_copied():
     chunk = b"data: 1\n\n"
     (event,) = sse.Splitter().feed(chunk)
@@ -148,6 +165,14 @@ def test_an_event_at_the_limit_passes():
 )
 def test_data(event, data):
     assert sse.data(event) == data
+    assert sse.only_data(event) in (None, data)
+
+
+def test_the_data_of_an_event_that_is_nothing_else():
+    assert sse.only_data(b"data: x\n\n") == b"x"
+    assert sse.only_data(b"data: \n\n") == b""
+    for event in (b"data: x\nid: 1\n\n", b"data: x\r\n\r\n", b"data: x\rid: 1\n\n", b"id: 1\n\n", b"data: x"):
+        assert sse.only_data(event) is None
 
 
 @pytest.mark.parametrize(
@@ -167,6 +192,18 @@ def test_with_data_keeps_every_other_line_and_the_line_ends(event, after):
 
 def test_without_data_leaves_a_comment():
     assert sse.without_data(b"id: 1\r\ndata:\r\ndata\r\n\r\n") == b"id: 1\r\n:\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("event", "after"),
+    [
+        (b"data: x\nid: 1\n\n", b"data: x\n\n"),
+        (b": id: 1\r\nid\r\nidea: 2\r\nretry: 3\r\n\r\n", b": id: 1\r\nidea: 2\r\n\r\n"),
+        (b"id:1\r\r", b"\r"),
+    ],
+)
+def test_without_fields(event, after):
+    assert sse.without_fields(event, frozenset((b"id", b"retry"))) == after
 
 
 @pytest.mark.parametrize("event", [b": c\n\n", b"\n\n", b"event: ping\nid: 1\nretry: 2\ndata: x\n\n", b"data\n\n"])

@@ -33,6 +33,7 @@ TOO_LONG: Final = "The upstream sent an event of more than 1 MiB."
 
 _DONE = b"[DONE]"
 _DONE_EVENT = b"data: [DONE]\n\n"
+_ID = frozenset((b"id",))
 
 
 # A chunk that fits this schema needs no change and is not looked at further. Checking the schema costs less than
@@ -71,7 +72,7 @@ class ChatStream:
 
     def __init__(self, context: Context) -> None:
         self.error: ProxyError | None = None
-        self.done = False
+        self.done = self.surplus = False
         self.usage: Json | None = None
         self._context = context
         self._include_usage = bool(context.notes.get("include_usage"))
@@ -102,6 +103,7 @@ class ChatStream:
             for event in events:
                 out.append(self._pass(event))
                 if self.done:
+                    self.surplus = bool(self._splitter.rest)
                     break
         except sse.TooLong:
             self.error = UpstreamFailed(TOO_LONG)
@@ -111,7 +113,13 @@ class ChatStream:
 
     def _pass(self, event: bytes) -> bytes:
         """The event as it goes on. Raises UpstreamFailed when the stream ends here."""
-        data = sse.data(event)
+        if not event.isascii():
+            _require_text(event)
+        data = sse.only_data(event)
+        if data is None:
+            # After an id OpenAI's SDK for Python takes every comment, also one of ours, for an event, and stops.
+            event = sse.without_fields(event, _ID)
+            data = sse.data(event)
         if data is None:
             return self._without_data(event)
         try:
@@ -131,14 +139,14 @@ class ChatStream:
             return self._pass(event.removeprefix(sse.BOM))
         if not sse.recognised(event):
             raise UpstreamFailed(NONSENSE)
-        return event
+        return sse.without_fields(event, sse.FIELDS)  # without data it says nothing, and the SDKs would read that
 
     def _examine(self, event: bytes, data: bytes) -> bytes:
         word = data.strip()
         if word == _DONE:
             return self._last(event)
         if not word:  # some servers keep a connection alive so; the SDKs would read the nothing as JSON
-            return sse.without_data(event)
+            return sse.without_fields(sse.without_data(event), sse.FIELDS)
         try:
             chunk = json.decode(data)
         except json.Malformed:
@@ -171,9 +179,11 @@ class ChatStream:
 
     def _take_usage(self, chunk: Json) -> Json:
         usage = chunk.get("usage")
-        if not isinstance(usage, dict):
+        if usage is None:
             return chunk
         self.usage = clean_usage(usage)
+        if self.usage is None:  # what cannot be believed is not passed on
+            return {key: value for key, value in chunk.items() if key != "usage"}
         if self._include_usage and chunk["choices"]:
             head = {key: chunk[key] for key in ("id", "object", "created", "model") if key in chunk}
             self._usage_chunk = head | {"choices": [], "usage": self.usage}
@@ -188,6 +198,14 @@ class ChatStream:
         if self._usage_chunk is None:
             return b""
         return b"data: " + json.encode(self._usage_chunk) + line_end * 2
+
+
+def _require_text(event: bytes) -> None:
+    """What the schema skips is not decoded, and the SDKs would stumble over it."""
+    try:
+        event.decode()
+    except UnicodeDecodeError:
+        raise UpstreamFailed(NONSENSE) from None
 
 
 def _calls_before_the_end(chunk: Json) -> list[Json]:

@@ -157,9 +157,9 @@ UNTOUCHED = [
     b'data: { "object" : "chat.completion.chunk" , "choices" : [ ] }\n\n',
     b'data:{"object":"chat.completion.chunk","choices":[]}\n\n',
     b": comment\n\n",
-    b": comment\n: another\nid: 1\nevent: x\nretry: 5\n\n",
+    b": comment\n: another\n\n",
     b"\n\n",
-    b'event: e\nid: 1\ndata: {"object":"chat.completion.chunk",\ndata: "choices":[]}\n\n',
+    b'event: e\nretry: 5\ndata: {"object":"chat.completion.chunk",\ndata: "choices":[]}\n\n',
     word("x").replace(b"\n", b"\r\n"),
     word("x").replace(b"\n", b"\r"),
     stop().replace(b"\n", b"\r"),
@@ -179,14 +179,14 @@ PLAIN = st.builds(
     TEXT,
     st.integers(0, 1),
     st.sampled_from([b"\n", b"\r\n", b"\r"]),
-    st.sampled_from([b"", b": ping\n\n", b"\n", b"id: 1\n"]),
+    st.sampled_from([b"", b": ping\n\n", b"\n", b"retry: 1\n"]),
 )
 PLACES = st.lists(st.integers(min_value=0), max_size=12)
 
 
 @given(st.lists(PLAIN), PLACES)
 def test_a_stream_that_needs_no_change_is_byte_identical(events, places):
-    source = b"".join([word("x", 0), word("y", 1), *events, b"\n\n", stop(0), stop(1, usage=USAGE), DONE])
+    source = b"".join([word("x", 0), word("y", 1), *events, word("z"), stop(0), stop(1, usage=USAGE), DONE])
     out, after = run(*cut(source, places))
     assert out == source
     assert after.done
@@ -263,6 +263,17 @@ def test_done_may_lack_its_last_line_feed():
     assert events.done
 
 
+@pytest.mark.parametrize("end", [[DONE], [DONE, b"\n"], [b"data: [DONE]\r\r\n"], [DONE[:-1], b"\n"]])
+def test_nothing_comes_behind_the_end(end):
+    assert not run(stop(), *end)[1].surplus
+
+
+@pytest.mark.parametrize("more", [DONE, b":", word("late"), b"\nx"])
+def test_that_more_comes_behind_the_end_is_noticed(more):
+    assert run(stop(), DONE + more)[1].surplus
+    assert run(stop() + DONE + more)[1].surplus
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -328,6 +339,9 @@ def test_an_error_frame_ends_the_stream_without_the_upstreams_words(frame, upstr
         b"<html>\n<title>502 Bad Gateway</title>\n\n</html>\n",
         b'{"object":"error"}\n\n',
         b'data: {"choices":[{"index":0,"delta":{"content":"\xff"}}]}\n\n',
+        b'data: {"object":"chat.completion.chunk","choices":[],"p":"\xff"}\n\n',
+        b'data: {"object":"chat.completion.chunk","choices":[],"\xa5":1}\n\n',
+        b": \xc3\n\n",
     ],
 )
 def test_garbage_ends_the_stream_and_is_not_passed(garbage):
@@ -373,6 +387,26 @@ def test_empty_data_become_a_comment_because_the_sdk_would_read_them(empty):
     out, events = run(word("x") + empty + stop() + DONE)
     assert out == word("x") + b":\n\n" + stop() + DONE
     assert events.done
+
+
+@pytest.mark.parametrize(
+    ("source", "left"),
+    [
+        (b"event: ping\n\n", b"\n"),
+        (b": c\r\nid: 1\r\nretry: 5\r\n\r\n", b": c\r\n\r\n"),
+        (b"event: ping\ndata:\n\n", b":\n\n"),
+    ],
+)
+def test_an_event_without_data_becomes_a_comment_because_the_sdks_would_read_it(source, left):
+    out, events = run(word("x") + source + stop() + DONE)
+    assert out == word("x") + left + stop() + DONE
+    assert events.done
+
+
+def test_no_event_has_an_id_because_the_sdk_would_read_every_comment_after_it():
+    out, _ = run(b"id: 1\n" + word("x") + word("y")[:-1] + b"id\n\n: keep-alive\n\n" + stop() + DONE)
+    assert out == word("x") + word("y") + b": keep-alive\n\n" + stop() + DONE
+    assert len(chunks_in(out)) == 3
 
 
 @pytest.mark.parametrize(

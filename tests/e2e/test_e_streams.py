@@ -1,15 +1,15 @@
-"""What a stream is on the wire: the upstream's bytes, each event at once, and never an end that looks like success."""
+"""What a stream is on the wire: the upstream's bytes, each event at once, up to its end and no further."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import json
-from typing import Any
 
 import pytest
+from openai._streaming import SSEDecoder
 
-from tests.conftest import Proxy, Simulator, start_proxy
+from tests.conftest import Simulator
 from tests.e2e.conftest import Stage
 from tests.e2e.upstream import DONE, STREAM, Reply, completion, event, events
 from tests.e2e.wire import Answer, ask, chat, connect, soon, turns
@@ -38,7 +38,7 @@ def whole(body: bytes) -> Reply:
     "fault",
     ["", "+events=50", "+large=20000", "+fragment=1", "+fragment=7", "+coalesce", "+crlf", "+comments+fragment=3"],
 )
-async def test_the_bytes_are_those_that_the_simulator_sent(stage: Stage, simulator: Simulator, fault: str) -> None:
+async def test_e12_the_bytes_are_those_that_the_simulator_sent(stage: Stage, simulator: Simulator, fault: str) -> None:
     """The test stands between the proxy and the simulator and keeps what goes by."""
     passed: list[Answer] = []
 
@@ -142,7 +142,7 @@ TRANSLATED = [
 ]
 
 
-async def test_it_is_the_same_stream_wherever_it_is_cut(stage: Stage) -> None:
+async def test_e12_it_is_the_same_stream_wherever_it_is_cut(stage: Stage) -> None:
     """At every byte: inside UTF-8, inside CRLF, inside a word, with an event that is rewritten before and after."""
     body, at = b"".join(PIECES), 0
     begun, cut = asyncio.Event(), asyncio.Event()
@@ -165,7 +165,7 @@ async def test_it_is_the_same_stream_wherever_it_is_cut(stage: Stage) -> None:
             assert (await client.answer()).body == b"".join(TRANSLATED), at
 
 
-async def test_many_events_in_one_segment(stage: Stage) -> None:
+async def test_e12_many_events_in_one_segment(stage: Stage) -> None:
     async with stage.upstream(whole(b"".join(PIECES))):
         answer = await ask(stage.url, chat(stream=True, stream_options={"include_usage": True}))
     assert answer.body == b"".join(TRANSLATED)
@@ -174,7 +174,7 @@ async def test_many_events_in_one_segment(stage: Stage) -> None:
 # Heads.
 
 
-async def test_the_headers_of_a_stream(stage: Stage) -> None:
+async def test_e17_the_headers_of_a_stream(stage: Stage) -> None:
     async with stage.upstream(whole(b"".join(events(1)))):
         answer = await ask(stage.url, chat(stream=True, headers={"x_request_id": "mine-1"}, seed=3))
     assert sorted(name for name, _ in answer.headers) == [
@@ -182,7 +182,7 @@ async def test_the_headers_of_a_stream(stage: Stage) -> None:
         "x-proxy-rewrites", "x-proxy-upstream", "x-request-id",
     ]  # fmt: skip
     assert answer.header("content-type") == "text/event-stream; charset=utf-8"
-    assert answer.header("cache-control") == "no-cache"
+    assert answer.header("cache-control") == "no-cache, no-transform"
     assert answer.header("x-accel-buffering") == "no"
     assert answer.header("x-request-id") == "mine-1"
     assert answer.header("x-proxy-upstream") == f"mistral/{MODEL}"
@@ -190,120 +190,114 @@ async def test_the_headers_of_a_stream(stage: Stage) -> None:
     assert answer.header("x-proxy-rewrites") == "rename:seed>random_seed"
 
 
-# Ends.
+async def test_e17_nothing_is_compressed_and_nobody_may(stage: Stage) -> None:
+    """Compression would hold events back; so would a cache in between, or a proxy that collects."""
+    async with stage.upstream(whole(b"".join(events(1)))) as seen:
+        answer = await ask(stage.url, chat(stream=True, headers={"accept_encoding": "gzip, br, zstd"}))
+    assert answer.header("content-encoding") is None
+    assert answer.header("cache-control") == "no-cache, no-transform"
+    assert answer.header("x-accel-buffering") == "no"
+    assert answer.body == b"".join(events(1))
+    assert seen.requests[0].header("accept-encoding") == "identity"
 
 
-def frame(answer: Answer) -> dict[str, Any]:
-    """The error in the last frame but [DONE]; nothing before it has a finish_reason."""
-    *before, last, done, rest = answer.body.split(b"\n\n")
-    assert (done, rest) == (b"data: [DONE]", b"")
-    assert b'"finish_reason":"' not in b"".join(before)
-    error: dict[str, Any] = json.loads(last.removeprefix(b"data: "))["error"]
-    assert {"message", "type", "param", "code"} <= set(error)
-    return error
+# Shapes.
+
+TEXTS = [event("Grüße "), event("🗼"), event("", "stop"), DONE]
+SHAPES = {
+    "lf": b"".join(TEXTS),
+    "crlf": b"".join(TEXTS).replace(b"\n", b"\r\n"),
+    "cr": b"".join(TEXTS).replace(b"\n", b"\r"),
+    "bom": b"\xef\xbb\xbf" + b"".join(TEXTS),
+    "comments": b": hello\n\n" + b":\n\n".join(TEXTS),
+    "fields": b"event: message\nid: 7\nretry: 10\n" + b": hello\n\nid: 8\n".join(TEXTS),
+    "fields alone": b"event: ping\n\nid: 7\n\nretry: 10\n\n" + b"".join(TEXTS),
+    "many lines": b"".join(TEXTS).replace(b',"choices"', b',\ndata: "choices"'),
+    "no space": b"".join(TEXTS).replace(b"data: ", b"data:"),
+    "empty data": b"data:\n\n" + b"data\n\n".join(TEXTS),
+    "no last empty line": b"".join(TEXTS)[:-1],
+    "no end mark": b"".join(TEXTS[:-1]),
+}
 
 
-@pytest.mark.parametrize(
-    ("end", "code"),
-    [
-        (chunk(b""), "upstream_error"),  # an end in peace, but too early
-        (chunk(DONE) + chunk(b""), "upstream_error"),
-        (b"zz\r\n", "upstream_error"),  # no chunk
-        (chunk(b"<html>Bad gateway</html>\n\n"), "upstream_error"),
-        (chunk(b"data: {\n\n"), "upstream_error"),
-        (chunk(b'data: {"object":"error","message":"Hello, prompt","code":"3000"}\n\n'), "upstream_error"),
-        (chunk(b"data: " + b"x" * (1 << 20) + b"\n\n"), "upstream_error"),
-    ],
-    ids=["early end", "early DONE", "no chunk", "html", "half JSON", "error", "too long"],
-)
-async def test_after_the_first_event_an_error_is_a_frame(stage: Stage, end: bytes, code: str) -> None:
-    begun = asyncio.Event()
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_e12_every_shape_byte_by_byte(stage: Stage, shape: str) -> None:
+    """The same bytes leave as for the stream in one piece, and OpenAI's SDK reads the same answer from all shapes."""
+    source, mark = SHAPES[shape], f"shape-{shape.replace(' ', '-')}"
 
-    async def script(peer: Peer, received: Received) -> None:
-        if b'"stream":true' in received.body:
-            await peer.send(STREAM + chunk(event("Hello")))
-            await soon(begun.wait())
-            await peer.send(end)
-        else:
-            await peer.send(completion())
+    async def bytewise(peer: Peer, received: Received) -> None:
+        await peer.send(STREAM)
+        for at in range(len(source)):
+            await peer.send(chunk(source[at : at + 1]))
+            await asyncio.sleep(0)
+        await peer.send(chunk(b""))
 
-    mark = f"frame-{sha256(end)[:8]}"
-    async with stage.upstream(script), connect(stage.url) as client:
-        await client.send(chat(stream=True, headers={"x_request_id": mark}))
-        answer = await client.head()
-        assert answer.status == 200
-        assert await client.chunk() == event("Hello")
-        begun.set()
-        while piece := await client.chunk():
-            answer.chunks.append(piece)
-        error = frame(answer)
-        assert (error["code"], error["type"]) == (code, "server_error")
-        assert "prompt" not in error["message"]
-        await client.send(chat())  # the connection is as good as before
-        assert (await client.answer()).status == 200
+    async with stage.upstream(whole(source)):
+        expected = await ask(stage.url, chat(stream=True))
+    async with stage.upstream(bytewise):
+        answer = await ask(stage.url, chat(stream=True, headers={"x_request_id": mark}))
+    assert answer.body == expected.body
+    *chunks, done = [found.data for found in SSEDecoder().iter_bytes(iter([answer.body]))]
+    assert done == "[DONE]"
+    assert [json.loads(one)["choices"][0]["delta"]["content"] for one in chunks] == ["Grüße ", "🗼", ""]
     line = await asyncio.to_thread(stage.proxy.program.line, request_id=mark)
-    assert (line["error_code"], line["status_code"], line["level"]) == (code, 200, "error")
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (3, 5)
 
 
-@pytest.mark.parametrize("reset", ["", "+reset"])
-@pytest.mark.parametrize("sent", [1, 3])
-async def test_a_connection_that_is_cut(proxy: Proxy, sent: int, reset: str) -> None:
-    answer = await ask(proxy.url, chat(stream=True, model=f"{MODEL}+events=9+delay=0.02+cut_events={sent}{reset}"))
-    assert frame(answer)["code"] == "upstream_error"
-    assert answer.body.count(b'"content"') == sent
+# Behind the end.
 
 
-async def test_a_stream_that_stands_still(simulator: Simulator, tmp_path: Any) -> None:
-    config = """
-server: {{port: 0}}
-providers:
-  mistral:
-    base_url: {simulator}
-    api_keys: ["${{PROVIDER_KEY}}"]
-    timeouts: {{idle: 200ms, total: 700ms}}
-teams: {{research: {{keys: ["${{TEAM_KEY}}"]}}}}
-"""
-    proxy = start_proxy(tmp_path, simulator.url, config=config)
-    try:
-        stalled = await ask(proxy.url, chat(stream=True, model=f"{MODEL}+events=9+stall_events=4"))
-        slow = await ask(proxy.url, chat(stream=True, model=f"{MODEL}+events=90+delay=0.05"))
-    finally:
-        proxy.program.stop()
-    for answer, phase in ((stalled, "idle"), (slow, "total")):
-        error = frame(answer)
-        assert (error["code"], error["timeout"]) == ("upstream_timeout", phase)
-    assert stalled.body.count(b'"content"') == 4
+@pytest.mark.parametrize("more", [DONE, event("late"), b'data: {"choices":[],"usage":{"total_tokens":9}}\n\n', b"x"])
+@pytest.mark.parametrize("apart", [False, True])
+async def test_e14_the_stream_ends_at_the_first_end_mark(stage: Stage, more: bytes, apart: bool) -> None:
+    """What comes behind it is not passed on, and not waited for; the connection has proved to be none to use again."""
+    body, release = b"".join(events(2)), asyncio.Event()
 
-
-@pytest.mark.parametrize(
-    ("reply", "status", "code"),
-    [
-        (b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 2\r\n\r\nhi", 502, "upstream_error"),
-        (STREAM + chunk(b""), 502, "upstream_error"),
-        (STREAM + chunk(DONE) + chunk(b""), 502, "upstream_error"),
-        (STREAM + chunk(b"<html>\n\n"), 502, "upstream_error"),
-        (b"HTTP/1.1 503 Down\r\ncontent-length: 0\r\n\r\n", 503, "upstream_error"),
-        (b"HTTP/1.1 429 Slow\r\ncontent-length: 0\r\n\r\n", 429, "rate_limit_exceeded"),
-        (b"SSH-2.0-OpenSSH_9.9\r\n\r\n", 502, "upstream_error"),
-    ],
-)
-async def test_before_the_first_event_an_error_is_an_ordinary_answer(
-    stage: Stage, reply: bytes, status: int, code: str
-) -> None:
     async def script(peer: Peer, received: Received) -> None:
-        await peer.send(reply)
+        if b'"stream":true' not in received.body:
+            await peer.send(completion())
+        elif apart:
+            await peer.send(STREAM + chunk(body))
+            await soon(release.wait())
+            await peer.send(chunk(more) + chunk(b""))
+        else:
+            await peer.send(STREAM + chunk(body + more) + chunk(b""))
+
+    async with stage.upstream(script) as seen, connect(stage.url) as client:
+        await client.send(chat(stream=True))
+        assert (await client.answer()).body == body
+        release.set()
+        await turns(stage.url)
+        await client.send(chat())
+        assert (await client.answer()).status == 200
+    assert (len(seen.requests), seen.connections) == (2, 2)
+
+
+async def test_e14_an_upstream_that_never_stops(stage: Stage) -> None:
+    body, closed = b"".join(events(2)), asyncio.Event()
+
+    async def script(peer: Peer, received: Received) -> None:
+        await peer.send(STREAM + chunk(body))
+        try:
+            while True:
+                await peer.send(chunk(event("late") * 100))
+        finally:
+            closed.set()
 
     async with stage.upstream(script):
-        answer = await ask(stage.url, chat(stream=True))
-    assert answer.status == status
-    assert answer.error()["code"] == code
-    assert answer.header("content-length")
+        assert (await ask(stage.url, chat(stream=True))).body == body
+        await soon(closed.wait())
 
 
-async def test_a_comment_begins_the_answer_too(stage: Stage) -> None:
-    """It leaves at once, as every event does; so what fails after it is a frame."""
-    async with stage.upstream(whole(b": hello\n\n")):
-        answer = await ask(stage.url, chat(stream=True))
-    assert answer.status == 200
-    assert answer.body.startswith(b": hello\n\n")
-    assert frame(answer)["code"] == "upstream_error"
+async def test_e15_a_stream_without_usage(stage: Stage) -> None:
+    """Nothing is made up: the client gets what there is, and the log says nothing of tokens."""
+    body = (
+        event("Hello") + event("", "length").replace(b',"usage":{"prompt_tokens":3', b',"x":{"prompt_tokens":3') + DONE
+    )
+    async with stage.upstream(whole(body)):
+        asked = chat(stream=True, stream_options={"include_usage": True}, headers={"x_request_id": "no-usage"})
+        answer = await ask(stage.url, asked)
+    assert answer.body == body
+    line = await asyncio.to_thread(stage.proxy.program.line, request_id="no-usage")
+    assert "prompt_tokens" not in line
+    assert line["status_code"] == 200

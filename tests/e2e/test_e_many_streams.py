@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.relay import KEEP_ALIVE
 from tests.conftest import PROVIDER_KEY, start_proxy
 from tests.e2e.upstream import STREAM, events, listener, upstream, url_of
 from tests.e2e.wire import ask, chat, soon
@@ -24,7 +25,7 @@ def _room_for(files: int) -> None:
 
 
 @pytest.mark.parametrize("transport", ["aiohttp", "httpx"])
-async def test_a_thousand_streams_at_once(tmp_path: Path, transport: str) -> None:
+async def test_e16_a_thousand_streams_at_once(tmp_path: Path, transport: str) -> None:
     """All are open before the first one may end; then each ends with every byte it was sent."""
     _room_for(8192)
     body = events(20)
@@ -39,7 +40,9 @@ async def test_a_thousand_streams_at_once(tmp_path: Path, transport: str) -> Non
         await peer.send(chunk(b""))
 
     async def one() -> str:
-        return hashlib.sha256((await ask(proxy.url, chat(stream=True))).body).hexdigest()
+        answer = await ask(proxy.url, chat(stream=True))
+        # Whoever waits long for the last one to come gets comments, as it should.
+        return hashlib.sha256(answer.body.replace(KEEP_ALIVE, b"")).hexdigest()
 
     with listener() as held:
         config = """
