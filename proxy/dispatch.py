@@ -13,16 +13,16 @@ from urllib.parse import quote
 from starlette.types import Receive, Scope, Send
 
 from proxy.core import json
-from proxy.core.endpoint import Batch, Endpoint, EventStream, ModelFrom
+from proxy.core.endpoint import Batch, Endpoint, EventStream, Meter, ModelFrom, Retry
 from proxy.core.errors import BadRequest, ClientGone, InvalidJson, ProxyError, UpstreamFailed, UpstreamRefusal
 from proxy.core.exchange import Exchange
 from proxy.core.json import Json
 from proxy.core.provider import Provider
-from proxy.core.services import Services
+from proxy.core.services import Drainable, Services
 from proxy.core.table import Context
 from proxy.guard import Guard
 from proxy.relay import Relay
-from proxy.upstream.client import Upstream, failure, read
+from proxy.upstream.client import Upstream, failure, is_encoded, is_json, read
 from proxy.upstream.transport import Answer, TransportError
 
 _MODES = {b"strict": True, b"lenient": False}
@@ -30,8 +30,9 @@ _MODES = {b"strict": True, b"lenient": False}
 _ALARMS = {
     "upstream_auth_failed": "the provider refuses the key of this proxy",
     "unknown_parameter": "the provider's schema has changed: a field that the tables let through is unknown to it",
+    "usage_anomaly": "an answer came without token counts that can be believed: it is not metered",
 }
-"""Refusals that no client can mend: somebody who runs the proxy must know."""
+"""What no client can mend, by an error's code or a word of ours: somebody who runs the proxy must know."""
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ class Dispatch:
     strict: bool
     defaults: Json
     aliases: dict[str, str]
-    open_guards: set[Guard]
+    open_guards: set[Drainable]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
@@ -64,7 +65,11 @@ class Dispatch:
                 await responder.stream(body, self.endpoint.events(context), send)
             else:
                 await responder.answer(body, send)
-        except ClientGone:
+        except ProxyError as error:
+            _forget_frames(error)
+            raise
+        except ClientGone as gone:
+            _forget_frames(gone)
             exchange.client_gone = True
 
     def _context(self, exchange: Exchange) -> Context:
@@ -114,7 +119,8 @@ class Responder:
                 answer = batch.merge([one for part in batch.split(body) for one in await self._parts(batch, part)])
             else:
                 answer = await self._read(body)
-        self.exchange.usage = answer.get("usage")
+        self._metered(answer.get("usage"))
+        # Nothing of ours is held any longer: a client that does not read keeps only its own connection.
         await _send_json(send, self.dispatch.upstream.scrub(json.encode(answer)))
 
     async def stream(self, body: Json, events: EventStream, send: Send) -> None:
@@ -131,10 +137,11 @@ class Responder:
                 return
             if not relay.started:
                 raise
+            _forget_frames(error)
             self.exchange.error = error
             await relay.fail(error)
         finally:
-            self.exchange.usage = events.usage
+            self._metered(events.usage, complete=events.done)
 
     async def _parts(self, batch: Batch, body: Json) -> list[tuple[Json, Json]]:
         """One part of a batch with its answer; it is halved for as long as the provider says that it is too large."""
@@ -147,12 +154,17 @@ class Responder:
         return [one for half in halves for one in await self._parts(batch, half)]
 
     async def _read(self, body: Json | None) -> Any:
-        raw = await self._call(body, lambda answer: read(answer, self.guard.heard))
+        raw = await self._call(body, self._whole)
         try:
             answer = json.decode(raw)
         except json.Malformed:
             raise UpstreamFailed("The upstream's answer was not valid JSON.") from None
         return self.dispatch.endpoint.answer(answer, self.context)
+
+    async def _whole(self, answer: Answer) -> bytes:
+        if not is_json(answer):
+            raise UpstreamFailed("The upstream answered a request for JSON with something else.")
+        return await read(answer, self.guard.heard)
 
     async def _call(self, body: Json | None, use: Callable[[Answer], Awaitable[T]]) -> T:
         """What `use` makes of the successful answer. A body that the provider refuses is mended and sent once more
@@ -168,22 +180,37 @@ class Responder:
         return await self._once(body, use)
 
     async def _once(self, body: Json | None, use: Callable[[Answer], Awaitable[T]]) -> T:
+        """One request, which is sent again if it met a connection that the upstream was just about to close."""
+        data = None if body is None else _encode(body)
+        try:
+            try:
+                return await self._attempt(data, use)
+            except TransportError as error:
+                if not error.stale or self.dispatch.endpoint.retry is not Retry.SAFE:
+                    raise
+            return await self._attempt(data, use, fresh=True)
+        except TransportError as error:
+            raise failure(error, self.dispatch.upstream.timeouts) from None
+
+    async def _attempt(self, data: bytes | None, use: Callable[[Answer], Awaitable[T]], *, fresh: bool = False) -> T:
         endpoint, upstream = self.dispatch.endpoint, self.dispatch.upstream
         path = endpoint.upstream.replace("{id}", quote(self.exchange.model or "", safe=""))
-        data = None if body is None else _encode(body)
         self.exchange.attempts += 1
         self.guard.calling()
         try:
-            async with upstream.call(endpoint.method, path, data, stream=self.exchange.streamed) as answer:
+            async with upstream.call(endpoint.method, path, data, stream=self.exchange.streamed, fresh=fresh) as answer:
                 named = self.dispatch.provider.answer_headers(answer.header)
                 self.exchange.answer_headers = [(name, upstream.scrub(value)) for name, value in named]
+                encoded = is_encoded(answer)
                 if 200 <= answer.status < 300:
+                    if encoded:
+                        raise UpstreamFailed("The upstream compressed its answer, which it was not asked to do.")
                     return await use(answer)
-                refused = await read(answer, self.guard.heard)
+                refused = b"" if encoded else await read(answer, self.guard.heard)
         except TransportError as error:
             if error.kind == "pool":
                 self.exchange.attempts -= 1  # nothing was sent
-            raise failure(error, upstream.timeouts) from None
+            raise
         raise self._refusal(answer, refused)
 
     def _refusal(self, answer: Answer, body: bytes) -> ProxyError:
@@ -192,10 +219,22 @@ class Responder:
         error.message = scrub(error.message.encode()).decode()
         error.detail = json.decode(scrub(json.encode(error.detail)))
         if error.code in _ALARMS:
-            self.dispatch.services.log(
-                "error", "alarm", request_id=self.exchange.request_id, code=error.code, what=_ALARMS[error.code]
-            )
+            self._alarm(error.code)
         return error
+
+    def _metered(self, usage: Json | None, *, complete: bool = True) -> None:
+        self.exchange.usage = usage
+        if usage is None and complete and self.dispatch.endpoint.meter is Meter.TOKENS:
+            self._alarm("usage_anomaly")
+
+    def _alarm(self, code: str) -> None:
+        self.dispatch.services.log("error", "alarm", request_id=self.exchange.request_id, code=code, what=_ALARMS[code])
+
+
+def _forget_frames(error: ProxyError | ClientGone) -> None:
+    """What ended an exchange is kept with it, and would keep the bodies in the frames it came through: 32 MiB each,
+    until it is the garbage collector's turn."""
+    error.__traceback__ = error.__context__ = None
 
 
 def _encode(body: Json) -> bytes:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from proxy import data
 from proxy.core.catalogue import Catalogue
-from proxy.core.endpoint import Endpoint
+from proxy.core.endpoint import Endpoint, Retry
 from proxy.core.errors import BadRequest, Draining, Overloaded, ProxyError, UpstreamFailed, UpstreamTimeout
 from proxy.core.exchange import Exchange, Team
 from proxy.core.secret import Secret
+from proxy.core.services import Drainable
 from proxy.dispatch import Dispatch
-from proxy.guard import Guard
 from proxy.providers import PROVIDERS
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.embeddings import EMBEDDINGS
@@ -59,6 +59,7 @@ class Sent:
     path: str
     headers: dict[str, str]
     body: Any
+    fresh: bool
 
 
 class Network:
@@ -69,8 +70,8 @@ class Network:
         self.sent: list[Sent] = []
         self.open = 0
 
-    def call(self, method: str, path: str, headers: Headers, body: bytes) -> Call:
-        self.sent.append(Sent(method, path, dict(headers), json.loads(body) if body else None))
+    def call(self, method: str, path: str, headers: Headers, body: bytes, *, fresh: bool = False) -> Call:
+        self.sent.append(Sent(method, path, dict(headers), json.loads(body) if body else None, fresh))
         found = self._replies(self.sent[-1]) if callable(self._replies) else self._replies.pop(0)
         return Call(self, found)
 
@@ -126,7 +127,7 @@ class Setting:
     aliases: dict[str, str] = field(default_factory=dict)
     timeouts: Timeouts = field(default_factory=Timeouts)
     log: Log = field(default_factory=Log)
-    guards: set[Guard] = field(default_factory=set)
+    guards: set[Drainable] = field(default_factory=set)
     exchange: Exchange = field(default_factory=exchange)
 
     async def ask(self, body: Any = None, **fields: Any) -> Answer:
@@ -394,6 +395,114 @@ async def test_another_refusal_of_a_batch_is_not_halved() -> None:
 
 
 # Failures.
+
+
+def stale() -> TransportError:
+    """An idle connection that the upstream had just closed."""
+    error = TransportError("closed", "text of the transport")
+    error.reused = True
+    return error
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_d06_a_stale_connection_is_tried_again_on_a_fresh_one(stream: bool) -> None:
+    setting = chat(stale(), streamed(EVENT, LAST, DONE) if stream else completion())
+    answer = await setting.ask(asked(stream=stream))
+    first, second = setting.network.sent
+    assert (first.fresh, second.fresh) == (False, True)
+    assert (first.path, first.headers, first.body) == (second.path, second.headers, second.body)
+    assert (answer.status, answer.exchange.attempts) == (200, 2)
+
+
+async def test_d06_it_is_tried_once() -> None:
+    setting = chat(stale(), stale(), completion())
+    assert isinstance(await refused(setting, asked()), UpstreamFailed)
+    assert (len(setting.network.sent), setting.exchange.attempts) == (2, 2)
+
+
+async def test_d06_a_mended_body_has_a_fresh_connection_of_its_own() -> None:
+    setting = chat(stale(), reply(UNKNOWN_SEED, 422), stale(), completion())
+    assert (await setting.ask(asked(seed=1))).exchange.attempts == 4
+    assert [sent.fresh for sent in setting.network.sent] == [False, True, False, True]
+
+
+async def test_d06_what_may_not_be_repeated_is_not() -> None:
+    setting = Setting(replace(MODEL, retry=Retry.UNSAFE), Network([stale(), reply({"id": "x"})]))
+    await refused(setting, None, model="x")
+    assert len(setting.network.sent) == 1
+
+
+async def test_d06_a_client_that_leaves_is_not_asked_again() -> None:
+    setting = chat(never, completion())
+    answer = await setting.ask(asked(), leaves=True)
+    assert (answer.exchange.client_gone, len(setting.network.sent)) == (True, 1)
+
+
+async def test_d06_no_place_for_the_second_attempt() -> None:
+    setting = chat(stale(), TransportError("pool", "full"))
+    assert isinstance(await refused(setting, asked()), Overloaded)
+    assert setting.exchange.attempts == 1
+
+
+@pytest.mark.parametrize("trouble", [b"nonsense", TransportError("closed", "cut", answered=True)])
+async def test_d25_an_error_keeps_no_body_alive(trouble: Any) -> None:
+    """Not in the frames that it came through, nor in those of its cause."""
+    error = await refused(chat(Reply(200, [b"{", trouble])), asked())
+    trace, names = error.__traceback__, set()
+    while trace:
+        names.add(trace.tb_frame.f_code.co_name)
+        trace = trace.tb_next
+    assert names
+    assert not names & {"answer", "read", "_read", "_whole", "_call", "_attempt"}
+    assert error.__context__ is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_d14_a_compressed_answer_is_not_read(stream: bool) -> None:
+    async def read() -> None:
+        raise AssertionError("it was read")
+
+    packed = Reply(200, [read], {"content-encoding": "gzip", "content-type": "text/event-stream"})
+    assert isinstance(await refused(chat(packed), asked(stream=stream)), UpstreamFailed)
+    packed = Reply(503, [read], {"content-encoding": "br"})
+    assert (await refused(chat(packed), asked(stream=stream))).status == 503
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json", "application/json; charset=utf-8", "application/problem+JSON", ""]
+)
+async def test_d13_what_calls_itself_json_or_nothing_is_read(kind: str) -> None:
+    found = completion()
+    found.headers |= {"content-type": kind} if kind else {}
+    assert (await chat(found).ask(asked())).status == 200
+
+
+@pytest.mark.parametrize("kind", ["text/html", "text/event-stream", "text/plain; charset=utf-8", "x"])
+async def test_d13_what_calls_itself_something_else_is_not_read(kind: str) -> None:
+    found = completion()
+    found.headers["content-type"] = kind
+    assert isinstance(await refused(chat(found), asked()), UpstreamFailed)
+
+
+async def test_d15_models_have_no_usage_to_be_alarmed_about() -> None:
+    setting = Setting(MODEL, Network([reply({"id": "x", "object": "model"})]))
+    await setting.ask(None, model="x")
+    assert not setting.log.lines
+
+
+@pytest.mark.parametrize("usage", [None, "x", {"prompt_tokens": -1, "total_tokens": 1}, {"prompt_tokens": 10**18}])
+async def test_d15_the_usage_of_embeddings_is_an_alarm_too(usage: Any) -> None:
+    vectors = {"data": [{"index": 0, "embedding": [1.0]}], "model": "m", "usage": usage}
+    setting = Setting(EMBEDDINGS, Network([reply(vectors)]))
+    answer = await setting.ask({"model": "m", "input": "x"}, model="mistral-embed")
+    assert answer.exchange.usage is None
+    assert [fields["code"] for _, _, fields in setting.log.lines] == ["usage_anomaly"]
+
+
+async def test_d15_a_stream_that_broke_is_no_usage_anomaly() -> None:
+    setting = chat(streamed(EVENT, TransportError("closed", "cut")))
+    await setting.ask(asked(stream=True))
+    assert not setting.log.lines
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from aiohttp import (
     TCPConnector,
     ThreadedResolver,
 )
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection as Lease
 from aiohttp.http import HttpProcessingError, RawResponseMessage
 from yarl import URL
@@ -39,7 +40,9 @@ Request = tuple[bytes, bytes]
 """Head and body, as they are sent."""
 
 _DNS_TTL = 300
-_READ_BUFFER = 64 * 1024
+_READ_BUFFER = 16 * 1024
+"""Bytes of an answer read at once. With it comes, for each client that reads slowly, most of what it makes us hold."""
+_MOST_INTERIM = 16
 _WITH_LENGTH = ("POST", "PUT", "PATCH")
 _EXCHANGE_ERRORS = (ClientError, HttpProcessingError, OSError, RuntimeError)
 
@@ -65,9 +68,9 @@ class AiohttpTransport:
         self._prefix = url.raw_path.rstrip("/")
         self._pool: Pool[Request] = Pool(config.max_connections, config.timeouts.connect, self._connect)
 
-    def call(self, method: str, path: str, headers: Headers, body: bytes) -> Call:
+    def call(self, method: str, path: str, headers: Headers, body: bytes, *, fresh: bool = False) -> Call:
         """See Transport. Raises ValueError for what may not stand in the head of a request."""
-        return self._pool.call((self._head(method, path, headers, body), body))
+        return self._pool.call((self._head(method, path, headers, body), body), fresh=fresh)
 
     async def close(self) -> None:
         """See Transport. Calls under way fail with TransportError("closed")."""
@@ -85,12 +88,9 @@ class AiohttpTransport:
     async def _connect(self) -> _Connection:
         try:
             return _Connection(await self._connector.connect(self._origin, [], self._timeout))
-        except TimeoutError:
-            raise TransportError("connect_timeout", "the upstream took too long to accept a connection") from None
-        except ClientSSLError as error:
-            raise _tls_failure(error.__cause__) from None
-        except ClientConnectorError as error:
-            raise _connect_failure(error.os_error) from None
+        except (TimeoutError, ClientConnectorError) as error:
+            self._connector.clear_dns_cache()  # the name may lead elsewhere by now
+            raise _unconnected(error) from None
         except (ClientError, OSError, RuntimeError):
             raise TransportError("connect", "cannot connect to the upstream") from None
 
@@ -98,7 +98,7 @@ class AiohttpTransport:
 class _Connection:
     """One connection of the connector. See pool.Connection."""
 
-    __slots__ = ("_lease", "_lost", "_payload", "_protocol", "_readable")
+    __slots__ = ("_ear", "_lease", "_lost", "_payload", "_protocol", "_readable")
 
     def __init__(self, lease: Lease) -> None:
         protocol, transport = lease.protocol, lease.transport
@@ -106,6 +106,8 @@ class _Connection:
             lease.close()
             raise TransportError("closed", _CLOSED)
         self._lease, self._protocol, self._lost = lease, protocol, lost
+        self._ear = _Ear(protocol)
+        transport.set_protocol(self._ear)
         self._payload: StreamReader | None = None
         self._readable = select.poll()
         self._readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
@@ -113,6 +115,7 @@ class _Connection:
 
     async def ask(self, request: Request) -> _Answer:
         (head, body), protocol, self._payload = request, self._protocol, None
+        self._ear.heard = False
         protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=_READ_BUFFER)
         if protocol.transport is None:
             raise TransportError("closed", _CLOSED)
@@ -120,12 +123,14 @@ class _Connection:
             # Without the empty piece: from Python 3.12 on, asyncio's own loop would try to send it for ever.
             protocol.transport.writelines((head, body) if body else (head,))
             message, payload = await protocol.read()
-            while 100 <= message.code < 200 and message.code != 101:
+            interim = 0
+            while 100 <= message.code < 200 and message.code != 101 and interim < _MOST_INTERIM:
                 message, payload = await protocol.read()
+                interim += 1
         except _EXCHANGE_ERRORS as error:
-            raise _failure(error) from None
-        if message.code == 101:
-            raise TransportError("protocol", "the upstream switched protocols without being asked")
+            raise _failure(error, answered=self._ear.heard) from None
+        if message.code < 200:  # 101 switches protocols, and nobody has asked for that
+            raise TransportError("protocol", "the upstream sent no final answer", answered=True)
         self._payload = payload
         return _Answer(message, payload)
 
@@ -154,6 +159,32 @@ class _Connection:
             self._payload.set_exception(error)
 
 
+class _Ear(asyncio.Protocol):
+    """Stands before aiohttp's protocol, which does not tell whether a connection broke before or after its first byte:
+    `heard` is set by every byte that comes."""
+
+    def __init__(self, protocol: ResponseHandler) -> None:
+        self.heard = False
+        self._protocol = protocol
+        self._received = protocol.data_received
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = True
+        self._received(data)
+
+    def eof_received(self) -> None:
+        self._protocol.eof_received()
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        self._protocol.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+
 class _Answer:
     """See transport.Answer."""
 
@@ -171,29 +202,34 @@ class _Answer:
         return value.encode("utf-8", "surrogateescape").decode("latin-1")  # one character per byte, as it was sent
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        read = self._payload.readany
+        read = self._payload.read
         try:
-            while chunk := await read():
+            while chunk := await read(_READ_BUFFER):
                 yield chunk
         except _EXCHANGE_ERRORS as error:
-            raise _failure(error) from None
+            raise _failure(error, answered=True) from None
 
 
 _CLOSED = "the upstream closed the connection before its answer was complete"
 
 
-def _connect_failure(error: OSError) -> TransportError:
-    if isinstance(error, ConnectionResetError):  # a connection that is not made yet is refused, not reset
-        return _tls_failure(error)
-    return TransportError("connect", f"cannot connect to the upstream: {error.strerror or 'no address answered'}")
+def _unconnected(error: TimeoutError | ClientConnectorError) -> TransportError:
+    if not isinstance(error, ClientConnectorError):
+        return TransportError("connect_timeout", "the upstream took too long to accept a connection")
+    if isinstance(error, ClientSSLError):
+        return _tls_failure(error.__cause__)
+    if isinstance(error.os_error, ConnectionResetError):  # a connection that is not made yet is refused, not reset
+        return _tls_failure(error.os_error)
+    why = error.os_error.strerror or "no address answered"
+    return TransportError("connect", f"cannot connect to the upstream: {why}")
 
 
 def _tls_failure(error: BaseException | None) -> TransportError:
     return TransportError("tls", f"TLS with the upstream failed: {tls.reason(error)}")
 
 
-def _failure(error: Exception) -> TransportError:
+def _failure(error: Exception, *, answered: bool) -> TransportError:
     # aiohttp's own texts quote what the upstream sent; ours do not.
     if isinstance(error, HttpProcessingError):
-        return TransportError("protocol", "the exchange with the upstream is not valid HTTP")
-    return TransportError("closed", _CLOSED)
+        return TransportError("protocol", "the exchange with the upstream is not valid HTTP", answered=answered)
+    return TransportError("closed", _CLOSED, answered=answered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from proxy import __version__
@@ -20,18 +21,26 @@ class Upstream:
         self.timeouts: Timeouts = config.timeouts
         self._transport = transport
         self._key = config.api_keys[0].reveal().encode() if config.api_keys else b""
+        self._escaped = _escaped(self._key)
         self._json = _headers(config, "application/json")
         self._events = _headers(config, "text/event-stream")
 
-    def call(self, method: str, path: str, body: bytes | None, *, stream: bool) -> Call:
+    def call(self, method: str, path: str, body: bytes | None, *, stream: bool, fresh: bool = False) -> Call:
+        """One exchange; if `fresh`, on a connection of its own."""
         headers = self._events if stream else self._json
         if body is None:
-            return self._transport.call(method, path, headers, b"")
-        return self._transport.call(method, path, [*headers, ("Content-Type", "application/json")], body)
+            return self._transport.call(method, path, headers, b"", fresh=fresh)
+        headers = [*headers, ("Content-Type", "application/json")]
+        return self._transport.call(method, path, headers, body, fresh=fresh)
 
     def scrub(self, data: bytes) -> bytes:
-        """`data` without the provider's key, should an upstream ever repeat it: it must not reach a client."""
-        return data.replace(self._key, b"***") if self._key and self._key in data else data
+        """`data` without the provider's key, should an upstream ever repeat it: it must not reach a client. JSON may
+        spell it with escapes."""
+        if self._key and self._key in data:
+            data = data.replace(self._key, b"***")
+        if b"\\" in data and b"\\u" in data and self._escaped:  # one byte is found ten times as fast as two
+            data = self._escaped.sub(b"***", data)
+        return data
 
     async def close(self) -> None:
         await self._transport.close()
@@ -46,6 +55,22 @@ def _headers(config: Config, accept: str) -> Headers:
     if config.api_keys:
         headers.append(("Authorization", f"Bearer {config.api_keys[0].reveal()}"))
     return headers
+
+
+def _escaped(key: bytes) -> re.Pattern[bytes] | None:
+    """Finds the key in JSON, and in JSON within the strings of JSON, whichever of its characters are escaped."""
+    characters = [rb"(?:%b|\\{1,4}u00(?i:%02x))" % (re.escape(key[at : at + 1]), key[at]) for at in range(len(key))]
+    return re.compile(b"".join(characters)) if key else None
+
+
+def is_encoded(answer: Answer) -> bool:
+    """Whether the body is compressed, though we ask for none that is. It is not unpacked: 200 KB can become 200 MB."""
+    return (answer.header("content-encoding") or "identity").lower() != "identity"
+
+
+def is_json(answer: Answer) -> bool:
+    """Whether the body may be JSON; a server that does not say is taken at its word."""
+    return "json" in (answer.header("content-type") or "json").lower()
 
 
 async def read(answer: Answer, heard: Callable[[], None]) -> bytes:

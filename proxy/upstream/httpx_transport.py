@@ -9,6 +9,7 @@ the next request, which may be another team's.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any
@@ -21,6 +22,12 @@ from proxy.upstream.config import Config
 from proxy.upstream.head import check
 from proxy.upstream.pool import Pool
 from proxy.upstream.transport import Call, Headers, TransportError
+
+_MOST_HEADERS = 128
+"""As many as aiohttp takes. The size of a head is bounded by h11 (100 KB) and h2 (64 KB)."""
+
+_RECEIVING = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 * 1024)]
+"""What anyio reads before it can be stopped is all that the kernel holds: with no bound, up to 8 MB per connection."""
 
 _ONE = httpx2.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
 
@@ -37,13 +44,13 @@ class HttpxTransport:
         self._patience = config.timeouts.connect
         self._pool: Pool[httpx2.Request] = Pool(config.max_connections, self._patience, self._connect)
 
-    def call(self, method: str, path: str, headers: Headers, body: bytes) -> Call:
+    def call(self, method: str, path: str, headers: Headers, body: bytes, *, fresh: bool = False) -> Call:
         """See Transport. Raises ValueError for what may not stand in the head of a request."""
         check(path, headers)
         raw = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers]
         exact = {"target": self._prefix + path.encode("ascii")}  # httpx2 would normalise the URL's path
         url = self._base_url + path
-        return self._pool.call(httpx2.Request(method, url, headers=raw, content=body, extensions=exact))
+        return self._pool.call(httpx2.Request(method, url, headers=raw, content=body, extensions=exact), fresh=fresh)
 
     async def close(self) -> None:
         """See Transport."""
@@ -52,7 +59,12 @@ class HttpxTransport:
     async def _connect(self) -> _Connection:
         # Connects when the first request is sent.
         http = httpx2.AsyncHTTPTransport(
-            verify=self._tls, trust_env=False, http2=self._http2, limits=_ONE, proxy=self._proxy
+            verify=self._tls,
+            trust_env=False,
+            http2=self._http2,
+            limits=_ONE,
+            proxy=self._proxy,
+            socket_options=_RECEIVING,
         )
         return _Connection(http, self._patience)
 
@@ -77,8 +89,8 @@ class _Connection:
             raise TransportError("connect_timeout", "the upstream took too long to accept a connection") from None
         except Exception as error:  # httpx2 lets some of h2's and anyio's through as they are
             raise _failure(error) from None
-        if response.status_code == 101:
-            raise TransportError("protocol", "the upstream switched protocols without being asked")
+        if why := _nonsense(response):
+            raise TransportError("protocol", why, answered=True)
         self._answer = _Answer(response)
         return self._answer
 
@@ -133,8 +145,22 @@ class _Answer:
                 if chunk:  # HTTP/2 ends a body with an empty frame
                     yield chunk
         except Exception as error:
-            raise _failure(error) from None
+            failed = _failure(error)
+            failed.answered = True
+            raise failed from None
         self.is_whole = True
+
+
+def _nonsense(response: httpx2.Response) -> str | None:
+    """What makes an answer that httpx2 takes none that can be believed."""
+    if response.status_code < 200:  # 101 switches protocols, and nobody has asked for that
+        return "the upstream sent no final answer"
+    names = [name.lower() for name, _ in response.headers.raw]
+    if len(names) > _MOST_HEADERS:
+        return "the upstream sent too many headers"
+    if b"transfer-encoding" in names and b"content-length" in names:
+        return "the upstream gave its answer two lengths"  # each reader would see the end of it elsewhere
+    return None
 
 
 def _proxy(url: str, context: ssl.SSLContext) -> httpx2.Proxy:
@@ -149,7 +175,9 @@ def _failure(error: Exception) -> TransportError:
     if isinstance(error, httpx2.ProxyError):
         return TransportError("connect", "the egress proxy did not open a connection to the upstream")
     if isinstance(error, (httpx2.NetworkError, OSError)) or _says_closed(str(error)):
-        return TransportError("closed", "the upstream closed the connection before its answer was complete")
+        # A stream that was reset was known to its server, and so is no sign of a stale connection.
+        text = "the upstream closed the connection before its answer was complete"
+        return TransportError("closed", text, answered="StreamReset" in str(error))
     return TransportError("protocol", "the exchange with the upstream is not valid HTTP")
 
 

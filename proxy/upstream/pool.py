@@ -1,8 +1,8 @@
 """Who may hold a connection, which ones wait for their next call, and when one is closed. Both transports share it.
 
-A call takes a place first, then an idle connection or a new one. A new one is made only when none is idle, so there
-are never more connections than places. A connection goes back only after a whole exchange; after anything else, above
-all a cancelled call, it is closed before anything else is awaited.
+A call takes a place first, then an idle connection or a new one. A new one is made when none is idle, or replaces one
+that is, so there are never more connections than places. A connection goes back only after a whole exchange; after
+anything else, above all a cancelled call, it is closed before anything else is awaited.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Pool(Generic[R]):
         self._open: set[Connection[R]] = set()
         self._closed = False
 
-    def call(self, request: R) -> PooledCall[R]:
-        """A call that sends `request` when it is entered."""
-        return PooledCall(self, request)
+    def call(self, request: R, *, fresh: bool = False) -> PooledCall[R]:
+        """A call that sends `request` when it is entered, if `fresh` on a new connection."""
+        return PooledCall(self, request, fresh)
 
     async def enter(self) -> None:
         """Take a place. Raises TransportError("pool")."""
@@ -65,22 +65,28 @@ class Pool(Generic[R]):
         except TimeoutError:
             raise TransportError("pool", "every connection to the upstream was in use for too long") from None
 
-    async def take(self) -> Connection[R]:
-        """The idle connection that was used last, or a new one. Raises TransportError."""
+    def idle(self) -> Connection[R] | None:
+        """The idle connection that was used last, if one can be used again."""
         while self._idle:
             connection, since = self._idle.pop()
             if monotonic() - since < KEEP_IDLE and connection.is_usable():
                 return connection
             self._close(connection)
+        return None
+
+    async def new(self) -> Connection[R]:
+        """A new connection, in place of the one that was idle for longest. Raises TransportError."""
+        if self._idle:
+            self._close(self._idle.popleft()[0])
         connection = await self._connect()
         self._open.add(connection)
         return connection
 
-    def leave(self, connection: Connection[R] | None) -> None:
-        """Give the place back, and the connection if it can serve another call."""
+    def leave(self, connection: Connection[R] | None, *, failed: bool = False) -> None:
+        """Give the place back, and the connection if it can serve another call: not after one that `failed`."""
         now = monotonic()
         if connection is not None:
-            if connection.is_done() and not self._closed:
+            if connection.is_done() and not (failed or self._closed):
                 self._idle.append((connection, now))
             else:
                 self._close(connection)
@@ -105,22 +111,28 @@ class Pool(Generic[R]):
 class PooledCall(Generic[R]):
     """One exchange: holds a place, and a connection, from enter to exit."""
 
-    __slots__ = ("_connection", "_pool", "_request")
+    __slots__ = ("_connection", "_fresh", "_pool", "_request")
 
-    def __init__(self, pool: Pool[R], request: R) -> None:
-        self._pool, self._request = pool, request
+    def __init__(self, pool: Pool[R], request: R, fresh: bool) -> None:
+        self._pool, self._request, self._fresh = pool, request, fresh
         self._connection: Connection[R] | None = None
 
     async def __aenter__(self) -> Answer:
         await self._pool.enter()
+        reused = False
         try:
-            self._connection = await self._pool.take()
+            self._connection = None if self._fresh else self._pool.idle()
+            reused = self._connection is not None
+            if self._connection is None:
+                self._connection = await self._pool.new()
             return await self._connection.ask(self._request)
-        except BaseException:
+        except BaseException as error:
             self._pool.leave(self._connection)
+            if isinstance(error, TransportError):
+                error.reused = reused
             raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.leave(self._connection)
+        self._pool.leave(self._connection, failed=error is not None)

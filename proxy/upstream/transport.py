@@ -17,12 +17,20 @@ Headers = list[tuple[str, str]]
 class TransportError(Exception):
     """The exchange with the upstream failed. `kind` is one of connect, connect_timeout, tls, pool, protocol, closed.
 
-    The text never contains a header, a URL's secret or the request: it is fit for a log.
+    `answered`: something of the answer had come. `reused`: the connection had served another exchange before. The text
+    never contains a header, a URL's secret or the request: it is fit for a log.
     """
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, *, answered: bool = False) -> None:
         super().__init__(message)
         self.kind = kind
+        self.answered = answered
+        self.reused = False
+
+    @property
+    def stale(self) -> bool:
+        """Whether the request met an idle connection that its server had just given up. A fresh one may serve it."""
+        return self.kind == "closed" and self.reused and not self.answered
 
 
 class Answer(Protocol):
@@ -50,8 +58,9 @@ class Call(Protocol):
 class Transport(Protocol):
     """A pool of connections to one origin."""
 
-    def call(self, method: str, path: str, headers: Headers, body: bytes) -> Call:
-        """Send `body` to `path` (already encoded) of the origin. Nothing is sent before the Call is entered."""
+    def call(self, method: str, path: str, headers: Headers, body: bytes, *, fresh: bool = False) -> Call:
+        """Send `body` to `path` (already encoded) of the origin, if `fresh` on a connection of its own. Nothing is sent
+        before the Call is entered."""
 
     async def close(self) -> None:
         """Close every connection."""

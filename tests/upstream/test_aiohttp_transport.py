@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
 import pytest
 from aiohttp import ThreadedResolver
@@ -124,6 +125,62 @@ async def test_nothing_is_asked_twice(open_aiohttp: Open, method: str):
         with pytest.raises(TransportError) as caught:
             await whole(transport, method=method)
     assert (caught.value.kind, asked, server.connections) == ("closed", 1, 1)
+    assert caught.value.stale
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"H", b"HTTP/1.1 2", OK, b"HTTP/1.1 100 Continue\r\n\r\n", CHUNKED, CHUNKED + chunk(b"data")]
+)
+async def test_d06_a_connection_is_stale_only_while_nothing_of_the_answer_has_come(
+    open_aiohttp: Open, authority: Authority, sent: bytes, tls: bool, reset: bool
+):
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(answer(b"ok"))
+        await peer.request()
+        await peer.send(sent)
+        if reset:
+            await peer.cut()
+
+    async with upstream(script, authority.server() if tls else None) as server:
+        transport = open_aiohttp(server.url, max_connections=1)
+        await whole(transport)
+        with pytest.raises(TransportError) as caught:
+            await whole(transport)
+        assert caught.value.kind == "closed"
+        if not reset or not sent:  # what was sent can be lost by a reset
+            assert (caught.value.stale, caught.value.answered) == (not sent, bool(sent))
+
+
+async def test_d06_a_fresh_call_takes_no_idle_connection(open_aiohttp: Open):
+    async with upstream(every_request(answer(b"ok"))) as server:
+        transport = open_aiohttp(server.url, max_connections=2)
+        for count in (1, 1, 2, 2, 3):
+            fresh = count > server.connections
+            async with asyncio.timeout(5), transport.call("POST", "/", [], b"{}", fresh=fresh) as reply:
+                assert [data async for data in reply.chunks()] == [b"ok"]
+            assert server.connections == count
+
+
+async def test_d03_the_name_is_looked_up_again_after_a_failure(open_aiohttp: Open, monkeypatch: pytest.MonkeyPatch):
+    """An address is remembered for minutes: not one that leads nowhere."""
+    looked_up: list[str] = []
+    resolve_ = ThreadedResolver.resolve
+
+    async def resolve(self: ThreadedResolver, host: str, *args: Any, **options: Any) -> Any:
+        looked_up.append(host)
+        return await resolve_(self, host, *args, **options)
+
+    monkeypatch.setattr(ThreadedResolver, "resolve", resolve)
+    with socket.socket() as taken:  # bound and not listening
+        taken.bind(("127.0.0.1", 0))
+        transport = open_aiohttp(f"http://localhost:{taken.getsockname()[1]}")
+        for _ in range(3):
+            with pytest.raises(TransportError):
+                await whole(transport)
+    assert looked_up == ["localhost"] * 3
 
 
 async def test_an_answer_that_comes_before_the_request_has_left(open_aiohttp: Open):

@@ -182,6 +182,30 @@ async def test_an_http2_answer_that_is_cut(open_httpx: Open, authority: Authorit
         with pytest.raises(TransportError) as caught:
             await whole(open_httpx(server.url, http2=True))
     assert caught.value.kind == "closed"
+    assert not caught.value.stale  # the connection was a new one
+
+
+@pytest.mark.parametrize(("way", "stale"), [("hang_up", True), ("reset", False)])
+async def test_d06_an_http2_connection_is_stale_when_it_closes_not_when_it_resets_a_stream(
+    open_httpx: Open, authority: Authority, way: str, stale: bool
+):
+    asked = 0
+
+    async def script(stream: Stream) -> None:
+        nonlocal asked
+        asked += 1
+        await (echo(stream) if asked % 2 else getattr(stream, way)())
+
+    async with http2_upstream(authority.server(), script) as (server, _):
+        transport = open_httpx(server.url, http2=True)
+        reused = False
+        while not reused:  # a frame that comes after the answer may cost a connection
+            asked = 0
+            assert await whole(transport) == b"{}"
+            with pytest.raises(TransportError) as caught:
+                await whole(transport)
+            reused = caught.value.reused
+    assert (caught.value.kind, caught.value.stale) == ("closed", stale)
 
 
 async def test_an_http2_answer_shorter_than_it_said(open_httpx: Open, authority: Authority):

@@ -293,6 +293,43 @@ async def test_the_connection_used_last_is_used_next():
     assert (len(made), made[0].closed, first_left.closed) == (2, 1, 0)
 
 
+async def test_a_fresh_connection_replaces_the_one_that_was_idle_for_longest():
+    made: list[Plain] = []
+    pool = plain_pool(made)
+    await exchange(pool, together=2)
+    async with pool.call("ask", fresh=True):
+        assert [one.closed for one in made] == [0, 1, 0]
+    await exchange(pool, together=2)
+    assert [one.closed for one in made] == [0, 1, 0]
+
+
+async def test_a_fresh_connection_is_just_another_one_where_none_is_idle():
+    made: list[Plain] = []
+    async with plain_pool(made).call("ask", fresh=True):
+        assert len(made) == 1
+
+
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("kind", ["closed", "protocol"])
+async def test_d06_what_makes_a_connection_stale(kind: str, answered: bool):
+    class Second(Plain):
+        async def ask(self, request: str) -> Any:
+            self.asked = getattr(self, "asked", 0) + 1
+            if self.asked == fails_at:
+                raise TransportError(kind, "broken", answered=answered)
+
+    async def connect() -> Plain:
+        return Second()
+
+    for fails_at in (1, 2):
+        pool: Pool[str] = Pool(1, 1.0, connect)
+        with pytest.raises(TransportError) as caught:
+            for _ in range(2):
+                await exchange(pool)
+        assert caught.value.reused == (fails_at == 2)
+        assert caught.value.stale == (fails_at == 2 and kind == "closed" and not answered)
+
+
 async def test_a_connection_that_is_not_usable_is_closed_and_replaced():
     made: list[Plain] = []
     pool = plain_pool(made)

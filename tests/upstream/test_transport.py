@@ -293,25 +293,67 @@ async def test_what_came_before_the_cut_is_handed_over(open_to: Open):
         assert await watched(open_to(server.url), received) == ([b"data: 1\n\n"], "closed")
 
 
+def line(start: bytes) -> bytes:
+    """An answer of two bytes with this status line."""
+    return answer(b"ok", start + b"\r\n")
+
+
 NONSENSE = {
-    "status line": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
-    "header": OK + b"no colon here\r\n\r\n",
-    "huge header": OK + b"x: " + b"a" * 200_000 + b"\r\n\r\n",
+    "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+    "HTTP/0.9": b'{"choices": []}\r\n\r\n',
+    "status 099": line(b"HTTP/1.1 099 What"),
+    "status 99": line(b"HTTP/1.1 99 What"),
+    "status 1000": line(b"HTTP/1.1 1000 What"),
+    "status abc": line(b"HTTP/1.1 abc What"),
     "switching": b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+    "header": OK + b"no colon here\r\n\r\n",
+    "NUL in a header": answer(b"ok", OK + b"x: a\0b\r\n"),
     "length": OK + b"content-length: many\r\n\r\n",
+    "negative length": OK + b"content-length: -2\r\n\r\nok",
+    "signed length": OK + b"content-length: +2\r\n\r\nok",
+    "two lengths": OK + b"content-length: 2\r\ncontent-length: 3\r\n\r\nok!",
+    "length and chunks": OK + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "chunks and length": OK + b"transfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n",
     "chunk size": CHUNKED + b"zz\r\n",
+    "negative chunk": CHUNKED + b"-2\r\nok\r\n",
+    "hex chunk": CHUNKED + b"0x2\r\nok\r\n",
+    "chunk without end": CHUNKED + b"2\r\nokXX0\r\n\r\n",
+}
+TOO_MUCH = {
+    "huge header": OK + b"x: " + b"a" * 200_000 + b"\r\n\r\n",
+    "huge reason": line(b"HTTP/1.1 200 " + b"a" * 200_000),
+    "many headers": answer(b"ok", OK + b"x: a\r\n" * 10_000),
 }
 
 
-@pytest.mark.parametrize("sent", NONSENSE.values(), ids=NONSENSE)
-async def test_nonsense(open_to: Open, sent: bytes):
+async def refuses(open_to: Open, sent: bytes) -> None:
+    """The answer is an error, and its connection is closed."""
+    gone = asyncio.Event()
+
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(sent)
         await peer.gone()
+        gone.set()
 
     async with upstream(script) as server:
         assert await failing(open_to(server.url)) == "protocol"
+        await soon(gone.wait())
+
+
+@pytest.mark.parametrize("sent", NONSENSE.values(), ids=NONSENSE)
+async def test_d11_nonsense(open_to: Open, sent: bytes):
+    await refuses(open_to, sent)
+
+
+@pytest.mark.parametrize("sent", TOO_MUCH.values(), ids=TOO_MUCH)
+async def test_d12_a_head_without_measure(open_to: Open, sent: bytes):
+    await refuses(open_to, sent)
+
+
+async def test_d11_interim_answers_without_end(open_aiohttp: Open):
+    """httpx2 skips them all; there the first-byte deadline is the end."""
+    await refuses(open_aiohttp, b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000 + answer(b"ok"))
 
 
 async def test_nonsense_in_the_middle_of_a_body(open_to: Open):

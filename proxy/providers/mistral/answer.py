@@ -19,9 +19,14 @@ from proxy.core.table import Context
 FAILED: Final = "The upstream reported an error instead of an answer."
 NONSENSE: Final = "The upstream sent something that is not a chat completion."
 
+MOST_TOKENS: Final = 10**9
+"""More than any exchange can have used."""
+
 # Finish reasons that Mistral has and OpenAI has not. The SDKs' parse helpers know a cut answer by "length" alone.
 _FINISH = {"model_length": "length", "error": "stop"}
 _TIER = {"standard": "default"}
+_DETAILS = ("prompt_tokens_details", "completion_tokens_details")
+_COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 _NOT_OPENAI_USAGE = frozenset(("num_cached_tokens", "prompt_token_details", "service_tier"))
 _PLAIN_CODE = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
@@ -36,8 +41,9 @@ def chat_answer(answer: Any, context: Context) -> Json:
     if not choices:
         raise UpstreamFailed(NONSENSE)
     out = {**answer, "choices": [_choice(choice, at, context) for at, choice in enumerate(choices)]}
-    usage = out.pop("usage", None)
-    return out | service_tier(usage) | {"usage": clean_usage(usage)} if isinstance(usage, dict) else out
+    source = out.pop("usage", None)
+    usage = clean_usage(source)
+    return out | service_tier(source) | {"usage": usage} if usage else out
 
 
 def choices_of(body: Any) -> list[Json]:
@@ -196,19 +202,37 @@ def _without_id(token: Any) -> Any:
     return {key: value for key, value in token.items() if key != "token_id"} if isinstance(token, dict) else token
 
 
-def clean_usage(source: Json) -> Json:
-    """OpenAI's usage: cached tokens under the one name they have there, whichever of Mistral's they came by."""
+def is_count(value: Any) -> bool:
+    """Whether it can be a number of tokens: an integer, not negative, and not beyond all that is possible."""
+    return type(value) is int and 0 <= value <= MOST_TOKENS
+
+
+def clean_usage(source: Any) -> Json | None:
+    """OpenAI's usage: cached tokens under the one name they have there, whichever of Mistral's they came by. None if
+    its counts cannot be believed, or are not there: nothing is made up, and nothing that a client would choke on."""
+    if not isinstance(source, dict):
+        return None
+    for name in _COUNTS:
+        if not is_count(source.get(name)):
+            return None
     usage = {key: value for key, value in source.items() if key not in _NOT_OPENAI_USAGE}
     details = source.get("prompt_tokens_details") or source.get("prompt_token_details")
     cached = source.get("num_cached_tokens")
     if isinstance(details, dict):
         usage["prompt_tokens_details"] = details
-    elif type(cached) is int:
+    elif is_count(cached):
         usage["prompt_tokens_details"] = {"cached_tokens": cached}
+    for name in _DETAILS:
+        if name in usage and not _are_counts(usage[name]):
+            del usage[name]
     return usage
 
 
-def service_tier(usage: Json) -> Json:
+def _are_counts(details: Any) -> bool:
+    return isinstance(details, dict) and all(value is None or is_count(value) for value in details.values())
+
+
+def service_tier(usage: Any) -> Json:
     """The tier that Mistral puts into the usage, as the top-level field that OpenAI has; nothing if it is not told."""
-    tier = usage.get("service_tier")
+    tier = usage.get("service_tier") if isinstance(usage, dict) else None
     return {"service_tier": _TIER.get(tier, tier)} if isinstance(tier, str) else {}

@@ -214,6 +214,8 @@ TABLE = (
     Row((404,), code="not_found"),
     Row((413,), code="body_too_large", message="The request is larger than the provider takes."),
     _failure((408, 504, 522, 524), status=504, code="upstream_timeout", message=_TIMED_OUT),
+    # About the way there, an egress proxy or the connection, and never about what the client sent.
+    _failure((407, 417, 421, 426, 431, 511), message=_NONSENSE, again=None),
     Row(range(400, 500), code="request_refused", message=_REFUSED, again=0),
     # Failures. 3800 is the one that wants patience.
     _failure((503,), "3800", status=None, message=_FAILED, again=20),
@@ -229,8 +231,9 @@ _CLASSES = {502: UpstreamFailed, 504: UpstreamTimeout}
 def refusal(status: int, header: Header, body: bytes, context: Context) -> ProxyError:
     """The error for an answer that is no success. Never raises, whatever the body is.
 
-    The message never holds the `input` that a 422 repeats: it is the user's prompt. In strict mode nothing is mended:
-    the client has asked to be told instead.
+    The message never holds the `input` that a 422 repeats: it is the user's prompt. Where Mistral's own words quote the
+    request, they may: they go to its sender alone, and into a log only with the rest of what was said. In strict mode
+    nothing is mended: the client has asked to be told instead.
     """
     refused = read(status, header, body)
     row = next(row for row in TABLE if row.fits(refused))

@@ -12,7 +12,7 @@ from proxy.core import json
 from proxy.core.errors import UpstreamFailed, render
 from proxy.core.model import Model
 from proxy.core.table import Context
-from proxy.providers.mistral.answer import chat_answer
+from proxy.providers.mistral.answer import MOST_TOKENS, chat_answer
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
 CALL = {"id": "a1B2c3D4e", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
@@ -258,16 +258,45 @@ def test_choices_keep_their_index_and_get_one_if_they_have_none():
         (USAGE | {"completion_tokens_details": {"reasoning_tokens": 3}},) * 2,
         (USAGE | {"prompt_audio_seconds": 4},) * 2,
         (USAGE | {"num_cached_tokens": None}, USAGE),
-        ({}, {}),
+        (dict.fromkeys(USAGE, 0),) * 2,
+        (dict.fromkeys(USAGE, MOST_TOKENS),) * 2,
     ],
 )
 def test_usage(usage, becomes):
     assert chat_answer(answer(usage=usage), context())["usage"] == becomes
 
 
-@pytest.mark.parametrize("usage", [None, [], "many"])
-def test_usage_that_is_none_is_left_out(usage):
-    assert "usage" not in chat_answer(answer(usage=usage), context())
+COUNTS = [None, -1, 10**18, MOST_TOKENS + 1, "5", 5.0, 1e300, True, [5], {"n": 5}]
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        *(None, [], "many", {}, 5, True),
+        *({name: 1 for name in USAGE if name != missing} for missing in USAGE),
+        *(USAGE | {name: count} for name in USAGE for count in COUNTS),
+    ],
+)
+def test_d15_usage_that_cannot_be_believed_is_left_out(usage):
+    out = chat_answer(answer(usage=usage), context())
+    assert "usage" not in out
+    assert out["choices"]
+
+
+@pytest.mark.parametrize("name", ["prompt_tokens_details", "completion_tokens_details"])
+@pytest.mark.parametrize("details", [None, [], "x", {"cached_tokens": -1}, {"cached_tokens": "1"}, {"a": 10**18}])
+def test_d15_details_that_cannot_be_believed_are_left_out(name, details):
+    assert chat_answer(answer(usage=USAGE | {name: details}), context())["usage"] == USAGE
+
+
+@pytest.mark.parametrize("cached", [-1, "64", 6.4, 10**18])
+def test_d15_cached_tokens_that_cannot_be_believed_are_left_out(cached):
+    assert chat_answer(answer(usage=USAGE | {"num_cached_tokens": cached}), context())["usage"] == USAGE
+
+
+def test_d15_details_may_be_unknown():
+    usage = USAGE | {"prompt_tokens_details": {"cached_tokens": None}}
+    assert chat_answer(answer(usage=usage), context())["usage"] == usage
 
 
 @pytest.mark.parametrize(("tier", "becomes"), [("standard", "default"), ("priority", "priority"), ("new", "new")])

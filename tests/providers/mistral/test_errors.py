@@ -356,6 +356,7 @@ CASES = {
     "no such thing": Case(404, {"message": "File not found"}, (404, BAD, "not_found", None)),
     "too large": Case(413, b"<html></html>", (413, BAD, "body_too_large", None)),
     "too slow": Case(408, b"", (504, "server_error", "upstream_timeout", None)),
+    "a login on the way": Case(407, b"", (502, "server_error", "upstream_error", None), {}, (None, "false")),
     "conflict": Case(409, {"detail": "workspace acme is busy"}, (409, BAD, "request_refused", None)),
 }
 

@@ -1,0 +1,68 @@
+"""Calls to one provider: its key is sent, and never comes back, however an upstream spells it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.secret import Secret
+from proxy.upstream.client import Upstream
+from proxy.upstream.config import Config
+from proxy.upstream.transport import Call, Headers
+
+KEY = "pr0vider/Key+with-signs_42"
+
+
+class Network:
+    def call(self, method: str, path: str, headers: Headers, body: bytes, *, fresh: bool = False) -> Call:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+
+def upstream(key: str = KEY) -> Upstream:
+    return Upstream(Config(api_keys=[Secret(key)]), Network())
+
+
+def spelled(key: str, escaped: list[bool], upper: bool = False) -> str:
+    """The key with some of its characters as JSON escapes."""
+    hexed = "\\u{:04X}" if upper else "\\u{:04x}"
+    return "".join(hexed.format(ord(char)) if escape else char for char, escape in zip(key, escaped, strict=True))
+
+
+@given(st.lists(st.booleans(), min_size=len(KEY), max_size=len(KEY)), st.booleans(), st.integers(0, 2))
+def test_no_spelling_of_the_key_passes(escaped: list[bool], upper: bool, depth: int):
+    text = spelled(KEY, escaped, upper)
+    for _ in range(depth):
+        text = json.dumps(text)[1:-1]
+    before, after = '{"content": "It is ', '. \\u00e9"}'
+    assert upstream().scrub(f"{before}{text}{after}".encode()) == f"{before}***{after}".encode()
+
+
+def test_what_is_no_key_is_not_touched():
+    for data in (b"", b"hello", b"\\u0070r0vider/Key+with-signs_4", b"\\u" * 1000):
+        assert upstream().scrub(data) == data
+
+
+def test_every_place_is_found():
+    assert upstream().scrub(f"{KEY} {KEY} {spelled(KEY, [True] * len(KEY))}".encode()) == b"*** *** ***"
+
+
+def test_without_a_key_there_is_nothing_to_take_out():
+    assert Upstream(Config(), Network()).scrub(b"\\u0070") == b"\\u0070"
+
+
+def test_a_key_is_no_pattern():
+    assert upstream("a.c*(x)+[y]{2}|$^?").scrub(b"abc \\u0061.c*(x)+[y]{2}|$^?") == b"abc ***"
+
+
+@pytest.mark.parametrize(
+    "run", [b"\\" * 1_000_000 + b"u", b"\\u0070" * 200_000, b"\\u0070r0vider/Key+with-signs_" * 40_000]
+)
+def test_a_million_escapes_take_no_longer_than_others(run: bytes):
+    """Quadratic time would be minutes."""
+    assert upstream().scrub(run + b"\\u") == run + b"\\u"
