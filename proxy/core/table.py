@@ -25,7 +25,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from proxy.core.errors import BadRequest, InvalidType, MissingParameter, UnsupportedParameter, UnsupportedValue
+from proxy.core.errors import (
+    BadRequest,
+    InvalidType,
+    MissingParameter,
+    NumberOutOfRange,
+    UnsupportedParameter,
+    UnsupportedValue,
+)
 from proxy.core.json import Json
 from proxy.core.model import Model
 
@@ -51,6 +58,10 @@ _MOST_REWRITES = 32
 _LONGEST_NAME = 80
 _LONGEST_TOLD = 120
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_.>\[\]-]{1,80}")
+_POSITION = re.compile(r"\[\d+\]")
+
+_MOST_EXACT = 2**53
+"""Readers of JSON that keep numbers as floats read integers beyond this differently (RFC 8259, section 6)."""
 
 
 @dataclass(slots=True)
@@ -73,8 +84,9 @@ class Context:
         """Record one change for `x-proxy-rewrites`, such as ("drop", "user")."""
         if len(self.rewrites) < _MOST_REWRITES:
             # List positions are left out: one entry per field, however long the conversation is.
-            path = re.sub(r"\[\d+\]", "", path) if "[" in path else path
-            self.rewrites[f"{what}:{path if _SAFE_PATH.fullmatch(path) else '?'}"] = None
+            path = _POSITION.sub("", path) if "[" in path else path
+            if f"{what}:{path}" not in self.rewrites:
+                self.rewrites[f"{what}:{path if _SAFE_PATH.fullmatch(path) else '?'}"] = None
 
     def worse(self, what: str, path: str, why: str) -> None:
         """A change that may make the answer worse: reported, or refused in strict mode."""
@@ -94,8 +106,7 @@ class Context:
 
 def printable(path: str) -> str:
     """A field path fit for an error message or a header: ASCII, one line, at most 120 characters."""
-    text = path[:_LONGEST_TOLD].encode("ascii", "backslashreplace").decode()
-    return text.replace("\n", "\\n").replace("\r", "\\r")[:_LONGEST_TOLD]
+    return path[:_LONGEST_TOLD].encode("unicode_escape").decode()[:_LONGEST_TOLD]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +216,8 @@ def verify(check: Check, value: Any, path: str) -> None:
         return
     where = f"'{path}'" if path else "the body"
     if not expected.startswith(("a ", "an ")):
-        raise BadRequest(f"Invalid value for {where}: it must be {expected}.", param=path or None)
+        kind = NumberOutOfRange if type(value) is int and abs(value) > _MOST_EXACT else BadRequest
+        raise kind(f"Invalid value for {where}: it must be {expected}.", param=path or None)
     raise InvalidType(f"Invalid type for {where}: expected {expected}, but got {type_name(value)}.", param=path or None)
 
 

@@ -1,54 +1,100 @@
-"""Reads the request's body once, within its limit, and parses it once."""
+"""Reads the request's body once, within its limit and in its time, and parses it once."""
 
 from __future__ import annotations
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+import asyncio
+from collections.abc import Container
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.core import json
 from proxy.core.endpoint import Endpoint
-from proxy.core.errors import BodyTooLarge, ClientGone, InvalidJson, UnsupportedMediaType
+from proxy.core.errors import (
+    BadRequest,
+    BodyTooLarge,
+    ClientGone,
+    Draining,
+    DuplicateKey,
+    InvalidEncoding,
+    InvalidJson,
+    JsonTooDeep,
+    JsonTooLarge,
+    NumberOutOfRange,
+    ProxyError,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
 from proxy.core.exchange import Exchange
-from proxy.core.services import Middleware, Services
+from proxy.core.services import Drainable, Middleware, Services
 
 _CLOSE = [(b"connection", b"close")]  # the rest of the body is not read, so the connection cannot be used again
 
+_ERRORS: dict[type[json.Malformed], type[BadRequest]] = {
+    json.Malformed: InvalidJson,
+    json.NotUtf8: InvalidEncoding,
+    json.TooDeep: JsonTooDeep,
+    json.TooLarge: JsonTooLarge,
+    json.Duplicate: DuplicateKey,
+    json.OutOfRange: NumberOutOfRange,
+}
 
-def build(max_body: int, endpoint: Endpoint, services: Services) -> Middleware | None:
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What a client must keep up: a byte every `idle` seconds, and `rate` bytes per second beyond the first `idle`
+    ones. It is looked at every `tick` seconds."""
+
+    idle: float = 15.0
+    rate: float = 1024.0
+    tick: float = 1.0
+
+
+def build(max_body: int, endpoint: Endpoint, services: Services, pace: Pace = Pace()) -> Middleware | None:
     """`max_body` is in bytes."""
-    if endpoint.request is None:
+    table = endpoint.request
+    if table is None:
         return None
 
     def middleware(app: ASGIApp) -> ASGIApp:
-        return Body(app, max_body)
+        return Body(app, max_body, table.rows, Arrivals(pace, services.drainables))
 
     return middleware
 
 
 class Body:
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    """`fields` are the names that an error may repeat."""
+
+    def __init__(self, app: ASGIApp, limit: int, fields: Container[str], arrivals: Arrivals) -> None:
         self._app = app
         self._limit = limit
+        self._fields = fields
+        self._arrivals = arrivals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        _check_media_type(exchange)
+        length = _declared_length(exchange)
+        if length > self._limit:
+            raise self._too_large()
         try:
-            exchange.body = _parse(await self._read(exchange, receive))
+            with self._arrivals.arrival() as arrival:
+                data = await self._read(arrival, receive)
         except ClientGone:
             exchange.client_gone = True
             return
+        exchange.body = self._parse(data)
         await self._app(scope, receive, send)
 
-    async def _read(self, exchange: Exchange, receive: Receive) -> bytes | bytearray:
-        length = exchange.header(b"content-length")
-        if length is not None and int(length) > self._limit:
-            raise self._too_large()
+    async def _read(self, arrival: Arrival, receive: Receive) -> bytes | bytearray:
         message = await receive()
-        if message["type"] == "http.request" and not message.get("more_body"):
+        if not message.get("more_body") and message["type"] == "http.request":
             whole: bytes = message.get("body", b"")
             if len(whole) > self._limit:
                 raise self._too_large()
             return whole
+        return await self._read_on(message, arrival, receive)
+
+    async def _read_on(self, message: Message, arrival: Arrival, receive: Receive) -> bytearray:
         data = bytearray()
         while message["type"] == "http.request":
             data += message.get("body", b"")
@@ -56,28 +102,128 @@ class Body:
                 raise self._too_large()
             if not message.get("more_body"):
                 return data
+            arrival.received(len(data))
             message = await receive()
         raise ClientGone
+
+    def _parse(self, data: bytes | bytearray) -> json.Json:
+        try:
+            return json.parse(data)
+        except json.Malformed as error:
+            key = error.key if isinstance(error, json.Duplicate) else None
+            param = key if key in self._fields else None
+            raise _ERRORS[type(error)](f"The body cannot be read: {error}.", param=param) from None
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request body is larger than the {self._limit} bytes allowed.", headers=_CLOSE)
 
 
-def _check_media_type(exchange: Exchange) -> None:
-    kind = (exchange.header(b"content-type") or b"").lower()
-    media, _, parameters = kind.partition(b";")
-    charset = parameters.strip().removeprefix(b"charset=").strip(b'"')
-    if media.strip() != b"application/json" or charset not in (b"", b"utf-8"):
+# The head.
+
+_PLAIN = frozenset({b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"})
+
+
+def _declared_length(exchange: Exchange) -> int:
+    """The body's bytes as declared, 0 if they are not. Raises UnsupportedMediaType unless it is declared as JSON."""
+    length, kinds = 0, 0
+    for name, value in exchange.headers:
+        if name == b"content-type":
+            kinds += 1
+            if value not in _PLAIN and not _is_json(value):
+                kinds += 1
+        elif name == b"content-length":
+            length = int(value)
+        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            raise UnsupportedMediaType("Compressed request bodies are not accepted.", headers=_CLOSE)
+    if kinds != 1:
         raise UnsupportedMediaType("The body must be JSON: send `content-type: application/json`.", headers=_CLOSE)
-    if (exchange.header(b"content-encoding") or b"identity").lower() != b"identity":
-        raise UnsupportedMediaType("Compressed request bodies are not accepted.", headers=_CLOSE)
+    return length
 
 
-def _parse(data: bytes | bytearray) -> json.Json:
-    try:
-        body = json.decode(data)
-    except json.Malformed as error:
-        raise InvalidJson(f"The body is not valid JSON: {error}.") from None
-    if not isinstance(body, dict):
-        raise InvalidJson("The body must be a JSON object.")
-    return body
+def _is_json(value: bytes) -> bool:
+    """Whether a Content-Type is JSON in UTF-8, which is all that JSON may be in; other parameters mean nothing."""
+    media, *parameters = (part.strip() for part in value.lower().split(b";"))
+    charsets = {part.partition(b"=")[2].strip(b'"') for part in parameters if part.startswith(b"charset")}
+    return media == b"application/json" and charsets <= {b"utf-8"}
+
+
+# Its arrival.
+
+
+class Arrivals:
+    """The bodies that are on their way. One timer looks after all of them, and only while there are any: most bodies
+    come with their head, and a timer of their own would cost more than to read them."""
+
+    def __init__(self, pace: Pace, drainables: set[Drainable]) -> None:
+        self.pace = pace
+        self._drainables = drainables
+        self._waiting: set[Arrival] = set()
+        self._watched: asyncio.AbstractEventLoop | None = None
+
+    def arrival(self) -> Arrival:
+        return Arrival(self)
+
+    def enter(self, arrival: Arrival) -> None:
+        self._waiting.add(arrival)
+        self._drainables.add(arrival)
+        if self._watched is not arrival.loop:
+            self._watched = arrival.loop
+            arrival.loop.call_later(self.pace.tick, self._look)
+
+    def leave(self, arrival: Arrival) -> None:
+        self._waiting.discard(arrival)
+        self._drainables.discard(arrival)
+
+    def _look(self) -> None:
+        loop, self._watched = self._watched, None
+        if loop is None or not self._waiting:
+            return
+        now = loop.time()
+        for arrival in self._waiting:
+            if now >= arrival.due:
+                arrival.late()
+        self._watched = loop
+        loop.call_later(self.pace.tick, self._look)
+
+
+class Arrival:
+    """`with` it the body of one request is read. Raises RequestTimeout or Draining in place of the cancellation by
+    which it ended the wait; any other one passes."""
+
+    __slots__ = ("_arrivals", "_reason", "_started", "_task", "due", "loop")
+
+    def __init__(self, arrivals: Arrivals) -> None:
+        self._arrivals = arrivals
+        self._reason: ProxyError | None = None
+
+    def __enter__(self) -> Arrival:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self.loop = task.get_loop()
+        self._started = self.loop.time()
+        self.due = self._started + self._arrivals.pace.idle
+        self._arrivals.enter(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._arrivals.leave(self)
+        if self._reason and not self._task.uncancel() and kind is asyncio.CancelledError:
+            raise self._reason from None
+
+    def received(self, size: int) -> None:
+        """So many bytes are there now."""
+        pace = self._arrivals.pace
+        self.due = min(self.loop.time(), self._started + size / pace.rate) + pace.idle
+
+    def late(self) -> None:
+        self._interrupt(RequestTimeout("The request's body did not arrive in time. Send it again.", headers=_CLOSE))
+
+    def drain(self) -> None:
+        """The proxy stops: wait no longer."""
+        self._interrupt(Draining("The proxy is shutting down. Send the request again.", headers=_CLOSE))
+
+    def _interrupt(self, reason: ProxyError) -> None:
+        if self._reason is None:
+            self._reason = reason
+            self._task.cancel()

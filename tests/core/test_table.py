@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from proxy.core.errors import BadRequest, InvalidType, MissingParameter, UnsupportedParameter, UnsupportedValue
+from proxy.core.errors import (
+    BadRequest,
+    InvalidType,
+    MissingParameter,
+    NumberOutOfRange,
+    UnsupportedParameter,
+    UnsupportedValue,
+)
 from proxy.core.json import Json
 from proxy.core.model import Model
 from proxy.core.table import (
@@ -246,6 +253,13 @@ def test_a_path_that_does_not_belong_into_a_header_is_hidden(path):
     assert list(given.rewrites) == ["drop:?"]
 
 
+def test_what_was_reported_once_is_not_reported_in_another_spelling():
+    given = context()
+    for path in ("a", "a[0]", "b c", "b c", "a"):
+        given.report("drop", path)
+    assert list(given.rewrites) == ["drop:a", "drop:?"]
+
+
 def test_reports_end_somewhere():
     given = context()
     for number_ in range(1000):
@@ -253,7 +267,7 @@ def test_reports_end_somewhere():
     assert len(given.rewrites) == 32
 
 
-@pytest.mark.parametrize("name", ["\n", "ü", "x" * 500, "a\r\nb"])
+@pytest.mark.parametrize("name", ["\n", "ü", "x" * 500, "a\r\nb", "\t", "\x00\x1b[31m", "\x7f", "\ud800", "\x00" * 500])
 def test_a_strange_name_is_printable_in_the_error(name):
     error = refused(source={name: 1}, strict=True)
     assert error.param == printable(name)
@@ -313,6 +327,16 @@ def test_a_wrong_value_and_a_wrong_type_are_told_apart(check, value, message):
         verify(check, value, "p")
     assert caught.value.message == message
     assert isinstance(caught.value, InvalidType) == message.startswith("Invalid type")
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, -(2**53) - 1, 2**64])
+def test_an_integer_that_readers_disagree_on_is_told_apart_where_there_is_a_range(value):
+    with pytest.raises(NumberOutOfRange) as caught:
+        verify(integer(0, 5), value, "p")
+    assert caught.value.param == "p"
+    with pytest.raises(BadRequest) as plain:
+        verify(integer(0, 5), 2**53, "p")
+    assert type(plain.value) is BadRequest
 
 
 @pytest.mark.parametrize(

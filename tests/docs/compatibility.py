@@ -6,6 +6,7 @@ python -m tests.docs.compatibility > docs/compatibility.md
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 
 from proxy.core.endpoint import Endpoint, Stream
 from proxy.core.table import Row
@@ -45,13 +46,21 @@ def _endpoint(endpoint: Endpoint) -> Iterator[str]:
         yield "What is done to a stream is told in [streaming.md](streaming.md).\n"
     if endpoint.request:
         yield "| field | action | upstream | remark |\n|---|---|---|---|"
-        yield from map(_row, endpoint.request.rows.values())
+        for _, alike in groupby(endpoint.request.rows.values(), _fate):
+            yield _line(list(alike))
         yield ""
 
 
-def _row(row: Row) -> str:
+def _fate(row: Row) -> tuple[str, ...]:
+    """What is the same for rows that share a line: those that send nothing, for one reason."""
+    return (row.action, row.note) if row.action.startswith(("drop", "refuse")) else (row.field,)
+
+
+def _line(rows: list[Row]) -> str:
+    row = rows[0]
     sent = "" if row.action.startswith(("drop", "refuse")) else f"`{row.to or row.field}`"
-    return f"| `{row.field}` | {row.action} | {sent} | {row.note.replace('|', chr(92) + '|')} |"
+    fields = ", ".join(f"`{row.field}`" for row in rows)
+    return f"| {fields} | {row.action} | {sent} | {row.note.replace('|', chr(92) + '|')} |"
 
 
 def _unserved() -> Iterator[str]:

@@ -1,23 +1,47 @@
 from __future__ import annotations
 
+import asyncio
+from itertools import cycle
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Message
 
-from proxy.core.errors import BodyTooLarge, InvalidJson, ProxyError, UnsupportedMediaType
+from proxy.core import json
+from proxy.core.errors import (
+    BodyTooLarge,
+    Draining,
+    DuplicateKey,
+    InvalidEncoding,
+    InvalidJson,
+    JsonTooDeep,
+    JsonTooLarge,
+    NumberOutOfRange,
+    ProxyError,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
 from proxy.providers.mistral.embeddings import EMBEDDINGS
 from proxy.providers.mistral.models import MODELS
 from proxy.stages import body
+from proxy.stages.body import Pace
 from tests.asgi import Headers, call, exchange, ok, services
+from tests.programs import PATIENCE
 
 JSON = [(b"content-type", b"application/json")]
+QUICK = Pace(idle=0.02, rate=1e12, tick=0.005)
+CLOSE = (b"connection", b"close")
 
 
-async def read(pieces: list[bytes], headers: Headers = JSON, limit: int = 100, leaves: bool = False):
-    stage = body.build(limit, EMBEDDINGS, services())
+async def read(
+    pieces: list[bytes], headers: Headers = JSON, limit: int = 100, pace: Pace = QUICK, around: Any = None, **how: Any
+):
+    stage = body.build(limit, EMBEDDINGS, around or services(), pace)
     assert stage
     found = exchange(headers)
-    answer = await call(stage(ok), body=pieces, leaves=leaves, exchange=found)
+    answer = await call(stage(ok), body=pieces, exchange=found, **how)
     return answer, found
 
 
@@ -36,7 +60,9 @@ async def test_a_body_is_parsed_however_it_arrives(pieces: list[bytes]) -> None:
     [
         [(b"content-type", b"application/json; charset=utf-8")],
         [(b"content-type", b'Application/JSON;charset="UTF-8"')],
+        [(b"content-type", b"application/json; odata=verbose;charset=utf-8")],
         [*JSON, (b"content-encoding", b"identity")],
+        [*JSON, (b"content-encoding", b"")],
     ],
 )
 async def test_json_in_its_usual_spellings(headers: Headers) -> None:
@@ -51,12 +77,21 @@ async def test_json_in_its_usual_spellings(headers: Headers) -> None:
         [(b"content-type", b"application/x-www-form-urlencoded")],
         [(b"content-type", b"multipart/form-data; boundary=x")],
         [(b"content-type", b"application/json; charset=utf-16")],
-        [*JSON, (b"content-encoding", b"gzip")],
+        [(b"content-type", b"application/json; charset=utf-8; charset=utf-16")],
+        [(b"content-type", b"application/jsonx")],
+        [(b"content-type", b"application/json, text/plain")],
+        [(b"content-type", b"")],
+        [*JSON, *JSON],
+        [*JSON, (b"content-type", b"text/plain")],
+        *([*JSON, (b"content-encoding", coding)] for coding in (b"gzip", b"br", b"zstd", b"deflate", b"GZIP")),
+        [*JSON, (b"content-encoding", b"identity, gzip")],
+        [*JSON, (b"content-encoding", b"identity"), (b"content-encoding", b"gzip")],
     ],
 )
 async def test_any_other_media_type_is_415(headers: Headers) -> None:
-    with pytest.raises(UnsupportedMediaType):
+    with pytest.raises(UnsupportedMediaType) as caught:
         await read([b"{}"], headers)
+    assert CLOSE in caught.value.headers
 
 
 @pytest.mark.parametrize(
@@ -85,16 +120,29 @@ async def test_a_client_that_leaves_while_sending_is_no_request() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "kind", "param"),
     [
-        b"", b" ", b"null", b"[]", b'"x"', b"1", b"{", b'{"a": 1}}', b'{"a": 1} {}', b"{'a': 1}", b'{"a": 1,}',
-        b"// no\n{}", b'{"a": NaN}', b'{"a": Infinity}', b'{"a": "\\ud800"}', b'{"a": "\xff"}', b"\xef\xbb\xbf{}",
-        b"\xff\xfe{\x00}\x00", b'{"a":' * 5000, b"[" * 100_000,
+        (b"[]", InvalidJson, None),
+        (b'{"a": 1,}', InvalidJson, None),
+        (b'{"a": "\xff"}', InvalidEncoding, None),
+        (b'{"a":' * 5000, JsonTooDeep, None),
+        (b"[" * 100_000, JsonTooDeep, None),
+        (b'{"a":[' + b"1," * 100_000, JsonTooLarge, None),
+        (b'{"a": NaN}', NumberOutOfRange, None),
+        (b'{"model":1,"mod\\u0065l":1}', DuplicateKey, "model"),
+        (b'{"sk-secret":1,"sk-secret":1}', DuplicateKey, None),
     ],
-)  # fmt: skip
-async def test_what_is_no_json_object_is_400(text: bytes) -> None:
-    with pytest.raises(InvalidJson):
+)
+async def test_what_is_wrong_is_told_by_its_code(text: bytes, kind: type[ProxyError], param: str | None) -> None:
+    with pytest.raises(ProxyError) as caught:
         await read([text], limit=1_000_000)
+    assert type(caught.value) is kind
+    assert caught.value.param == param
+    assert "secret" not in caught.value.message
+
+
+def test_every_fault_has_an_error() -> None:
+    assert set(body._ERRORS) == {json.Malformed, *json.Malformed.__subclasses__()}
 
 
 @given(st.lists(st.binary(max_size=60), max_size=4))
@@ -103,3 +151,106 @@ async def test_no_bytes_do_worse_than_an_error_of_ours(pieces: list[bytes]) -> N
         await read([*pieces, b""])
     except ProxyError as error:
         assert error.status in (400, 413)
+
+
+# Its arrival.
+
+
+@pytest.mark.parametrize("pieces", [[], [b'{"a"'], [b"{", b" "]])
+async def test_a_body_that_stops_coming_is_408(pieces: list[bytes]) -> None:
+    around = services()
+    with pytest.raises(RequestTimeout) as caught:
+        async with asyncio.timeout(PATIENCE):
+            await read(pieces, around=around, leaves=True, stays=True)
+    assert CLOSE in caught.value.headers
+    assert not around.drainables
+    assert not asyncio.current_task().cancelling()  # type: ignore[union-attr]
+
+
+async def drip(pace: Pace) -> None:
+    """A body of which a byte comes at every turn of the loop, without an end."""
+    bytes_ = cycle([b" "])
+
+    async def receive() -> Message:
+        await asyncio.sleep(0)
+        return {"type": "http.request", "body": next(bytes_), "more_body": True}
+
+    stage = body.build(1 << 30, EMBEDDINGS, services(), pace)
+    assert stage
+    scope = {"type": "http"}
+    exchange(JSON).keep_in(scope)
+    async with asyncio.timeout(PATIENCE):
+        await stage(ok)(scope, receive, receive)  # type: ignore[arg-type]
+
+
+async def test_a_body_that_drips_is_408() -> None:
+    with pytest.raises(RequestTimeout):
+        await drip(QUICK)
+
+
+async def test_bytes_give_time() -> None:
+    """Two bytes at a rate of one a second are two seconds, but never more than `idle` from now."""
+    arrivals = body.Arrivals(Pace(idle=15, rate=1, tick=60), set())
+    with arrivals.arrival() as arrival:
+        start = arrival.due - 15
+        arrival.loop = Later(arrival.loop, start + 10)  # type: ignore[assignment]
+        arrival.received(2)
+        assert arrival.due == start + 2 + 15
+        arrival.received(2000)
+        assert arrival.due == start + 10 + 15
+
+
+class Later:
+    def __init__(self, loop: asyncio.AbstractEventLoop, now: float) -> None:
+        self.time = lambda: now
+
+
+async def test_a_body_in_time_is_not_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One timer for all of them, and none of their own."""
+    set_ = []
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "call_later", lambda *args: set_.append(args))
+    arrivals = body.Arrivals(Pace(), set())
+    for _ in range(100):
+        with arrivals.arrival(), arrivals.arrival() as second:
+            second.received(10)
+    [(delay, look)] = set_
+    assert delay == Pace().tick
+    look()
+    assert len(set_) == 1  # nobody is waiting
+    with arrivals.arrival():
+        assert len(set_) == 2
+        look()
+        assert len(set_) == 3
+
+
+async def turns() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_a_body_on_its_way_is_told_of_the_drain() -> None:
+    around = services()
+    task = asyncio.create_task(read([b"{"], around=around, pace=Pace(), leaves=True, stays=True))
+    await turns()
+    assert around.drainables
+    for part in list(around.drainables):
+        part.drain()
+        part.drain()
+    with pytest.raises(Draining) as caught:
+        await task
+    assert CLOSE in caught.value.headers
+    assert not around.drainables
+
+
+async def test_a_cancellation_of_others_passes() -> None:
+    around = services()
+    task = asyncio.create_task(read([b"{"], around=around, pace=Pace(), leaves=True, stays=True))
+    await turns()
+    assert around.drainables
+    for part in list(around.drainables):
+        part.drain()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not around.drainables

@@ -36,6 +36,7 @@ from proxy.core.table import (
 )
 from proxy.providers.mistral.answer import chat_answer
 from proxy.providers.mistral.messages import TEXT, messages
+from proxy.providers.mistral.reserved import RESERVED
 from proxy.providers.mistral.stream import ChatStream
 from proxy.providers.mistral.tools import (
     function_call,
@@ -53,6 +54,12 @@ from proxy.providers.mistral.tools import (
 HIGHEST_TEMPERATURE = 1.5
 LOWEST_TOP_P = 1e-6
 """Mistral's top_p is above 0; at this value one token is left to choose from, as at OpenAI's 0."""
+
+LARGEST_SEED = 2**63 - 1
+"""OpenAI API: seed is an int64."""
+
+MOST_TOKENS = 10_000_000
+"""More than any model's context holds: a number above it is a mistake."""
 
 
 def _temperature(value: Any, context: Context, path: str) -> Any:
@@ -81,7 +88,7 @@ def _greedy(out: Json, context: Context) -> None:
 
 def _seed(value: Any, context: Context, path: str) -> int:
     """Mistral API: random_seed is at least 0."""
-    verify(integer(-(2**63), 2**63 - 1), value, path)
+    verify(integer(-LARGEST_SEED - 1, LARGEST_SEED), value, path)
     context.report("rename", f"{path}>random_seed")
     seed: int = value
     if seed < 0:
@@ -259,8 +266,8 @@ CHAT_REQUEST = Table(
     compute("temperature", _temperature, "above 1.5 it is sent as 1.5"),
     compute("top_p", _top_p, "0 is sent as a tiny value; with temperature 0 it is sent as 1"),
     keep("n", integer(1, 128)),
-    rename("max_completion_tokens", "max_tokens", integer(0)),
-    compute("max_tokens", _unless("max_completion_tokens", integer(0))),
+    rename("max_completion_tokens", "max_tokens", integer(1, MOST_TOKENS)),
+    compute("max_tokens", _unless("max_completion_tokens", integer(1, MOST_TOKENS))),
     compute("seed", _seed, "a negative seed is taken modulo 2^31", to="random_seed"),
     keep("stop", text_or_texts),
     keep("presence_penalty", number(-2, 2)),
@@ -304,15 +311,16 @@ CHAT_REQUEST = Table(
     drop("prompt_cache_retention", "Mistral decides"),
     drop("prompt_cache_options", "Mistral decides"),
     # Mistral's own.
-    compute("random_seed", _unless("seed", integer(0))),
+    compute("random_seed", _unless("seed", integer(0, LARGEST_SEED))),
     keep("safe_prompt", boolean),
-    keep("min_tokens", integer(0)),
+    keep("min_tokens", integer(0, MOST_TOKENS)),
     keep("repetition_penalty", number()),
-    keep("top_k", integer()),
+    keep("top_k", integer(-1, 2**31 - 1)),
     keep("guardrails", _objects),
     drop("prompt_mode", "Mistral refuses it for every current model; reasoning_effort replaces it", worse=True),
     drop("document_image_limit", "Mistral's API description does not know it", worse=True),
     drop("document_page_limit", "Mistral's API description does not know it", worse=True),
+    *RESERVED,
     then=(_send_model, _defaults, functions_as_tools, keep_allowed_tools, without_tools, _greedy),
     required=("messages",),
 )

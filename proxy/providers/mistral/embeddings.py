@@ -29,12 +29,17 @@ from proxy.core.table import (
     values,
     verify,
 )
+from proxy.providers.mistral.answer import is_count
+from proxy.providers.mistral.reserved import RESERVED
 
 MOST_INPUTS = 2048
 """Texts in one request: OpenAI's limit."""
 
 MOST_AT_ONCE = 256
 """Texts in one call. Mistral API: 257 are refused with code 3210, "Too many inputs in request"."""
+
+MOST_DIMENSIONS = 1 << 16
+"""More than any model's vectors have: a number above it is a mistake."""
 
 PACKED = "embeddings_packed"
 """Note of the context: the client asked for base64."""
@@ -76,7 +81,7 @@ def _encoding(value: Any, context: Context, path: str) -> Any:
 
 
 def _dimensions(value: Any, context: Context, path: str) -> Any:
-    verify(integer(least=1), value, path)
+    verify(integer(1, MOST_DIMENSIONS), value, path)
     # The one model that is known to have no choice. Another that has none says so itself.
     if any(name.startswith("mistral-embed") for name in (context.model.id, *context.model.names)):
         raise UnsupportedParameter(
@@ -145,7 +150,7 @@ _COUNTS = ("prompt_tokens", "total_tokens")
 
 def _counts(usage: Any) -> Json:
     found = {name: usage.get(name) for name in _COUNTS} if isinstance(usage, dict) else {}
-    return found if all(type(value) is int and value >= 0 for value in found.values()) else {}
+    return found if all(map(is_count, found.values())) else {}
 
 
 # More than one call.
@@ -212,6 +217,7 @@ EMBEDDINGS = Endpoint(
         ),
         keep("metadata", mapping, "Mistral's own"),
         drop("user", "Mistral stores no end-user id"),
+        *RESERVED,
         required=("input",),
         then=(_ask_for_numbers,),
     ),

@@ -127,7 +127,7 @@ def test_mistral_embed_has_no_choice_of_dimensions(model, name):
     assert error.param == name
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, "512", True])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "512", True, 10**9, 2**53 + 1])
 def test_dimensions_that_are_none(value):
     assert refused({"input": "hi", "dimensions": value}).param == "dimensions"
 
