@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp
 
 from proxy.core.endpoint import Endpoint
 from proxy.core.services import Middleware, Services
-from proxy.stages import access_log, auth, begin, body, host, model, rescue
+from proxy.stages import access_log, auth, begin, body, cors, host, model, rescue
 
 
 @dataclass(frozen=True, slots=True)
 class Configs:
     """The part of the settings that each stage needs; see its `build`."""
 
+    trusted_proxies: Sequence[str]
     access_log: access_log.Config
+    cors_origins: Sequence[str]
     loopback: bool
     hosts: list[str]
     auth: auth.Config
@@ -25,12 +28,15 @@ class Configs:
 
 def outer(configs: Configs, services: Services) -> tuple[Middleware, ...]:
     """Around the whole application: these see every request, also those that no route takes."""
-    return (
-        begin.build(services),  # first: everything after it needs the Exchange, and its headers go on every answer
+    stages = (
+        # first: everything after it needs the Exchange, and its headers go on every answer
+        begin.build(configs.trusted_proxies, services),
         access_log.build(configs.access_log, services),  # outside rescue: it logs what the client was told
+        cors.build(configs.cors_origins, services),  # outside rescue: a page must be able to read errors, too
         rescue.build(services),  # every error of everything below becomes an answer here
         host.build(configs.loopback, configs.hosts, services),  # before any route: an unknown Host learns nothing
     )
+    return tuple(stage for stage in stages if stage)
 
 
 def inner(configs: Configs, endpoint: Endpoint, services: Services) -> tuple[Middleware | None, ...]:

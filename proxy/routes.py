@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NoReturn
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+from urllib.parse import unquote_to_bytes
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Scope
 
 from proxy import __version__
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import MethodNotAllowed, NotFound, UnsupportedEndpoint
+from proxy.core.model import is_id
 
 UNSERVED = {
     "/v1/completions": "POST /v1/chat/completions answers prompts as messages",
@@ -37,21 +40,52 @@ UNSERVED = {
 """OpenAI's endpoints that no provider serves here, and the nearest thing that works."""
 
 
-def routes(endpoints: Iterable[tuple[Endpoint, ASGIApp]], health: Health) -> list[Route]:
+def routes(endpoints: Iterable[tuple[Endpoint, ASGIApp]], health: Health) -> Sequence[Route]:
     """Deny by default: what is not in this list is 404. The endpoints come first, since routes are tried in order."""
-    return [Route(row.path, app, methods=[row.method]) for row, app in endpoints] + [
-        Route("/health", health.status, methods=["GET"]),
-        Route("/health/live", health.live, methods=["GET"]),
-        Route("/health/ready", health.ready, methods=["GET"]),
+    return [Exact(row.path, app, methods=[row.method]) for row, app in endpoints] + [
+        Exact("/health", health.status, methods=["GET"]),
+        Exact("/health/live", health.live, methods=["GET"]),
+        Exact("/health/ready", health.ready, methods=["GET"]),
     ]
 
 
-class Health:
-    """Answers from what the process knows; nothing is asked of the upstream."""
+class Exact(Route):
+    """A path as it is written in the request line, letter by letter, but for `{id}`: that is decoded once, and what
+    comes out must be an id. Starlette's own comparison takes `%2f` for a slash, a line break at the end for nothing and
+    anything for an id, a way up included.
+    """
 
-    def __init__(self, *, configured: bool, draining: Callable[[], bool]) -> None:
+    def __init__(self, path: str, endpoint: Callable[..., Any], *, methods: list[str]) -> None:
+        super().__init__(path, endpoint, methods=methods)
+        self._pattern = re.compile(re.escape(path).replace(r"\{id\}", "(?P<id>[^/]+)").encode())
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        found = self._pattern.fullmatch(_written(scope)) if scope["type"] == "http" else None
+        if not found:
+            return Match.NONE, {}
+        # No text encoding: an id is ASCII, and other bytes must not become characters of it.
+        params = {name: unquote_to_bytes(text).decode("latin-1") for name, text in found.groupdict().items()}
+        if not all(map(is_id, params.values())):
+            return Match.NONE, {}
+        allowed = self.methods is None or scope["method"] in self.methods
+        return Match.FULL if allowed else Match.PARTIAL, {"endpoint": self.endpoint, "path_params": params}
+
+
+def _written(scope: Scope) -> bytes:
+    raw: bytes | None = scope.get("raw_path")
+    return scope["path"].encode() if raw is None else raw  # ASGI leaves it to the server whether there is one
+
+
+class Health:
+    """Answers from what the process knows; nothing is asked of the upstream. `generation` is the number of the
+    configuration in force, `config` tells its file from others."""
+
+    def __init__(
+        self, *, configured: bool, draining: Callable[[], bool], generation: int = 1, config: str | None = None
+    ) -> None:
         self._configured = configured
         self._draining = draining
+        self._ready = {"status": "ready", "generation": generation, "config": config}
 
     async def status(self, request: Request) -> Response:
         return JSONResponse(
@@ -69,7 +103,7 @@ class Health:
     async def ready(self, request: Request) -> Response:
         if self._draining():
             return JSONResponse({"status": "draining"}, 503, {"retry-after": "5"})
-        return JSONResponse({"status": "ready"})
+        return JSONResponse(self._ready)
 
 
 async def http_error(request: Request, error: Exception) -> NoReturn:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,7 +30,9 @@ GOOD: Headers = [(b"authorization", b"Bearer " + KEY.encode()), (b"content-type"
 def configs(**options: Any) -> Configs:
     keys = [auth.TeamKey(hashlib.sha256(KEY.encode()).digest())]
     return Configs(
+        trusted_proxies=[],
         access_log=access_log.Config(),
+        cors_origins=options.get("cors_origins", []),
         loopback=options.get("loopback", True),
         hosts=options.get("hosts", []),
         auth=auth.Config(teams={"research": auth.Team(keys=keys, models=["mistral-*"])}),
@@ -138,3 +143,60 @@ def test_fold_puts_the_first_stage_outermost_and_leaves_out_what_is_none() -> No
         return lambda app: f"{name}({app})"
 
     assert fold((stage("a"), None, stage("b")), "end") == "a(b(end))"  # type: ignore[arg-type, comparison-overlap]
+
+
+PAGE = (b"origin", b"https://chat.example.com")
+
+
+async def test_c18_without_a_setting_there_is_no_header_of_cors() -> None:
+    for headers in ([*HOST, PAGE], [*HOST, PAGE, (b"access-control-request-method", b"POST")]):
+        answer = await call(around(ok), "OPTIONS", headers=headers)
+        assert not [name for name, _ in answer.headers if name == b"vary" or name.startswith(b"access-control-")]
+    assert len(outer(configs(), services(catalogue=CATALOGUE))) == 4
+
+
+@pytest.mark.parametrize("host", [b"localhost", b"evil.example"])
+async def test_c18_a_page_can_read_its_errors(host: bytes) -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError
+
+    app = around(broken, cors_origins=[PAGE[1].decode()])
+    answer = await call(app, headers=[(b"host", host), PAGE])
+    assert answer.status == (500 if host == b"localhost" else 421)
+    assert answer.header("access-control-allow-origin") == PAGE[1].decode()
+    assert "x-request-id" in (answer.header("access-control-expose-headers") or "")
+
+
+async def test_c18_a_preflight_is_logged_and_asks_for_no_key() -> None:
+    async def never(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError
+
+    log = Log()
+    app = around(never, log, cors_origins=[PAGE[1].decode()])
+    answer = await call(app, "OPTIONS", headers=[*HOST, PAGE, (b"access-control-request-method", b"POST")])
+    assert (answer.status, answer.header("x-request-id") is not None) == (204, True)
+    [(level, event, fields)] = log.lines
+    assert (level, event, fields["status_code"], fields["team"]) == ("info", "request", 204, None)
+
+
+async def test_c23_names_that_clients_invent_leave_nothing_behind() -> None:
+    """Ten thousand models that do not exist, asked for, refused and logged: the process is as large as before."""
+    headers = [*HOST, *GOOD]
+    log = Log()
+    made = services(log, CATALOGUE)
+    app = fold(outer(configs(), made), fold(inner(configs(), CHAT, made), ok))
+
+    async def ask_for(names: Iterator[str], status: int) -> None:
+        for name in names:
+            answer = await call(app, headers=headers, body=[b'{"model": "%b"}' % name.encode()])
+            assert answer.status == status
+            log.lines.clear()
+
+    await ask_for((f"mistral-{number}" for number in range(200)), 200)
+    await ask_for((f"other-{number}" for number in range(200)), 403)
+    gc.collect()
+    before = sys.getallocatedblocks()
+    await ask_for((f"mistral-x{number}" for number in range(5000)), 200)
+    await ask_for((f"{number}-other@example.com" for number in range(5000)), 403)
+    gc.collect()
+    assert sys.getallocatedblocks() - before < 2000  # one for each name would be 10,000

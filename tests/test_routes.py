@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from proxy import __version__
 from proxy.core.errors import MethodNotAllowed, NotFound, UnsupportedEndpoint
+from proxy.core.model import is_id
 from proxy.providers import PROVIDERS
 from proxy.routes import UNSERVED, Health, http_error, routes
 from tests.asgi import Answer, call, ok
@@ -40,8 +45,9 @@ def app(state: State | None = None, configured: bool = True) -> Starlette:
     return made
 
 
-async def ask(path: str, method: str = "GET", **options: Any) -> Answer:
-    return await call(app(**options), method, path, query_string=b"", root_path="")
+async def ask(path: str, method: str = "GET", raw_path: bytes | None = None, **options: Any) -> Answer:
+    raw: dict[str, Any] = {} if raw_path is None else {"raw_path": raw_path}
+    return await call(app(**options), method, path, query_string=b"", root_path="", **raw)
 
 
 @pytest.mark.parametrize("row", ENDPOINTS, ids=lambda row: row.operation)
@@ -51,15 +57,79 @@ async def test_every_endpoint_has_its_route(row: Any) -> None:
     assert answer.scope["route"].path == row.path
 
 
-async def test_the_id_is_what_stands_in_the_path() -> None:
-    answer = await ask("/v1/models/ft:open-mistral-7b:a?b")
-    assert answer.scope["path_params"] == {"id": "ft:open-mistral-7b:a?b"}
+@pytest.mark.parametrize("name", ["ft:open-mistral-7b:me:1", "a.b-c_d+e=f@g~", "x", "1", "a" * 256])
+async def test_c1_an_id_is_what_stands_in_the_path_decoded_once(name: str) -> None:
+    for raw in (name, quote(name, safe=""), "".join(f"%{ord(letter):02x}" for letter in name)):
+        answer = await ask(f"/v1/models/{name}", raw_path=f"/v1/models/{raw}".encode())
+        assert answer.scope["path_params"] == {"id": name}
+
+
+NO_IDS = [
+    "", ".", "..", "...", "%2e%2e", "a..b", "-", "a%2fb", "a%2Fb", "..%2f..%2fadmin", "a%5cb", "a\\b", "a;x", "a%3bx",
+    "a%3fb", "a%23b", "a#b", "a b", "a%20b", "a+%20", "%00", "a%00", "a%0a", "a%0d%0ab", "%ff", "caf%c3%a9", "a%7fb",
+    "%252e%252e", "a%252fb", "%2561",
+    "a%252e", "a%", "a%2", "a%zz", "a%25", "a%u0041", "a*", "a,b", "a'b", "a(b)", "a!b", "a$b", "a&b",
+    "a|b", "a^b", "a<b>", "a%EF%BC%8Fb", "a%c0%afb", "a" * 257, "%61" * 257,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("raw", NO_IDS)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_c1_whatever_else_stands_there_is_no_id(raw: str, method: str) -> None:
+    decoded = unquote(f"/v1/models/{raw}")  # as servers do
+    with pytest.raises(NotFound):
+        await ask(decoded, method, raw_path=f"/v1/models/{raw}".encode())
+
+
+@given(st.text(st.sampled_from("ab./\\%25eEfF0aAdD;?#:-_ \r\n\0é"), max_size=12) | st.binary(max_size=8).map(quote))
+async def test_c1_what_reaches_an_endpoint_is_an_id(raw: str) -> None:
+    with suppress(NotFound):
+        answer = await ask(unquote(f"/v1/models/{raw}"), raw_path=f"/v1/models/{raw}".encode())
+        found = answer.scope["path_params"]["id"]
+        assert is_id(found)
+        assert unquote(raw) == found
+        assert "/" not in found
+
+
+PATHS = sorted({row.path.replace("{id}", "x") for row in ENDPOINTS} | {"/health", "/health/live", "/health/ready"})
+
+
+def spellings(path: str) -> list[str]:
+    """Other ways to write a path, which one server or another takes for the same."""
+    after = ("/", "//", "/.", "/..", "/x/..", ";", ";x=1", "%00", "%0a", "%0d%0a", "%20", "%2f", "%3f", "%23", "%3fx=1")
+    found = [path + end for end in after] + [start + path for start in ("/", "/.", "/x/..", "/%2e", "/%2e%2e", "%2f")]
+    found += [
+        path.replace("/", slash) for slash in ("//", "/./", "%2f", "%2F", "\\", "%5c", "/%2e/", "%252f", "/x/../")
+    ]
+    found += [path.title(), path.upper(), path[:2] + path[2:].upper(), path[:-1], path[1:]]
+    found += [path[:at] + f"%{ord(path[at]):02x}" + path[at + 1 :] for at in (1, 2, 4)]
+    return [one for one in found if one not in PATHS]
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_c1_a_path_has_one_spelling(path: str) -> None:
+    for raw in spellings(path):
+        with pytest.raises(NotFound) as caught:
+            await ask(unquote(raw), raw_path=raw.encode())
+        assert caught.value.code == "unknown_url"
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "", "/v1", "/v1/models/", "//v1/models", "/v1/models/a/b", "/v1/chat", "/V1/models", "/v1/batch/jobs"]
+    "path",
+    [
+        "/",
+        "",
+        "/v1",
+        "/v1/models/",
+        "//v1/models",
+        "/v1/models/a/b",
+        "/v1/chat",
+        "/V1/models",
+        "/v1/batch/jobs",
+        "/v1/foo",
+    ],
 )
-async def test_anything_else_is_not_there(path: str) -> None:
+async def test_c4_anything_else_is_not_there(path: str) -> None:
     with pytest.raises(NotFound) as caught:
         await ask(path)
     assert caught.value.code == "unknown_url"
@@ -70,7 +140,7 @@ async def test_anything_else_is_not_there(path: str) -> None:
     ("path", "method", "allow"),
     [("/v1/chat/completions", "GET", b"POST"), ("/v1/models", "POST", b"GET, HEAD"), ("/health", "PUT", b"GET, HEAD")],
 )
-async def test_another_method(path: str, method: str, allow: bytes) -> None:
+async def test_c4_another_method(path: str, method: str, allow: bytes) -> None:
     with pytest.raises(MethodNotAllowed) as caught:
         await ask(path, method)
     assert caught.value.headers == [(b"allow", allow)]

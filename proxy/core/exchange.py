@@ -21,11 +21,12 @@ class Team:
     log_content: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Exchange:
     """Kept in `scope["state"]`; each field has one writer, the stage named beside it.
 
     Times are monotonic seconds. `headers` is a snapshot from before the body: a chunk trailer cannot add to it.
+    `client` is who sent the request, as far as those in front of us can be believed.
     """
 
     # begin
@@ -62,6 +63,9 @@ class Exchange:
 
     # rescue; dispatch, for an error after the first byte of a stream
     error: ProxyError | None = None
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.request_id}>"  # it holds a key and a prompt, and a traceback may print it
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a request header, by its lower-case name."""

@@ -13,12 +13,19 @@ def _no_prices() -> Mapping[str, int]:
 
 
 _NAME = re.compile(r"(?!.*\.\.)(?=.*[A-Za-z0-9])[!-~]{1,256}")
+_ID = re.compile(r"(?!.*\.\.)(?=.*[A-Za-z0-9])[A-Za-z0-9._:@+=~-]{1,256}")
 
 
 def is_name(text: str) -> bool:
     """Whether `text` can be a model's name: it goes into a header, a log line and a URL's path, so it is visible ASCII,
     bounded, and has no way up a path."""
     return _NAME.fullmatch(text) is not None
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` can stand for `{id}` in a URL's path. Narrower than a name: of the marks only those that mean
+    nothing to any reader of URLs. A model of another kind of name can be used, and seen in the list."""
+    return _ID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,10 @@ from proxy.core.services import Middleware, Services
 _MOST_CONTENT = 100_000
 """Characters of one prompt or answer that are ever logged: redaction takes about 20 ms for so many."""
 
+_MOST_LOOKED_AT, _MOST_SHOWN = 2000, 256
+"""Characters of a client's text (a path, a name) that are redacted, and that a line shows of it. With these a line
+without content stays below 8 KiB, whatever was sent."""
+
 _MOST_CAPTURED = 1 << 20
 """Bytes of an answer that are kept for the log; an event has many more of them than characters that it says."""
 
@@ -47,6 +51,7 @@ class AccessLog:
         self._redact = services.redact
         self._model = services.catalogue.model
         self._clock = services.monotonic
+        self._generation = services.generation
         self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +78,7 @@ class AccessLog:
             "key_id": exchange.key_id,
             "method": exchange.method,
             # A path that is no endpoint's is the client's text; of the others only the template is told.
-            "endpoint": route.path if route else self._path(exchange.path),
+            "endpoint": route.path if route else self._shown(exchange.path),
             "model": self._name(exchange.model),
             "upstream": exchange.upstream and exchange.upstream.partition("/")[0],
             "status_code": _status(exchange),
@@ -83,30 +88,28 @@ class AccessLog:
             "bytes_out": exchange.bytes_out,
             "attempts": exchange.attempts,
             "client": exchange.client,
+            "generation": self._generation,
         }
-        if exchange.model_asked != exchange.model:
-            fields["model_asked"] = self._redacted(exchange.model_asked)
+        if exchange.model_asked and exchange.model_asked != exchange.model:
+            fields["model_asked"] = self._shown(exchange.model_asked)
         if exchange.usage:
-            fields["prompt_tokens"] = exchange.usage.get("prompt_tokens")
-            fields["completion_tokens"] = exchange.usage.get("completion_tokens")
+            fields["prompt_tokens"] = _count(exchange.usage.get("prompt_tokens"))
+            fields["completion_tokens"] = _count(exchange.usage.get("completion_tokens"))
         if exchange.rewrites:
             fields["rewrites"] = ", ".join(exchange.rewrites)
         if exchange.error:
             fields["error_type"], fields["error_code"] = exchange.error.type, exchange.error.code
-            fields["error_param"] = self._redacted(exchange.error.param)
+            fields["error_param"] = exchange.error.param and self._shown(exchange.error.param)
         if exchange.client_gone:
             fields["client_gone"] = True
         return fields
 
     def _name(self, model: str | None) -> str | None:
         # Names of the catalogue are harmless; any other is the client's text, and could be a key in the wrong place.
-        return model if model is None or self._model(model).known else self._redacted(model)
+        return model if model is None or self._model(model).known else self._shown(model)
 
-    def _path(self, path: str) -> str:
-        return self._whole(path, 2000)[:200] or "…"
-
-    def _redacted(self, text: str | None) -> str | None:
-        return text and self._redact.text(text)
+    def _shown(self, text: str) -> str:
+        return self._whole(text, _MOST_LOOKED_AT)[:_MOST_SHOWN] or "…"
 
     def _listening(self, exchange: Exchange, send: Send, answer: bytearray) -> Callable[[Message], Any]:
         async def listening(message: Message) -> None:
@@ -154,6 +157,11 @@ def _as_text(body: json.Json | None) -> bytes:
         return json.encode(body)
     except RecursionError:
         return b"(nested too deeply)"
+
+
+def _count(value: object) -> int | None:
+    """A number of tokens, which comes from the upstream: only a plain one is logged."""
+    return value if type(value) is int and 0 <= value < 1 << 53 else None
 
 
 def _status(exchange: Exchange) -> int | None:

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.core.catalogue import Pattern
 from proxy.core.config import Strict
 from proxy.core.endpoint import Endpoint
-from proxy.core.errors import InvalidApiKey
+from proxy.core.errors import BadFraming, InvalidApiKey
 from proxy.core.exchange import Exchange
 from proxy.core.exchange import Team as Caller
 from proxy.core.secret import Secret
@@ -82,7 +82,8 @@ def allow_list(patterns: list[str]) -> Callable[[str], bool]:
 class Auth:
     """The key is looked up by its SHA-256, so neither the time nor the answer tells how near a guess was.
 
-    Absent, malformed, unknown and revoked keys get one and the same 401.
+    Absent, malformed, unknown and revoked keys get one and the same 401. Two keys are no key but two readers' quarrel:
+    whoever is in front of us may have looked at the other one.
     """
 
     def __init__(self, app: ASGIApp, keys: dict[bytes, tuple[Caller, str]]) -> None:
@@ -104,6 +105,7 @@ class Auth:
 
 def _bearer(exchange: Exchange) -> bytes:
     values = [value for name, value in exchange.headers if name == b"authorization"]
-    if len(values) != 1 or values[0][:7].lower() != b"bearer ":
-        return b""
-    return values[0][7:].strip()
+    if len(values) > 1:
+        raise BadFraming("The request must have one Authorization header.")
+    value = values[0].strip(b" \t") if values else b""  # what surrounds a value is no part of it (RFC 9110, 5.5)
+    return value[7:].lstrip(b" ") if value[:7].lower() == b"bearer " else b""

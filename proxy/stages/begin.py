@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from proxy.core.errors import Headers
 from proxy.core.exchange import Exchange
 from proxy.core.services import Middleware, Services
 
 _VALID_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
+_UNDERSCORE = ord("_")
+"""As a number: bytes are searched for one six times as fast as for bytes."""
 
-def build(services: Services) -> Middleware:
+_MOST_HOPS = 32
+"""Addresses of x-forwarded-for that are looked at, from its end."""
+
+# An address alone, or as some proxies write it: with its port, an IPv6 one in brackets.
+_HOP = re.compile(r"([0-9.]{7,15})(?::[0-9]{1,5})?|([0-9A-Fa-f:.]{2,45})|\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?")
+
+
+def build(trusted: Sequence[str], services: Services) -> Middleware:
+    """`trusted` are the addresses and networks (10.0.0.0/8) of the proxies in front of this one."""
+    proxies = Proxies(trusted) if trusted else None
+
     def middleware(app: ASGIApp) -> ASGIApp:
-        return Begin(app, services)
+        return Begin(app, proxies, services)
 
     return middleware
 
@@ -23,8 +39,9 @@ def build(services: Services) -> Middleware:
 class Begin:
     """Keeps a valid `x-request-id` of the client, else makes one, so that one id leads through all logs."""
 
-    def __init__(self, app: ASGIApp, services: Services) -> None:
+    def __init__(self, app: ASGIApp, proxies: Proxies | None, services: Services) -> None:
         self._app = app
+        self._proxies = proxies
         self._clock = services.monotonic
         self._redact = services.redact
         self._always = [(b"x-proxy-simulated", b"true")] if services.simulated else []
@@ -33,13 +50,16 @@ class Begin:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # A name with an underscore is another name to us and the same one to CGI and whoever learnt from it.
+        headers = scope["headers"] = [header for header in scope["headers"] if _UNDERSCORE not in header[0]]
         client = scope.get("client")
+        peer = client[0] if client else ""
         exchange = Exchange(
             request_id=secrets.token_hex(16),
             method=scope["method"],
             path=scope["path"],
-            headers=tuple(scope["headers"]),
-            client=client[0] if client else "",
+            headers=tuple(headers),
+            client=self._proxies.client(peer, headers) if self._proxies else peer,
             started=self._clock(),
         )
         asked = exchange.header(b"x-request-id")
@@ -63,6 +83,41 @@ class Begin:
     def _is_harmless(self, text: str) -> bool:
         """Whether it may be logged: a key sent as an id must not be."""
         return self._redact.text(text) == text
+
+
+class Proxies:
+    """The proxies in front of this one, whose word about who sent a request counts."""
+
+    def __init__(self, networks: Iterable[str]) -> None:
+        self._networks = [ip_network(network) for network in networks]
+
+    def client(self, peer: str, headers: Headers) -> str:
+        """The address nearest to us that is none of theirs. Each proxy adds at the end of x-forwarded-for whom it heard
+        it from, so what stands before the first stranger is hearsay; so is what stands before an entry that is no
+        address."""
+        address = _address(peer.partition("%")[0])  # without the zone of a link-local address
+        said = b",".join([value for name, value in headers if name == b"x-forwarded-for"]).decode("latin-1")
+        hops = said.rsplit(",", _MOST_HOPS)[-_MOST_HOPS:]
+        while address and hops and self._are(address):
+            before = _address(hops.pop().strip(" \t"))
+            if before is None:
+                break
+            address = before
+        return str(address or peer)
+
+    def _are(self, address: IPv4Address | IPv6Address) -> bool:
+        return any(address in network for network in self._networks)
+
+
+@lru_cache(1024)  # the proxies in front of us are few, and clients come again
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    match = _HOP.fullmatch(text)
+    try:
+        address = ip_address(match[match.lastindex or 0]) if match else None
+    except ValueError:
+        return None
+    # A socket for both protocols shows IPv4 peers as IPv6 ones (::ffff:192.0.2.7).
+    return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
 
 
 def _headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
 from proxy import data
@@ -15,6 +18,7 @@ from proxy.core.exchange import Exchange, Team
 from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
 from proxy.core.services import Services
+from proxy.logs import Writer
 from proxy.stages import access_log
 from tests.asgi import Log, Ticks, call, exchange, ok
 
@@ -52,7 +56,7 @@ async def test_a_request_is_one_line() -> None:
         "endpoint": "/v1/chat/completions", "model": "mistral-large-latest", "model_asked": "gpt-4o",
         "upstream": "mistral", "status_code": 200, "duration_ms": 500.0, "first_byte_ms": 250.0,
         "stream": False, "bytes_out": 7, "attempts": 1, "client": "192.0.2.7", "prompt_tokens": 3,
-        "completion_tokens": 4, "rewrites": "drop:user",
+        "completion_tokens": 4, "rewrites": "drop:user", "generation": 1,
     }  # fmt: skip
 
 
@@ -109,7 +113,7 @@ async def test_an_unknown_path_is_redacted_and_cut() -> None:
     found.path = f"/x/{KEY.reveal()}/" + "y" * 1000
     _, fields = await line(found=found, route=None)
     assert KEY.reveal() not in fields["endpoint"]
-    assert len(fields["endpoint"]) < 250
+    assert len(fields["endpoint"]) <= 256
 
 
 async def test_a_key_in_the_place_of_a_name_is_redacted() -> None:
@@ -194,3 +198,68 @@ async def test_a_mark_that_is_shorter_than_its_find_moves_no_half_secret_into_vi
         found = exchange(status=404)
         found.path = "/password=" + "x" * length + ";" + KEY.reveal()
         assert "sk-te" not in (await line(found=found, route=None))[1]["endpoint"]
+
+
+def worst(text: str) -> Exchange:
+    """An exchange in which a client says the same nasty thing wherever something it says is logged."""
+    found = exchange(
+        status=400, team=Team("t" * 64, lambda model: True), key_id="0" * 12, model_asked=text, model=text + "x",
+        upstream=f"mistral/{text}", error=BadRequest("no", param=text), usage={"prompt_tokens": text},
+        client="2001:db8:ffff:ffff:ffff:ffff:255.255.255.255",
+    )  # fmt: skip
+    found.path, found.request_id = text, "x" * 128
+    found.rewrites = {f"drop:{number:02}{'x' * 80}": None for number in range(32)}  # the most that a table reports
+    return found
+
+
+async def written(found: Exchange, format: str) -> bytes:
+    """The bytes of its line."""
+    out = io.BytesIO()
+    writer = Writer(out, format=format, now=lambda: 0.0)
+    await call(stage(writer, answering), exchange=found)  # type: ignore[arg-type]
+    writer.flush()
+    return out.getvalue()
+
+
+NASTY = [
+    "\0",
+    "\x1b[31m",
+    "\U0001f600",
+    "\u2028",
+    '"',
+    "\\",
+    "\r\n",
+    "key=a ",
+    "a@b.de ",
+    "%s",
+    "${jndi:x} ",
+    "é",
+    "\x7f",
+]
+
+
+@pytest.mark.parametrize("text", [f"{nasty * 3000}" for nasty in NASTY] + ["x", "x" * 100_000, " " * 5000, "{"])
+async def test_c22_a_line_is_one_line_of_8_kib_at_most(text: str) -> None:
+    line = await written(worst(text), "json")
+    assert len(line) <= 8192
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert json.decode(line)["request_id"] == "x" * 128
+    console = (await written(worst(text), "console")).decode()
+    assert console.removesuffix("\n").isprintable()
+
+
+@given(text=st.text(max_size=3000))
+async def test_c22_whatever_a_client_says_its_line_is_one_json_object(text: str) -> None:
+    line = await written(worst(text), "json")
+    assert len(line) <= 8192
+    assert line.count(b"\n") == 1
+    fields = json.decode(line)
+    assert (fields["event"], fields["status_code"], fields["level"]) == ("request", 400, "warning")
+    assert (await written(worst(text), "console")).decode().removesuffix("\n").isprintable()
+
+
+@pytest.mark.parametrize("told", ["many", -1, 1.5, None, True, [1], 10**30, {"a": 1}])
+async def test_c22_an_upstream_writes_nothing_but_numbers_into_a_line(told: Any) -> None:
+    _, fields = await line(found=exchange(status=200, usage={"prompt_tokens": told, "completion_tokens": 4}))
+    assert (fields["prompt_tokens"], fields["completion_tokens"]) == (None, 4)

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from proxy.core.errors import InvalidApiKey
+from proxy.core.errors import BadFraming, InvalidApiKey
+from proxy.core.exchange import Team as Caller
 from proxy.core.secret import Secret
 from proxy.stages import auth
 from tests.asgi import call, exchange, ok, services
@@ -30,10 +34,10 @@ async def ask(*values: bytes):
     [
         (b"Bearer key-one", "research"),
         (b"bearer key-two", "research"),
-        (b"BEARER  key-three ", "support"),
+        (b"BEARER  key-three \t", "support"),
     ],
 )
-async def test_a_key_leads_to_its_team(value: bytes, team: str) -> None:
+async def test_c7_a_key_leads_to_its_team_however_the_scheme_is_written(value: bytes, team: str) -> None:
     found = await ask(value)
     assert found.team
     assert found.team.name == team
@@ -52,8 +56,12 @@ WRONG = [
     (b"Bearer KEY-ONE",),
     (b"key-one",),
     (b"Basic a2V5LW9uZQ==",),
-    (b"Bearer key-one", b"Bearer key-one"),
-    (b"Bearer wrong", b"Bearer key-one"),
+    (b"Bearer\tkey-one",),
+    (b"Bearer \tkey-one",),
+    (b"Bearer key-one, Bearer key-one",),
+    (b"Bearer key one",),
+    (b"Token key-one",),
+    (b"Bearer key-one\x00",),
     (b"Bearer \xe9\xff",),
     (b"Bearer " + b"x" * 20_000,),
     (b"Bearer sha256:" + hashlib.sha256(b"key-three").hexdigest().encode(),),
@@ -62,12 +70,54 @@ WRONG = [
 
 
 @pytest.mark.parametrize("values", WRONG)
-async def test_everything_else_is_one_and_the_same_401(values: tuple[bytes, ...]) -> None:
+async def test_c7_everything_else_is_one_and_the_same_401(values: tuple[bytes, ...]) -> None:
     with pytest.raises(InvalidApiKey) as caught:
         await ask(*values)
     assert caught.value.message.startswith("Incorrect API key provided.")
     assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
     assert "key-" not in caught.value.message
+
+
+@pytest.mark.parametrize("second", [b"Bearer key-one", b"Bearer wrong", b"", b"Basic x"])
+async def test_c7_two_authorizations_are_a_quarrel_of_two_readers(second: bytes) -> None:
+    for values in ([b"Bearer key-one", second], [second, b"Bearer key-one"]):
+        with pytest.raises(BadFraming) as caught:
+            await ask(*values)
+        assert "key-" not in caught.value.message
+
+
+class Spy(dict):
+    """A table that keeps what it is asked for."""
+
+    def __init__(self, *entries: Any) -> None:
+        super().__init__(*entries)
+        self.asked: list[bytes] = []
+
+    def __contains__(self, key: Any) -> bool:
+        self.asked.append(key)
+        return super().__contains__(key)
+
+
+@pytest.mark.parametrize("key", [b"key-one", b"key-onf", b"", b"x" * 20_000])
+async def test_c11_keys_are_compared_by_digest_and_in_constant_time(
+    key: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the table nor any comparison sees a key, so how much of it is right shows in no time."""
+    compared: list[Any] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return one == other
+
+    digest = hashlib.sha256(b"key-one").digest()
+    keys = Spy({digest: (Caller("research", lambda model: True), "id")})
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    found = exchange([(b"authorization", b"Bearer " + key)])
+    with nullcontext() if key == b"key-one" else pytest.raises(InvalidApiKey):
+        await call(auth.Auth(ok, keys), exchange=found)
+    sent = hashlib.sha256(key).digest()
+    assert keys.asked == [sent]
+    assert compared == [(digest if key == b"key-one" else bytes(32), sent)]
 
 
 async def test_the_allow_list() -> None:

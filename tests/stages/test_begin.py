@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
 from proxy.core.exchange import Exchange
@@ -10,8 +13,8 @@ from proxy.stages import begin
 from tests.asgi import call, ok, services
 
 
-def stage(app=ok, **options):
-    return begin.build(services(**options))(app)
+def stage(app=ok, trusted=(), **options):
+    return begin.build(trusted, services(**options))(app)
 
 
 @pytest.mark.parametrize("valid", [b"abc", b"A-1_b.c", b"x" * 128])
@@ -68,3 +71,88 @@ async def test_status_times_and_size_are_recorded() -> None:
     exchange = (await call(stage())).exchange
     assert (exchange.status, exchange.bytes_out) == (200, 2)
     assert (exchange.started, exchange.first_byte, exchange.last_byte) == (1, 2, 3)
+
+
+async def test_c16_a_header_with_an_underscore_does_not_exist() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert list(Exchange.of(scope).headers) == scope["headers"] == [(b"host", b"a")]
+        await ok(scope, receive, send)
+
+    odd = [
+        (b"x_request_id", b"mine"),
+        (b"content_length", b"9"),
+        (b"_", b""),
+        (b"host", b"a"),
+        (b"x_forwarded_for", b"1"),
+    ]
+    answer = await call(stage(app, trusted=["192.0.2.7"]), headers=odd)
+    assert answer.status == 200
+    assert answer.header("x-request-id") != "mine"
+    assert answer.exchange.client == "192.0.2.7"
+
+
+BEHIND = ["192.0.2.7", "10.0.0.0/8", "2001:db8:1::/48"]
+
+
+@pytest.mark.parametrize(
+    ("said", "client"),
+    [
+        ([], "192.0.2.7"),
+        (["203.0.113.9"], "203.0.113.9"),
+        (["198.51.100.1, 203.0.113.9"], "203.0.113.9"),  # what stands before is hearsay
+        (["203.0.113.9, 10.1.2.3"], "203.0.113.9"),
+        (["198.51.100.1", "203.0.113.9 ,10.1.2.3\t", "2001:db8:1::5"], "203.0.113.9"),
+        (["10.1.2.3, 10.4.5.6"], "10.1.2.3"),  # all of them are ours: the first one spoke
+        (["2001:DB8:0::9"], "2001:db8::9"),
+        (["::ffff:203.0.113.9, ::ffff:10.1.2.3"], "203.0.113.9"),
+        (["203.0.113.9:4711, [2001:db8:1::5]:80, [2001:db8:1::6]"], "203.0.113.9"),
+        (["203.0.113.9, unknown, 10.1.2.3"], "10.1.2.3"),  # nothing before what is no address is believed
+        (["203.0.113.9, "], "192.0.2.7"),
+        (["203.0.113.9,,10.1.2.3"], "10.1.2.3"),
+        (["203.0.113.999"], "192.0.2.7"),
+        (["010.0.0.1"], "192.0.2.7"),
+        (["fe80::1%\x1b[31m"], "192.0.2.7"),
+        (["caf\xe9"], "192.0.2.7"),
+        (["203.0.113.9\x00"], "192.0.2.7"),
+        (["203.0.113.9," + "10.0.0.1," * 5000 + "10.0.0.2"], "10.0.0.1"),
+    ],
+)
+async def test_a24_the_client_is_the_last_address_that_is_no_proxy_of_ours(said: list[str], client: str) -> None:
+    headers = [(b"x-forwarded-for", one.encode("latin-1")) for one in said]
+    assert (await call(stage(trusted=BEHIND), headers=headers)).exchange.client == client
+
+
+@pytest.mark.parametrize("trusted", [[], ["198.51.100.0/24"], ["2001:db8::/32"]])
+async def test_a24_a_stranger_is_not_believed(trusted: list[str]) -> None:
+    headers = [(name, b"203.0.113.9") for name in (b"x-forwarded-for", b"x-real-ip", b"forwarded")]
+    assert (await call(stage(trusted=trusted), headers=headers)).exchange.client == "192.0.2.7"
+
+
+@pytest.mark.parametrize(
+    ("peer", "client"),
+    [
+        ("::ffff:192.0.2.7", "203.0.113.9"),  # a socket for both protocols
+        ("2001:db8:1::7", "203.0.113.9"),
+        ("::ffff:192.0.2.8", "192.0.2.8"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("", ""),  # a Unix socket
+        ("testclient", "testclient"),
+    ],
+)
+async def test_a24_the_peer_is_an_address_however_the_server_writes_it(peer: str, client: str) -> None:
+    headers = [(b"x-forwarded-for", b"203.0.113.9")]
+    answer = await call(stage(trusted=BEHIND), headers=headers, client=(peer, 1) if peer else None)
+    assert answer.exchange.client == client
+
+
+@given(said=st.lists(st.binary(max_size=60), max_size=4))
+async def test_a24_whatever_is_said_the_client_is_an_address(said: list[bytes]) -> None:
+    headers = [(b"x-forwarded-for", one) for one in said]
+    ip_address((await call(stage(trusted=BEHIND), headers=headers)).exchange.client)
+
+
+async def test_c14_no_value_makes_a_header_of_its_own() -> None:
+    for bad in (b"a\r\nset-cookie: x=1", b"a\nb", b"a\x00", b"caf\xe9", b"\x1b[31m", b"x" * 129):
+        answer = await call(stage(), headers=[(b"x-request-id", bad)])
+        assert all(value.isascii() and value.decode().isprintable() for _, value in answer.headers)
+        assert bad not in [value for _, value in answer.headers]
