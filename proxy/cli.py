@@ -36,19 +36,25 @@ def serve(config: Path | None, host: str | None, port: int | None, workers: int 
     """
     if os.environ.pop("SSLKEYLOGFILE", None):  # before anything opens it: with it, a recording tells the provider's key
         click.echo("mistral-proxy: SSLKEYLOGFILE is ignored.", err=True)
-    from proxy import serve as serving
-    from proxy.settings.load import SettingsError, load
+    from proxy import serve as alone
+    from proxy.plan import CannotStart, plan
+    from proxy.settings.load import SettingsError, Sources
 
-    file = _config_file(config)
     options = {"server.host": host, "server.port": port, "server.workers": workers}
     # A configuration that names the usual variable can be tried before there is a key.
     environ = {"MISTRAL_API_KEY": "simulated"} | dict(os.environ) if simulate else os.environ
     try:
-        settings = load(file, environ, {path: value for path, value in options.items() if value is not None})
-        serving.run(serving.plan(settings, file, os.environ, simulate=simulate))
+        given = {path: value for path, value in options.items() if value is not None}
+        planned = plan(Sources.read(_config_file(config), environ, given), simulate=simulate)
+        if planned.settings.server.workers == 1:
+            alone.run(planned)
+        else:
+            from proxy import workers as several
+
+            several.run(planned)
     except SettingsError as error:
         _stop("\n".join(str(problem) for problem in error.problems))
-    except serving.CannotStart as error:
+    except CannotStart as error:
         _stop(str(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -73,19 +79,21 @@ def simulate(host: str, port: int) -> None:
 @click.option("--config", type=click.Path(path_type=Path), help="The configuration; default ./proxy.yaml.")
 def check(config: Path | None) -> None:
     """Validate a configuration: exit 0, or 1 with every error as `file:line: path: what is wrong`."""
-    from proxy import serve as serving
-    from proxy.settings.load import SettingsError, load
+    from proxy.plan import exposure
+    from proxy.settings.load import SettingsError, Sources, settings_of
 
     file = config or DEFAULT_CONFIG
     try:
-        settings = load(file, os.environ)
+        loaded = settings_of(Sources.read(file, os.environ))
     except SettingsError as error:
         click.echo("\n".join(str(problem) for problem in error.problems))
         sys.exit(WRONG)
-    if exposed := serving.exposure(settings):
+    for warning in loaded.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if exposed := exposure(loaded.settings):
         click.echo(f"{file}: server.host: {exposed}")
         sys.exit(WRONG)
-    click.echo(f"{file}: ok, {len(settings.teams)} team(s)")
+    click.echo(f"{file}: ok, {len(loaded.settings.teams)} team(s)")
 
 
 @main.command()

@@ -5,36 +5,50 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 import msgspec
-
-from proxy.core.redact import Redactor
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 FLUSH_AFTER = 0.05
 """Seconds that a line may wait for others, so that a busy worker writes once for many requests."""
 
+MOST_AT_ONCE = 4096
+"""Bytes that a pipe takes in one piece (PIPE_BUF of Linux), so that lines of several workers do not mix in it."""
+
 _encode = msgspec.json.Encoder().encode
 
 
 class Writer:
-    """Called as `log(level, event, **fields)`; lines below the level are not made. `now` gives Unix seconds."""
+    """Called as `log(level, event, **fields)`; lines below the level are not made. `now` gives Unix seconds, `always`
+    are fields of every line."""
 
     def __init__(
-        self, stream: BinaryIO, *, level: str = "info", format: str = "json", now: Callable[[], float] = time.time
+        self,
+        stream: BinaryIO,
+        *,
+        level: str = "info",
+        format: str = "json",
+        now: Callable[[], float] = time.time,
+        **always: Any,
     ) -> None:
         self._stream = stream
-        self._least = LEVELS[level]
-        self._line = _json_line if format == "json" else _console_line
         self._now = now
+        self._always = always
+        self.become(level, format)
         self._second, self._written = -1, ""
         self._waiting: list[bytes] = []
+
+    def become(self, level: str, format: str) -> None:
+        """Write the lines to come from this level on, in this format."""
+        self._least = LEVELS[level]
+        self._line = _json_line if format == "json" else _console_line
 
     def __call__(self, level: str, event: str, **fields: Any) -> None:
         if LEVELS[level] < self._least:
             return
+        fields |= self._always
         self._waiting.append(self._line(self._timestamp(), level, event, fields))
         if len(self._waiting) > 1:
             return
@@ -51,14 +65,27 @@ class Writer:
         return f"{self._written}.{int(fraction * 1000):03d}Z"
 
     def flush(self) -> None:
-        rest, self._waiting = memoryview(b"".join(self._waiting)), []
+        lines, self._waiting = self._waiting, []
         try:
-            # An unbuffered stream (PYTHONUNBUFFERED) writes less than all when a signal comes in between.
-            while rest:
-                rest = rest[self._stream.write(rest) or len(rest) :]
-            self._stream.flush()
+            for piece in _pieces(lines):
+                # An unbuffered stream (PYTHONUNBUFFERED) writes less than all when a signal comes in between.
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[self._stream.write(rest) or len(rest) :]
+                self._stream.flush()
         except (OSError, ValueError):  # the reader of our output is gone; the requests are not its fault
             return
+
+
+def _pieces(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Whole lines, as many as go at once; a longer line alone."""
+    piece = b""
+    for line in lines:
+        if piece and len(piece) + len(line) > MOST_AT_ONCE:
+            yield piece
+            piece = b""
+        piece += line
+    yield piece
 
 
 def _json_line(time: str, level: str, event: str, fields: dict[str, Any]) -> bytes:
@@ -80,7 +107,7 @@ def _shown(value: Any) -> str:
 class FromLibraries(logging.Handler):
     """Brings warnings of the libraries (uvicorn, asyncio, aiohttp) into our log: redacted, and without tracebacks."""
 
-    def __init__(self, log: Writer, redact: Redactor) -> None:
+    def __init__(self, log: Writer, redact: Callable[[str], str]) -> None:
         super().__init__(logging.WARNING)
         self._log = log
         self._redact = redact
@@ -88,5 +115,5 @@ class FromLibraries(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         level = "error" if record.levelno >= logging.ERROR else "warning"
         kind = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
-        message = self._redact.text(record.getMessage()[:2000])
+        message = self._redact(record.getMessage()[:1000])
         self._log(level, "library", logger=record.name, message=message, kind=kind)

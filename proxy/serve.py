@@ -1,92 +1,61 @@
-"""Runs the application on a socket: from settings to the banner, from a signal to the last open stream."""
+"""Runs the application on a socket: from a plan to the banner, from a signal to the last open stream."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import secrets
-import shlex
+import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 import uvloop
 
-from proxy import data, local_key
 from proxy.app import Application
-from proxy.core import json
-from proxy.core.redact import Redactor
+from proxy.banner import banner
 from proxy.core.secret import Secret
+from proxy.descriptors import limits_within, raised
+from proxy.generation import Process
 from proxy.logs import FromLibraries, Writer
-from proxy.protocol import Protocol
+from proxy.plan import CannotStart, Plan
+from proxy.protocol import Protocol, Refused
+from proxy.reload import Reloader, report
+from proxy.reload import follow as follow_files
 from proxy.settings.model import Settings
-from proxy.stages.auth import Team, TeamKey
-from proxy.upstream.config import is_loopback
 
 AFTER_DRAIN = 5.0
-"""Seconds between the end of the drain, when open requests are told, and the end of their tasks by force."""
+"""Seconds between the end of the drain, when open requests are told, and the end of their connections by force."""
+
+AT_ONCE = 1.0
+"""Seconds instead of that after a second signal: enough for whoever reads to read why."""
+
+LAST_WORDS = 0.1
+"""Seconds between the end of a request by force and the end of its connection."""
+
+TERMINATED = 128 + signal.SIGTERM
+"""The exit code that stands for that signal."""
 
 KEEP_ALIVE = 75
 """Seconds that an idle client connection stays open: longer than the pools of the SDKs keep theirs, so that the client
 closes first and no request meets a closing connection."""
 
 
-class CannotStart(Exception):
-    """The text is one sentence that says what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What `serve` has decided to run. `local` is the minted key's text and place, when there are no teams."""
-
-    settings: Settings
-    config_file: Path | None
-    simulate: bool
-    local: tuple[Secret, Path] | None = None
-
-
-def plan(settings: Settings, config_file: Path | None, environ: Mapping[str, str], *, simulate: bool) -> Plan:
-    """Settle what the settings leave open. Raises CannotStart."""
-    if not simulate and not settings.providers.mistral.api_keys:
-        raise CannotStart("Set MISTRAL_API_KEY to your Mistral key, or try the proxy without one: serve --simulate.")
-    if settings.teams:
-        return Plan(settings, config_file, simulate)
-    if exposed := exposure(settings):
-        raise CannotStart(exposed)
-    file = local_key.path(environ)
-    try:
-        secret = local_key.read_or_mint(file)
-    except OSError as error:
-        raise CannotStart(
-            f"The local key could not be kept: {error}. Configure a team, or set XDG_STATE_HOME."
-        ) from None
-    teams = {"local": Team(keys=[TeamKey(secret.digest(), secret)])}
-    return Plan(settings.model_copy(update={"teams": teams}), config_file, simulate, (secret, file))
-
-
-def exposure(settings: Settings) -> str | None:
-    """Why these settings would let strangers in, or None."""
-    if settings.teams or is_loopback(settings.server.host):
-        return None
-    return (
-        f"Listening on {settings.server.host} needs at least one team with a key under `teams`: "
-        "without one, anybody who reaches the port could spend your Mistral key."
-    )
-
-
 def run(plan: Plan) -> None:
-    """Serve until a signal. Raises CannotStart when the port cannot be had."""
-    listener = _listen(plan.settings.server.host, plan.settings.server.port)
+    """Serve until a signal, which ends the process then. Raises CannotStart when the port cannot be had."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until `follow` looks at the files again, which it does at once
+    listener = listen(plan.settings.server.host, plan.settings.server.port)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(plan, listener))
+        runner.run(serve(plan, listener))
+    sys.exit(TERMINATED)  # by the SIGTERM that ends any process but the first one of a container
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """The bound socket. Raises CannotStart."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -99,47 +68,80 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(plan: Plan, listener: socket.socket) -> None:
-    settings = plan.settings
+async def serve(
+    plan: Plan,
+    listener: socket.socket,
+    follow: Callable[[Reloader, Server], Awaitable[None]] | None = None,
+    make: Callable[[Application, Writer, str], Server] | None = None,
+    number: int = 1,
+    **always: Any,
+) -> None:
+    """Serve on the bound socket until a signal. `follow` runs beside it, has the configuration replaced and may end the
+    server that `make` makes; without them, files and signals do. The first configuration is generation `number`;
+    `always` are fields of every log line."""
     async with AsyncExitStack() as stack:
+        aim: Callable[[Settings], Settings] = _as_it_is
         if plan.simulate:
             from proxy.simulator import server as simulator  # only this mode pays for it
 
             running = await simulator.start("127.0.0.1", 0)
             stack.push_async_callback(running.stop)
-            settings = _pointed_at(settings, running.url)
-        redact = _redactor(settings)
-        log = Writer(sys.stdout.buffer, level=settings.logging.level, format=settings.logging.format)
-        logging.getLogger().addHandler(FromLibraries(log, redact))
-        app = Application(settings, log, redact, simulated=plan.simulate)
-        server = Server(app, log, settings.server.drain, banner(plan, listener.getsockname()[1]))
+            aim = pointed_at(running.url)
+        settings = aim(plan.settings)
+        log = Writer(sys.stdout.buffer, level=settings.logging.level, format=settings.logging.format, **always)
+        process = Process(log, simulated=plan.simulate)
+        app = Application(settings, plan.sources.digest, process, number)
+        logging.getLogger().addHandler(FromLibraries(log, app.redact))
+        report(log, "warning", "config_warning", plan.warnings)
+        server = (make or Server)(app, log, banner(plan, listener.getsockname()[1]))
+        following = asyncio.ensure_future((follow or _files)(Reloader(app, plan, aim), server))
+        stack.callback(following.cancel)
+        await asyncio.sleep(0)  # it hears of signals before anybody hears of us
         await server.serve(sockets=[listener])
 
 
-def _pointed_at(settings: Settings, url: str) -> Settings:
-    mistral = settings.providers.mistral.model_copy(
-        update={"base_url": url, "api_keys": [Secret(secrets.token_hex(16))], "transport": "aiohttp", "proxy_url": None}
-    )
-    return settings.model_copy(update={"providers": settings.providers.model_copy(update={"mistral": mistral})})
+async def _files(reloader: Reloader, server: Server) -> None:
+    await follow_files(reloader, leave=lambda: signal.raise_signal(signal.SIGTERM))
 
 
-def _redactor(settings: Settings) -> Redactor:
-    keys = [key for team in settings.teams.values() for key in team.keys]
-    known = [*settings.providers.mistral.api_keys, *(key.secret for key in keys if key.secret)]
-    return Redactor(data.read("redaction.yaml"), known, [key.digest for key in keys])
+def _as_it_is(settings: Settings) -> Settings:
+    return settings
+
+
+def pointed_at(url: str) -> Callable[[Settings], Settings]:
+    """Changes settings so that nothing leaves for anywhere but `url`."""
+    # Made up: the provider's key is cut out of answers, and a word would be missing from them.
+    key = Secret(secrets.token_hex(16))
+    there = {"base_url": url, "api_keys": [key], "transport": "aiohttp", "http2": False, "proxy_url": None}
+
+    def aim(settings: Settings) -> Settings:
+        mistral = settings.providers.mistral.model_copy(update=there)
+        return settings.model_copy(update={"providers": settings.providers.model_copy(update={"mistral": mistral})})
+
+    return aim
+
+
+def refusals(log: Writer) -> Refused:
+    """Writes the access log line of a request that was refused before it was one: no byte of it is in there."""
+
+    def refused(status: int, code: str | None, request_id: str, client: str) -> None:
+        level = "error" if status >= 500 else "warning"
+        log(level, "request", request_id=request_id, status_code=status, client=client, error_code=code)
+
+    return refused
 
 
 class Server(uvicorn.Server):
     """uvicorn with our drain: at the first signal readiness ends and no connection is accepted; what is open after
-    `drain` seconds, or at the second signal, ends with an error that says so."""
+    `server.drain` seconds, or at the second signal, ends with an error that says so."""
 
-    def __init__(self, app: Application, log: Writer, drain: float, banner: str) -> None:
+    def __init__(self, app: Application, log: Writer, banner: str) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Protocol,
+                http=Protocol.bounded(limits_within(raised()), refusals(log)),
                 ws="none",
-                lifespan="on",
+                lifespan="off",
                 interface="asgi3",
                 log_config=None,
                 log_level="warning",
@@ -147,58 +149,58 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,  # nobody may say where a request came from
                 timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=int(drain + AFTER_DRAIN),
             )
         )
         self._application = app
         self._log = log
-        self._drain = drain
         self._banner = banner
         self._loop = asyncio.get_running_loop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self.announce()
+
+    def announce(self) -> None:
+        """Tell that requests are answered now."""
         print(self._banner, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        again = self._application.draining
-        self._application.draining = True
-        delay = 0.0 if again else self._drain
-        self._loop.call_soon_threadsafe(lambda: self._loop.call_later(delay, self._application.drain))
-        super().handle_exit(sig, frame)
+        self._captured_signals.append(sig)
+        if self._application.process.draining:
+            self.end()
+        else:
+            self.drain()
+
+    def drain(self) -> None:
+        """Take nothing new; what is open gets `server.drain` seconds. May be called by a signal handler."""
+        self._application.process.draining = True
+        self._leave(self._application.current.settings.server.drain, AFTER_DRAIN)
+
+    def end(self) -> None:
+        """As `drain`, without those seconds."""
+        self._leave(0.0, AT_ONCE)
+
+    def _leave(self, drain: float, rest: float) -> None:
+        self.should_exit = True
+        self._loop.call_soon_threadsafe(self._end, drain, rest)
+
+    def _end(self, drain: float, rest: float) -> None:
+        self._loop.call_later(drain, self._application.drain)
+        self._loop.call_later(drain + rest, self._cancel)
+
+    def _cancel(self) -> None:
+        """End what has not ended by itself; a request without an answer still gets one."""
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        self._loop.call_later(LAST_WORDS, self._abort)
+
+    def _abort(self) -> None:
+        """Whoever is still there had the time to read what we said."""
+        self.force_exit = True
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        await self._application.close()
         self._log.flush()  # the signal is raised again after this, and may end the process at once
-
-
-def banner(plan: Plan, port: int) -> str:
-    """What `serve` prints once it answers: where, with which key, and a line to try it with."""
-    url = f"http://{_reachable(plan.settings.server.host)}:{port}"
-    shown, export, pasted = "one of the team keys of the configuration", "<your team key>", "$OPENAI_API_KEY"
-    if plan.local:
-        secret, file = plan.local
-        shown, export, pasted = f"{secret.reveal()}  (kept in {file})", secret.reveal(), secret.reveal()
-    model = json.encode(plan.settings.models.default or "mistral-small-latest").decode()
-    body = shlex.quote(f'{{"model": {model}, "messages": [{{"role": "user", "content": "Hello!"}}]}}')
-    simulated = "\n  SIMULATED: answers are made up here, nothing is sent to Mistral" if plan.simulate else ""
-    return f"""\
-mistral-proxy is ready on {url}
-  config  {plan.config_file or "none (defaults and environment)"}
-  teams   {", ".join(plan.settings.teams)}
-  key     {shown}{simulated}
-
-export OPENAI_BASE_URL={url}/v1
-export OPENAI_API_KEY='{export}'
-
-curl {url}/v1/chat/completions \\
-  -H "Authorization: Bearer {pasted}" \\
-  -H "Content-Type: application/json" \\
-  -d {body}
-"""
-
-
-def _reachable(host: str) -> str:
-    """A host to write into a URL: the loopback address for a listener on all addresses, brackets around IPv6."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{host}]" if ":" in host else host

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,16 @@ def until(condition: Callable[[], Any], what: str) -> Any:
 class Program:
     """A running command. `out` and `err` collect its lines."""
 
-    def __init__(self, *args: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        *args: str,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        command: Sequence[str] = (str(COMMAND),),
+    ) -> None:
         clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         self.process = subprocess.Popen(
-            [str(COMMAND), *args],
+            [*command, *args],
             env=clean | {"PYTHONUNBUFFERED": "1"} | (env or {}),
             cwd=cwd,
             stdout=subprocess.PIPE,

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from proxy import __version__, serve
 from proxy.cli import main
-from proxy.serve import CannotStart, Plan
+from proxy.plan import CannotStart, Plan
 
 ENVIRONMENT = ("MISTRAL_API_KEY", "MISTRAL_BASE_URL", "MISTRAL_TIMEOUT_SECS", "MISTRAL_LOG_LEVEL", "DEFAULT_MODEL")
 
@@ -87,7 +87,7 @@ def test_serve_without_configuration(monkeypatch: pytest.MonkeyPatch, started: l
     monkeypatch.setenv("MISTRAL_API_KEY", "mistral-key-0123456789")
     assert run("serve").exit_code == 0
     [plan] = started
-    assert plan.config_file is None
+    assert plan.sources.file is None
     assert (plan.settings.server.host, plan.settings.server.port) == ("127.0.0.1", 8080)
     assert [key.reveal() for key in plan.settings.providers.mistral.api_keys] == ["mistral-key-0123456789"]
     assert plan.settings.providers.mistral.base_url == "https://api.mistral.ai"
@@ -98,7 +98,7 @@ def test_serve_without_configuration(monkeypatch: pytest.MonkeyPatch, started: l
 def test_serve_takes_the_configuration_that_lies_there(started: list[Plan]) -> None:
     Path("proxy.yaml").write_text("server: {port: 1234}")
     assert run("serve", "--simulate").exit_code == 0
-    assert (started[0].config_file, started[0].settings.server.port) == (Path("proxy.yaml"), 1234)
+    assert (started[0].sources.file, started[0].settings.server.port) == ("proxy.yaml", 1234)
 
 
 def test_options_go_before_the_file_and_the_file_before_the_environment(
@@ -125,7 +125,7 @@ def test_serve_with_more_workers_than_there_can_be(started: list[Plan]) -> None:
     code, lines = exit_and_lines("serve", "--simulate", "--workers", "2")
     assert code == 2
     assert lines == ["mistral-proxy: " + line.removeprefix("mistral-proxy: ") for line in lines]
-    assert "--workers: must be 1" in lines[0]
+    assert "--workers: more than 1 needs" in lines[0]
     assert run("serve", "--simulate", "--workers", "1").exit_code == 0
 
 
@@ -166,6 +166,17 @@ def test_check_of_a_good_file(monkeypatch: pytest.MonkeyPatch) -> None:
     code, lines = exit_and_lines("check")
     assert code == 0
     assert lines == ["proxy.yaml: ok, 2 team(s)"]
+
+
+def test_k4_check_warns_of_what_everybody_can_read(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-a-0123456789")
+    (tmp_path / "key").chmod(0o644)
+    Path("proxy.yaml").write_text(f"teams:\n  a: {{keys: ['file:{tmp_path}/key']}}")
+    result = run("check")
+    assert (result.exit_code, result.stdout) == (0, "proxy.yaml: ok, 1 team(s)\n")
+    assert result.stderr == (
+        "warning: proxy.yaml:2: teams.a.keys[0]: every user of this machine can read the secret file\n"
+    )
 
 
 def test_check_finds_everything_that_is_wrong() -> None:

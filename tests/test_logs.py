@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from proxy import data
 from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
-from proxy.logs import FromLibraries, Writer
+from proxy.logs import MOST_AT_ONCE, FromLibraries, Writer
 
 REDACT = Redactor(data.read("redaction.yaml"), [Secret("sk-very-secret-key")], [])
 
@@ -83,10 +83,43 @@ def test_a_closed_output_is_not_the_requests_fault() -> None:
     Writer(stream)("info", "x")
 
 
+def test_level_and_format_may_change() -> None:
+    stream = io.BytesIO()
+    log = Writer(stream, now=lambda: 1_795_170_000.25)
+    log("debug", "one")
+    log.become("debug", "console")
+    log("debug", "two", a=1)
+    assert stream.getvalue() == b"10:20:00 debug   two a=1\n"
+
+
+def test_fields_of_every_line() -> None:
+    stream = io.BytesIO()
+    Writer(stream, worker=3)("info", "x", a=1)
+    line = json.loads(stream.getvalue())
+    assert (line["worker"], line["a"]) == (3, 1)
+
+
+async def test_what_a_pipe_would_not_take_at_once_is_written_in_whole_lines() -> None:
+    pieces: list[bytes] = []
+
+    class Pipe(io.BytesIO):
+        def write(self, data: Any) -> int:
+            pieces.append(bytes(data))
+            return len(data)
+
+    log = Writer(Pipe())
+    for size in (10, 1500, 1500, 1500, 9000, 10):
+        log("info", "x", text="y" * size)
+    log.flush()
+    assert [piece.count(b"\n") for piece in pieces] == [3, 1, 1, 1]
+    assert all(piece.endswith(b"\n") for piece in pieces)
+    assert sorted(map(len, pieces))[-2] <= MOST_AT_ONCE
+
+
 def test_lines_of_libraries_are_redacted_and_have_no_traceback() -> None:
     stream = io.BytesIO()
     logger = logging.Logger("uvicorn.error")
-    logger.addHandler(FromLibraries(Writer(stream), REDACT))
+    logger.addHandler(FromLibraries(Writer(stream), REDACT.text))
     try:
         raise ValueError("sk-very-secret-key in the exception")
     except ValueError:

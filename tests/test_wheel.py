@@ -21,7 +21,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(next(folder.glob("*.whl")))
 
 
-def test_it_holds_the_program_and_its_data(wheel: zipfile.ZipFile) -> None:
+def test_k18_it_holds_the_program_and_its_data_and_nothing_that_runs_at_start(wheel: zipfile.ZipFile) -> None:
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "proxy").rglob("*.py")}
     data = {f"proxy/config/{path.name}" for path in (ROOT / "config").iterdir()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from starlette.types import ASGIApp
@@ -21,12 +21,23 @@ class Log(Protocol):
     def __call__(self, level: str, event: str, **fields: Any) -> None: ...
 
 
+class Drainable(Protocol):
+    """A part of a request that may last: the wait for its body, or for the upstream."""
+
+    def drain(self) -> None:
+        """The proxy stops: end now, with the error `draining`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
-    """`monotonic` gives seconds for durations, `redact` makes text from outside fit for a log."""
+    """`monotonic` gives seconds for durations, `redact` makes text from outside fit for a log. `generation` is the
+    number of the configuration that all this was made for. Whoever lasts is in `drainables` for as long.
+    """
 
     monotonic: Callable[[], float]
     log: Log
     redact: Redactor
     catalogue: Catalogue
     simulated: bool = False
+    generation: int = 1
+    drainables: set[Drainable] = field(default_factory=set)

@@ -8,16 +8,30 @@ from __future__ import annotations
 import ipaddress
 import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from proxy.core.config import Duration, Size, Strict
+from proxy.core.secret import Secret
 from proxy.stages import access_log, auth, model
 from proxy.upstream import config as upstream
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
+_ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?")
+_OWN_PORT = {"http": 80, "https": 443}
+IN_MEMORY = "memory://"
+_REDIS = ("redis", "rediss")
 _TEAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -37,10 +51,53 @@ def _host_header(text: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _one_worker(count: int) -> int:
-    if count != 1:
-        raise ValueError("must be 1: more workers need a shared store, which this version does not have")
-    return count
+def _origin(text: str) -> str:
+    """As a browser writes it: lower case, and no port where it is the scheme's own."""
+    if text == "*":
+        return text
+    match = _ORIGIN.fullmatch(text.lower())
+    port = int(match["port"] or _OWN_PORT[match["scheme"]]) if match else 0
+    if not match or not 0 < port <= 65_535:
+        raise ValueError('expected an origin such as https://chat.example.com, without a path, or "*" alone')
+    scheme, host = match["scheme"], _host_header(match["host"])
+    return f"{scheme}://{host}" if port == _OWN_PORT[scheme] else f"{scheme}://{host}:{port}"
+
+
+def _everyone_alone(origins: list[str]) -> list[str]:
+    if "*" in origins and len(origins) > 1:
+        raise ValueError('"*" stands for every origin, so it stands alone')
+    return origins
+
+
+def _network(text: str) -> str:
+    """IPv4 written as IPv6 (::ffff:10.0.0.0/104) becomes what it is."""
+    try:
+        network = ipaddress.ip_network("" if "%" in text else text)
+    except ValueError:
+        raise ValueError("expected an IP address, or a network such as 10.0.0.0/8") from None
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped:
+        network = ipaddress.ip_network((mapped, network.prefixlen - 96))
+    if network.prefixlen == 0:
+        raise ValueError("this is every address there is: anybody could say where a request comes from")
+    return str(network)
+
+
+def _store_url(value: object) -> Secret:
+    """A URL with a password comes from outside the file, as every secret does; one without may be written there."""
+    text = value.reveal() if isinstance(value, Secret) else str(value)
+    if text == IN_MEMORY:
+        return Secret(text)
+    try:
+        parts = urlsplit(text)
+        shared = parts.scheme in _REDIS and parts.hostname and parts.port != 0
+    except ValueError:
+        shared = False
+    if not shared:
+        raise ValueError("expected memory://, redis://host:6379/0 or rediss://host:6379/0")
+    if parts.password is not None and not isinstance(value, Secret):
+        raise ValueError("a password is not written into the file: use ${NAME} or file:/path")
+    return Secret(text)
 
 
 def _team_name(name: str) -> str:
@@ -53,15 +110,31 @@ class Server(Strict):
     """`server` of proxy.yaml.
 
     `hosts` are names a Host header may carry besides the loopback names; `max_body` is in bytes, `drain` in seconds.
-    Port 0 takes any free port.
+    Port 0 takes any free port. Pages of `cors_origins` may call the API from a browser; `trusted_proxies` are addresses
+    and networks whose `x-forwarded-for` says who sent a request.
     """
 
     host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65_535)
-    workers: Annotated[int, AfterValidator(_one_worker)] = 1
+    workers: int = Field(1, ge=1, le=256)
     max_body: Size = Field(32 << 20, ge=1)
     drain: Duration = Field(60.0, ge=0)
     hosts: list[Annotated[str, AfterValidator(_host_header)]] = Field(default_factory=list)
+    cors_origins: Annotated[list[Annotated[str, AfterValidator(_origin)]], AfterValidator(_everyone_alone)] = Field(
+        default_factory=list
+    )
+    trusted_proxies: list[Annotated[str, AfterValidator(_network)]] = Field(default_factory=list)
+
+
+class Store(Strict):
+    """`store` of proxy.yaml: what workers share. The URL is a secret, since a password may be part of it."""
+
+    url: Annotated[Secret, BeforeValidator(_store_url)] = Field(default_factory=lambda: Secret(IN_MEMORY))
+
+    @property
+    def shared(self) -> bool:
+        """Whether another process can have it too."""
+        return self.url.reveal() != IN_MEMORY
 
 
 class Providers(Strict):
@@ -111,16 +184,26 @@ class Settings(Strict):
     """The whole of proxy.yaml."""
 
     server: Server = Server()
+    store: Store = Field(default_factory=Store)
     providers: Providers = Providers()
     models: Models = Models()
     translation: Translation = Translation()
     teams: dict[Annotated[str, AfterValidator(_team_name)], Team] = Field(default_factory=dict)
     logging: access_log.Config = access_log.Config()
 
+    @model_validator(mode="after")
+    def _workers_share(self) -> Settings:
+        if self.server.workers > 1 and not self.store.shared:
+            alone = PydanticCustomError("workers_alone", "workers without a shared store")
+            fault = InitErrorDetails(type=alone, loc=("server", "workers"), input=self.server.workers)
+            raise ValidationError.from_exception_data("workers", [fault])
+        return self
+
 
 LATER: dict[type[Strict], frozenset[str]] = {
-    Settings: frozenset({"store", "ledger", "cache", "tracing"}),
-    Server: frozenset({"cors_origins", "time_zone", "admin_keys", "metrics"}),
+    Settings: frozenset({"ledger", "cache", "tracing"}),
+    Store: frozenset({"on_outage"}),
+    Server: frozenset({"time_zone", "admin_keys", "metrics"}),
     Providers: frozenset({"openai"}),
     upstream.Config: frozenset({"retry", "circuit_breaker"}),
     Models: frozenset({"fallbacks", "prices"}),

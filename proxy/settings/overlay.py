@@ -14,6 +14,7 @@ FALLBACKS = {
     "MISTRAL_BASE_URL": "providers.mistral.base_url",
     "MISTRAL_TIMEOUT_SECS": "providers.mistral.timeouts.total",
     "MISTRAL_LOG_LEVEL": "logging.level",
+    "CORS_ORIGINS": "server.cors_origins",
     "DEFAULT_MODEL": "models.default",
     "DEFAULT_MAX_TOKENS": "models.default_max_tokens",
     "DEFAULT_TEMPERATURE": "models.default_temperature",
@@ -36,13 +37,22 @@ _SPELLING: Mapping[str, Callable[[str], str]] = {"MISTRAL_TIMEOUT_SECS": _second
 """Variables that are written otherwise than the file's option."""
 
 
+_LISTS = frozenset({"CORS_ORIGINS"})
+"""Variables that hold several values, with commas between them."""
+
+
 def complete(root: Node, environ: Mapping[str, str]) -> None:
     """Add to the file's tree what it leaves out and a variable says."""
     for name, path in FALLBACKS.items():
         if text := environ.get(name):
-            node = _node(name, text)
+            node = _list(name, text) if name in _LISTS else _node(name, text)
             option = path.removesuffix("[0]")
             _add(root, option.split("."), node if option == path else Sequence([node], node.place))
+
+
+def _list(name: str, text: str) -> Node:
+    parts = (part.strip() for part in text.split(","))
+    return Sequence([_node(name, part) for part in parts if part], Place("environment", variable=name))
 
 
 def _node(name: str, text: str) -> Node:

@@ -5,13 +5,14 @@ Nothing stops at the first problem: what is wrong is noted with its line and lef
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from proxy.settings import references
 from proxy.settings.document import Entry, Node, Refused, Scalar, Sequence, is_null
 from proxy.settings.document import Mapping as Entries
 from proxy.settings.problems import Path, Place, Problem, dotted, hint, one_of, problem
+from proxy.settings.references import SecretFile
 from proxy.settings.scalars import Type
 from proxy.settings.schema import Choice, Hidden, Items, Kind, Maybe, Named, Section
 from proxy.stages.auth import TeamKey
@@ -21,11 +22,16 @@ BROKEN: Final = object()
 
 
 class Reader:
-    """Collects `problems`; remembers the place of every value it has seen, for problems found later."""
+    """Collects `problems` and `warnings`; remembers the place of every value it has seen, for problems found later.
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    `open_secret` gives the secret file of a name: the reader itself opens no file.
+    """
+
+    def __init__(self, environ: Mapping[str, str], open_secret: Callable[[str], SecretFile]) -> None:
         self.problems: list[Problem] = []
+        self.warnings: list[Problem] = []
         self._environ = environ
+        self._open_secret = open_secret
         self._places: dict[Path, Place] = {}
         self._owners: dict[bytes, Path] = {}
 
@@ -114,7 +120,14 @@ class Reader:
 
     def _secret(self, kind: Hidden, node: Scalar, path: Path) -> Any:
         """Raises ValueError with the reason."""
-        value = references.secret(node.text, self._environ, given=node.given, digests=kind.access)
+
+        def contents(file: str) -> str:
+            opened = self._open_secret(file)
+            if opened.exposed:
+                self.warnings.append(problem(node.place, path, "every user of this machine can read the secret file"))
+            return opened.text()
+
+        value = references.secret(node.text, self._environ, contents, given=node.given, digests=kind.access)
         key = kind.check(value)
         if isinstance(key, TeamKey):
             owner = self._owners.setdefault(key.digest, path)

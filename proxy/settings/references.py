@@ -6,8 +6,11 @@ unset or empty.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from proxy.core.secret import Secret
@@ -25,6 +28,39 @@ class Unresolved(ValueError):
     def __init__(self, *reasons: str) -> None:
         super().__init__("; ".join(reasons))
         self.reasons = reasons
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SecretFile:
+    """What a secret file holds, or `wrong`: why it cannot be had. `exposed`: every user of the machine may read it."""
+
+    data: bytes = b""
+    wrong: str = ""
+    exposed: bool = field(default=False, compare=False)
+
+    def text(self) -> str:
+        """Without the line break at its end. Raises Unresolved."""
+        if self.wrong:
+            raise Unresolved(self.wrong)
+        return self.data.decode("utf-8", "replace").removesuffix("\n").removesuffix("\r")
+
+
+def read_secret(file: str) -> SecretFile:
+    """The file as it is now."""
+    try:
+        # A pipe or a device could block the start or never end.
+        if not Path(file).is_file():
+            return SecretFile(wrong="the secret file does not exist or is not a regular file")
+        with Path(file).open("rb") as opened:
+            exposed = bool(os.fstat(opened.fileno()).st_mode & stat.S_IROTH)
+            data = opened.read(MAX_SECRET_FILE + 1)
+    except OSError as error:
+        return SecretFile(wrong=f"the secret file cannot be read: {error.strerror}")
+    except ValueError:
+        return SecretFile(wrong="the secret file's name cannot be one")
+    if len(data) > MAX_SECRET_FILE:
+        return SecretFile(wrong=f"the secret file is larger than {MAX_SECRET_FILE:,} bytes")
+    return SecretFile(data, exposed=exposed)
 
 
 def refers(text: str) -> bool:
@@ -54,8 +90,10 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
     return expanded
 
 
-def secret(text: str, environ: Mapping[str, str], *, given: bool, digests: bool) -> Secret | str:
-    """The secret that `text` refers to. Raises Unresolved.
+def secret(
+    text: str, environ: Mapping[str, str], contents: Callable[[str], str], *, given: bool, digests: bool
+) -> Secret | str:
+    """The secret that `text` refers to; `contents` gives the text of a secret file. Raises Unresolved.
 
     What is no reference comes back as the string it is, for the schema to refuse or, with `digests`, to read as
     `sha256:<hex>`. `given`: the text came from the environment already.
@@ -65,7 +103,10 @@ def secret(text: str, environ: Mapping[str, str], *, given: bool, digests: bool)
             return text
         text = expand(text, environ)
     if text.startswith("file:"):
-        text = _contents(Path(text.removeprefix("file:")))
+        file = text.removeprefix("file:")
+        if not Path(file).is_absolute():
+            raise Unresolved("expected file: and an absolute path")
+        text = contents(file)
     if not text:
         raise Unresolved("the secret is empty")
     if digests and text.startswith("sha256:"):
@@ -80,20 +121,3 @@ def _from_outside(text: str, digests: bool) -> bool:
     harmless = ("file:", "sha256:") if digests else ("file:",)
     defaults = [found["default"] for found in _REFERENCE.finditer(text) if found["default"]]
     return (text.startswith("file:") or refers(text)) and all(default.startswith(harmless) for default in defaults)
-
-
-def _contents(path: Path) -> str:
-    """A secret file's text without the line break at its end."""
-    if not path.is_absolute():
-        raise Unresolved("expected file: and an absolute path")
-    try:
-        # A pipe or a device could block the start or never end.
-        if not path.is_file():
-            raise Unresolved("the secret file does not exist or is not a regular file")
-        with path.open("rb") as file:
-            data = file.read(MAX_SECRET_FILE + 1)
-    except OSError as error:
-        raise Unresolved(f"the secret file cannot be read: {error.strerror}") from None
-    if len(data) > MAX_SECRET_FILE:
-        raise Unresolved(f"the secret file is larger than {MAX_SECRET_FILE:,} bytes")
-    return data.decode("utf-8", "replace").removesuffix("\n").removesuffix("\r")

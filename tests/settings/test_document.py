@@ -99,7 +99,7 @@ def test_what_cannot_be_read_says_where(text, line, reason):
     assert "\n" not in raised.value.reason
 
 
-def test_a_bomb_of_aliases_stays_as_small_as_it_is_written():
+def test_k3_a_bomb_of_aliases_stays_as_small_as_it_is_written():
     lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 1000)]
     tree = plain(parse("\n".join(lines).encode(), "f"))
     assert isinstance(tree, list)

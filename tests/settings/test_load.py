@@ -20,7 +20,9 @@ LITERAL = "a secret is not written into the file: use ${NAME}, file:/path or, fo
 LITERAL_KEY = "a key is not written into the file: use ${NAME}, file:/path or sha256:<hex>"
 LATER = "not supported by this version"
 NO_HOST = "expected a host name or an IP address, without port or brackets"
-WORKERS = "must be 1: more workers need a shared store, which this version does not have"
+WORKERS = "more than 1 needs a store that workers can share: store.url on redis"
+STORE = "expected memory://, redis://host:6379/0 or rediss://host:6379/0"
+PASSWORD = "a password is not written into the file: use ${NAME} or file:/path"
 DURATION = "expected a duration such as 250ms, 30s, 5m, 1h or 7d"
 SIZE = "expected a size such as 64KB or 32MB"
 LEVELS = "expected one of: debug, info, warning, error"
@@ -95,13 +97,13 @@ REFUSED = [
     *(
         (f"{head}\n  {name}: x", [f"2: {head[:-1]}.{name}: {LATER}"])
         for head, names in {
-            "server:": ["cors_origins", "time_zone", "admin_keys", "metrics"],
+            "server:": ["time_zone", "admin_keys", "metrics"],
             "providers:": ["openai"],
             "models:": ["fallbacks", "prices"],
         }.items()
         for name in names
     ),
-    *((f"{name}: x", [f"1: {name}: {LATER}"]) for name in ("store", "ledger", "cache", "tracing")),
+    *((f"{name}: x", [f"1: {name}: {LATER}"]) for name in ("ledger", "cache", "tracing")),
     ("providers: {mistral: {retry: {}}}", [f"1: providers.mistral.retry: {LATER}"]),
     ("providers: {mistral: {circuit_breaker: {}}}", [f"1: providers.mistral.circuit_breaker: {LATER}"]),
     ("teams: {a: {keys: [D], quotas: []}}", [f"1: teams.a.quotas: {LATER}"]),
@@ -137,6 +139,16 @@ REFUSED = [
     ("server: {host: 'a:80'}", [f"1: server.host: {NO_HOST}"]),
     ("server: {hosts: [a, 'b c', d, e/f]}", [f"1: server.hosts[1]: {NO_HOST}", f"1: server.hosts[3]: {NO_HOST}"]),
     ("server: {workers: 2}", [f"1: server.workers: {WORKERS}"]),
+    ("store: {url: memory://}\nserver: {workers: 2}", [f"2: server.workers: {WORKERS}"]),
+    ("store: {url: redis://cache}\nserver: {workers: 257}", ["2: server.workers: must be at most 256"]),
+    ("store: {url: memory}", [f"1: store.url: {STORE}"]),
+    ("store: {url: 'redis://'}", [f"1: store.url: {STORE}"]),
+    ("store: {url: 'redis://h:70000'}", [f"1: store.url: {STORE}"]),
+    ("store: {url: 'https://h'}", [f"1: store.url: {STORE}"]),
+    ("store: {url: }", [f"1: store.url: {STORE}"]),
+    ("store: {url: 'redis://:${NONE}@h'}", ["1: store.url: environment variable NONE is not set"]),
+    ("store: {url: 'redis://:hunter2@h'}", [f"1: store.url: {PASSWORD}"]),
+    ("store: {on_outage: local}", [f"1: store.on_outage: {LATER}"]),
     ("server: {drain: 60}", [f"1: server.drain: {DURATION}"]),
     ("server: {drain: }", [f"1: server.drain: {DURATION}"]),
     ("server: {drain: 9" + "9" * 400 + "d}", [f"1: server.drain: {DURATION}"]),
@@ -243,7 +255,7 @@ models:
   aliases: {x: x}
   default_temperature: 9
   aliases: {}
-store: {}
+ledger: {}
 """
     assert refusals(text, {"A": "sk-a", "DEFAULT_MAX_TOKENS": "0"}) == [
         "3: server.prot: unknown key (did you mean 'port'?)",
@@ -258,7 +270,7 @@ store: {}
         "17: models.aliases.x: an alias of itself",
         "18: models.default_temperature: must be at most 1.5",
         "19: models.aliases: given twice, first on line 17",
-        f"20: store: {LATER}",
+        f"20: ledger: {LATER}",
         "environment: DEFAULT_MAX_TOKENS: must be at least 1",
     ]
 
@@ -344,6 +356,7 @@ words = st.sampled_from(WORDS)
 EVERYWHERE = [
     "server: {host: %}",
     "server: {port: %, workers: %}",
+    "store: {url: %}",
     "server: {max_body: %, drain: %, hosts: [%]}",
     "providers: {mistral: {type: %, transport: %, http2: %}}",
     "providers: {mistral: {base_url: %, max_connections: %}}",

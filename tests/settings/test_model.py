@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import copy
+import pickle
+import traceback
+
 import pytest
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from proxy.core.secret import Secret
-from proxy.settings.model import Models, Server, Settings, Team
+from proxy.settings.model import Models, Server, Settings, Store, Team
 
 
 def test_nothing_is_required():
@@ -87,13 +92,153 @@ def test_a_team_without_a_key_is_no_team(data):
         Team.model_validate(data)
 
 
-def test_only_one_worker():
-    for count in (0, 2, -1):
-        with pytest.raises(ValidationError, match="must be 1: more workers need a shared store"):
-            Server.model_validate({"workers": count})
+@pytest.mark.parametrize(
+    "url", ["redis://cache", "redis://cache:6379/0", "rediss://user@cache:6380/1", "redis://[::1]"]
+)
+def test_workers_need_a_store_that_they_can_share(url):
+    made = Settings.model_validate({"server": {"workers": 4}, "store": {"url": url}})
+    assert (made.server.workers, made.store.url.reveal(), made.store.shared) == (4, url, True)
+    for alone in ({}, {"store": {"url": "memory://"}}):
+        with pytest.raises(ValidationError) as raised:
+            Settings.model_validate({"server": {"workers": 2}} | alone)
+        assert [(error["loc"], error["type"]) for error in raised.value.errors()] == [
+            (("server", "workers"), "workers_alone")
+        ]
+        assert Settings.model_validate({"server": {"workers": 1}} | alone).server.workers == 1
+
+
+def test_the_password_of_the_store_is_a_secret():
+    url = "redis://:a-password@cache:6379/0"
+    made = Store.model_validate({"url": Secret(url)})
+    assert made.url.reveal() == url
+    assert "a-password" not in repr(made)
+    with pytest.raises(ValidationError, match="a password is not written into the file"):
+        Store.model_validate({"url": url})
+
+
+@pytest.mark.parametrize(
+    "url", ["", "memory", "memory://x", "redis:", "redis://", "redis://:x", "redis://h:0", "redis://h:x"]
+)
+def test_no_store(url):
+    for written in (url, Secret(url)):
+        with pytest.raises(ValidationError, match="expected memory://"):
+            Store.model_validate({"url": written})
 
 
 def test_every_alias_of_itself_is_named():
     with pytest.raises(ValidationError) as raised:
         Models.model_validate({"aliases": {"a": "a", "b": "c", "c": "b", "d": "d"}})
     assert [error["loc"] for error in raised.value.errors()] == [("aliases", "a"), ("aliases", "d")]
+
+
+@pytest.mark.parametrize(
+    ("written", "origin"),
+    [
+        ("https://chat.example.com", "https://chat.example.com"),
+        ("HTTPS://Chat.Example.COM", "https://chat.example.com"),
+        ("https://chat.example.com:443", "https://chat.example.com"),
+        ("http://chat.example.com:443", "http://chat.example.com:443"),
+        ("http://localhost:05173", "http://localhost:5173"),
+        ("http://[2001:DB8:0::1]:80", "http://[2001:db8::1]"),
+        ("http://127.0.0.1", "http://127.0.0.1"),
+        ("*", "*"),
+    ],
+)
+def test_c18_an_origin_is_written_as_browsers_do(written, origin):
+    assert Server.model_validate({"cors_origins": [written]}).cors_origins == [origin]
+
+
+NO_ORIGINS = [
+    "null", "", "chat.example.com", "https://", "https:", "ftp://a", "file://", "https://a/", "https://a/b",
+    "https://a?x", "https://a#x", "https://u@a", "https://u:p@a", "https://a:0", "https://a:65536", "https://a:",
+    "https://a:b", "https://*.a.de", "https://*", "**", "https://::1", "https://[::1", "https://[g]", "https://a b",
+    "https://a\n", " https://a", "https://ü.de", "https://a..b", "https://a,https://b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("written", NO_ORIGINS)
+def test_c18_no_origin(written):
+    with pytest.raises(ValidationError, match=r"expected a(n origin| host name)"):
+        Server.model_validate({"cors_origins": [written]})
+
+
+def test_c18_everybody_stands_alone():
+    with pytest.raises(ValidationError, match="it stands alone"):
+        Server.model_validate({"cors_origins": ["*", "https://a.example"]})
+
+
+@pytest.mark.parametrize(
+    ("written", "network"),
+    [
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("10.0.0.1", "10.0.0.1/32"),
+        ("2001:DB8::/32", "2001:db8::/32"),
+        ("::1", "::1/128"),
+        ("::ffff:10.0.0.1", "10.0.0.1/32"),
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+    ],
+)
+def test_a24_a_trusted_proxy_is_an_address_or_a_network(written, network):
+    assert Server.model_validate({"trusted_proxies": [written]}).trusted_proxies == [network]
+
+
+NO_NETWORKS = [
+    "",
+    "*",
+    "proxy.internal",
+    "10.0.0.1/8",
+    "10.0.0.0/33",
+    "10.0.0",
+    "fe80::1%eth0",
+    "10.0.0.1:80",
+    "[::1]",
+    "1",
+]
+
+
+@pytest.mark.parametrize("written", NO_NETWORKS)
+def test_a24_no_network(written):
+    with pytest.raises(ValidationError, match="expected an IP address, or a network"):
+        Server.model_validate({"trusted_proxies": [written]})
+
+
+@pytest.mark.parametrize("written", ["0.0.0.0/0", "::/0", "::ffff:0.0.0.0/96"])
+def test_a24_nobody_trusts_everybody(written):
+    with pytest.raises(ValidationError, match="every address there is"):
+        Server.model_validate({"trusted_proxies": [written]})
+
+
+def with_secrets():
+    """Settings that hold three, as the loader makes them."""
+    return Settings.model_validate(
+        {
+            "providers": {"mistral": {"api_keys": [Secret("sk-provider-0123")]}},
+            "teams": {"research": {"keys": [Secret("sk-team-0123"), "sha256:" + "0a" * 32]}},
+        }
+    )
+
+
+WAYS_OUT = [
+    str,
+    repr,
+    lambda settings: f"{settings} {settings!r}",
+    lambda settings: str(settings.model_dump()),
+    lambda settings: repr(settings.model_dump(mode="python")),
+    lambda settings: repr(dict(settings)),
+    lambda settings: settings.model_dump_json(),
+    lambda settings: settings.model_dump(mode="json"),
+    lambda settings: settings.model_copy(deep=True),
+    pickle.dumps,
+    copy.deepcopy,
+]
+
+
+@pytest.mark.parametrize("way", WAYS_OUT)
+def test_c10_settings_show_no_secret(way):
+    """They print, and cannot be written down or sent anywhere."""
+    try:
+        shown = str(way(with_secrets()))
+    except (TypeError, PydanticSerializationError) as error:
+        shown = "".join(traceback.format_exception(error))
+    for text in ("sk-provider", "sk-team", "0a" * 4, str(bytes.fromhex("0a" * 4))):
+        assert text not in shown

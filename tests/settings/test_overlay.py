@@ -12,6 +12,7 @@ EVERY = {
     "MISTRAL_BASE_URL": "https://eu.example.com",
     "MISTRAL_TIMEOUT_SECS": "2.5",
     "MISTRAL_LOG_LEVEL": "WARN",
+    "CORS_ORIGINS": "https://a.example, http://localhost:5173",
     "DEFAULT_MODEL": "small",
     "DEFAULT_MAX_TOKENS": "64",
     "DEFAULT_TEMPERATURE": "1",
@@ -40,6 +41,7 @@ def test_every_variable_reaches_its_option():
         "MISTRAL_BASE_URL": "https://eu.example.com",
         "MISTRAL_TIMEOUT_SECS": 2.5,
         "MISTRAL_LOG_LEVEL": "warning",
+        "CORS_ORIGINS": ["https://a.example", "http://localhost:5173"],
         "DEFAULT_MODEL": "small",
         "DEFAULT_MAX_TOKENS": 64,
         "DEFAULT_TEMPERATURE": 1.0,
@@ -70,6 +72,16 @@ def test_the_environment_completes_what_the_file_leaves_out(read):
         assert settings.logging.level == "warning"
 
 
+def test_c18_origins_stand_between_commas(read):
+    assert load(None, {"CORS_ORIGINS": " https://a.example ,,https://b.example,"}).server.cors_origins == [
+        "https://a.example",
+        "https://b.example",
+    ]
+    assert load(None, {"CORS_ORIGINS": "*"}).server.cors_origins == ["*"]
+    assert load(None, {"CORS_ORIGINS": ","}).server.cors_origins == []
+    assert read("server: {cors_origins: []}", EVERY).server.cors_origins == []
+
+
 def test_an_empty_variable_is_unset():
     assert load(None, dict.fromkeys(EVERY, "")) == load(None, {})
 
@@ -89,6 +101,13 @@ def test_a_variable_the_file_overrules_is_not_looked_at(read):
         ("MISTRAL_TIMEOUT_SECS", "0", "must be more than 0"),
         ("MISTRAL_LOG_LEVEL", "loud", "expected one of: debug, info, warning, error"),
         ("MISTRAL_LOG_LEVEL", "DEBUGG", "expected one of: debug, info, warning, error (did you mean 'debug'?)"),
+        ("CORS_ORIGINS", "https://a.example, *", '"*" stands for every origin, so it stands alone'),
+        ("CORS_ORIGINS", "null", "expected one line of text"),
+        (
+            "CORS_ORIGINS",
+            "https://a b",
+            'expected an origin such as https://chat.example.com, without a path, or "*" alone',
+        ),
         ("DEFAULT_MODEL", "a\nb", "expected one line of text"),
         ("DEFAULT_MAX_TOKENS", "many", "expected an integer"),
         ("DEFAULT_MAX_TOKENS", "0", "must be at least 1"),
@@ -117,10 +136,10 @@ def test_the_command_line_wins_over_the_file(tmp_path):
 
 
 def test_a_bad_option_is_named():
-    assert problems({}, {"server.host": "a b", "server.workers": 2, "server.port": 70000}) == [
+    assert problems({}, {"server.host": "a b", "server.workers": 0, "server.port": 70000}) == [
         "command line: --host: expected a host name or an IP address, without port or brackets",
         "command line: --port: must be at most 65535",
-        "command line: --workers: must be 1: more workers need a shared store, which this version does not have",
+        "command line: --workers: must be at least 1",
     ]
 
 

@@ -135,5 +135,5 @@ def test_the_errors_the_page_shows_are_the_real_ones(tmp_path):
         "teams:\n  research:\n    keys:\n      - ${RESEARCH_KEY}\n"
     )
     with pytest.raises(SettingsError) as raised:
-        load(file, {"DEFAULT_TEMPERATURE": "2"}, {"server.workers": 2})
+        load(file, {"DEFAULT_TEMPERATURE": "2"}, {"server.port": 70000})
     assert str(raised.value).replace(str(file), "proxy.yaml").splitlines() == shown[1].splitlines()

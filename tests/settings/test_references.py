@@ -5,7 +5,8 @@ import os
 import pytest
 
 from proxy.core.secret import Secret
-from proxy.settings.references import MAX_SECRET_FILE, Unresolved, expand, refers, secret
+from proxy.settings.references import MAX_SECRET_FILE, Unresolved, expand, read_secret, refers
+from proxy.settings.references import secret as secret_of
 
 ENVIRON = {"A": "one", "EMPTY": "", "NESTED": "${A} $${A}", "_x9": "two", "DIGEST": "sha256:" + "0" * 64}
 
@@ -56,6 +57,10 @@ def test_what_cannot_be_expanded(text, reasons):
 )
 def test_refers(text, answer):
     assert refers(text) is answer
+
+
+def secret(text, environ, *, given, digests):
+    return secret_of(text, environ, lambda file: read_secret(file).text(), given=given, digests=digests)
 
 
 def revealed(text, *, environ=ENVIRON, given=False, digests=False):

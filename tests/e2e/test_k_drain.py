@@ -6,7 +6,8 @@ import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,7 +16,7 @@ import pytest
 
 from tests.conftest import Proxy, start_proxy
 from tests.e2e.conftest import PLACES, Stage
-from tests.e2e.upstream import DONE, JSON, STREAM, event, listener, url_of
+from tests.e2e.upstream import DONE, JSON, STREAM, event, listener, upstream, url_of
 from tests.e2e.wire import CHAT, Connection, ask, chat, connect, request, soon, turns
 from tests.programs import Program
 from tests.upstream.scripted import Peer, Received, chunk
@@ -109,7 +110,7 @@ def frame(data: bytes) -> Any:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-async def test_an_open_stream_ends_in_peace(start: Start, number: signal.Signals, code: int) -> None:
+async def test_k5_an_open_stream_ends_in_peace(start: Start, number: signal.Signals, code: int) -> None:
     stage = start("60s")
     async with streaming(stage) as (client, script, mark):
         stage.proxy.program.signal(number)
@@ -132,7 +133,7 @@ async def test_an_open_stream_ends_in_peace(start: Start, number: signal.Signals
     assert not stage.proxy.program.err
 
 
-async def test_readiness_ends_at_once_even_on_a_connection_that_is_kept(start: Start) -> None:
+async def test_k5_readiness_ends_at_once_even_on_a_connection_that_is_kept(start: Start) -> None:
     """A load balancer that keeps its connection learns it there, or from the connection's end."""
     stage = start("60s")
     async with streaming(stage) as (client, script, _), connect(stage.url) as balancer:
@@ -152,7 +153,7 @@ async def test_readiness_ends_at_once_even_on_a_connection_that_is_kept(start: S
 
 
 @pytest.mark.parametrize("transport", ["aiohttp", "httpx"])
-async def test_a_stream_longer_than_the_drain_ends_with_an_error(start: Any, transport: str) -> None:
+async def test_k5_a_stream_longer_than_the_drain_ends_with_an_error(start: Any, transport: str) -> None:
     stage = start("200ms", transport)
     async with streaming(stage) as (client, script, mark):
         stage.proxy.program.signal(signal.SIGTERM)
@@ -166,7 +167,7 @@ async def test_a_stream_longer_than_the_drain_ends_with_an_error(start: Any, tra
     assert not stage.proxy.program.err
 
 
-async def test_what_has_not_begun_is_told_to_come_again(start: Start) -> None:
+async def test_k5_what_has_not_begun_is_told_to_come_again(start: Start) -> None:
     """Requests that wait for the upstream, and one that waits for a place: an ordinary 503."""
     stage = start("200ms")
     arrived = asyncio.Semaphore(0)
@@ -188,7 +189,7 @@ async def test_what_has_not_begun_is_told_to_come_again(start: Start) -> None:
     assert len(stage.proxy.program.logged(error_code="draining")) == PLACES + 1
 
 
-async def test_half_an_answer_is_not_passed_off_as_one(start: Start) -> None:
+async def test_k5_half_an_answer_is_not_passed_off_as_one(start: Start) -> None:
     stage = start("100ms")
     arrived = asyncio.Event()
 
@@ -207,7 +208,7 @@ async def test_half_an_answer_is_not_passed_off_as_one(start: Start) -> None:
         assert await ends(stage) == 143
 
 
-async def test_a_request_whose_body_is_still_to_come_is_told_to_come_again(start: Start) -> None:
+async def test_k5_a_request_whose_body_is_still_to_come_is_told_to_come_again(start: Start) -> None:
     stage = start("200ms")
     async with connect(stage.url) as client:
         await client.send(request("POST", CHAT, content_type="application/json", content_length="500") + b'{"model"')
@@ -215,7 +216,7 @@ async def test_a_request_whose_body_is_still_to_come_is_told_to_come_again(start
         stage.proxy.program.signal(signal.SIGTERM)
         answer = await client.answer()
         assert (answer.status, answer.error()["code"]) == (503, "draining")
-        assert await ends(stage) == 143
+    assert await ends(stage) == 143
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ async def test_a_request_whose_body_is_still_to_come_is_told_to_come_again(start
         ((signal.SIGTERM, signal.SIGINT), 143),
     ],
 )
-async def test_a_second_signal_does_not_wait(start: Start, numbers: tuple[signal.Signals, ...], code: int) -> None:
+async def test_k7_a_second_signal_does_not_wait(start: Start, numbers: tuple[signal.Signals, ...], code: int) -> None:
     """What is open is told so, and the process ends though the drain would last a minute; the first signal counts."""
     stage = start("60s")
     async with streaming(stage) as (client, _, mark):
@@ -241,7 +242,7 @@ async def test_a_second_signal_does_not_wait(start: Start, numbers: tuple[signal
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-async def test_with_nothing_open_it_ends_at_once(start: Start, number: signal.Signals, code: int) -> None:
+async def test_k5_with_nothing_open_it_ends_at_once(start: Start, number: signal.Signals, code: int) -> None:
     stage = start("60s")
     async with connect(stage.url) as idle:
         await idle.send(request())
@@ -254,7 +255,7 @@ async def test_with_nothing_open_it_ends_at_once(start: Start, number: signal.Si
     assert not stage.proxy.program.err
 
 
-async def test_a_drain_of_nothing_ends_streams_at_once(start: Start) -> None:
+async def test_k5_a_drain_of_nothing_ends_streams_at_once(start: Start) -> None:
     stage = start("0s")
     async with streaming(stage) as (client, _, _):
         stage.proxy.program.signal(signal.SIGTERM)
@@ -262,7 +263,117 @@ async def test_a_drain_of_nothing_ends_streams_at_once(start: Start) -> None:
         assert await ends(stage) == 143
 
 
-async def test_the_simulator_inside_lives_as_long_as_the_streams(tmp_path: Path) -> None:
+async def test_k7_a_second_signal_does_not_wait_for_who_never_reads(start: Start) -> None:
+    """Nor for a body that never comes: both are told what there is to tell, and cut."""
+    stage = start("60s")
+
+    async def flood(peer: Peer, received: Received) -> None:
+        with suppress(ConnectionError):
+            await peer.send(STREAM)
+            while True:
+                await peer.send(chunk(event("x" * 10_000)))
+
+    async with stage.upstream(flood), connect(stage.url) as deaf, connect(stage.url) as slow:
+        await deaf.send(chat(stream=True))
+        await slow.send(request("POST", CHAT, content_type="application/json", content_length="500") + b"{")
+        await turns(stage.url)
+        stage.proxy.program.signal(signal.SIGTERM)
+        await closed_to_newcomers(stage.url)
+        stage.proxy.program.signal(signal.SIGTERM)
+        assert (await slow.answer()).error()["code"] == "draining"
+        assert await ends(stage) == 143
+
+
+async def test_a_reload_during_the_drain_is_ignored(start: Start, tmp_path: Path) -> None:
+    stage = start("60s")
+    async with streaming(stage) as (client, script, _):
+        stage.proxy.program.signal(signal.SIGTERM)
+        await closed_to_newcomers(stage.url)
+        file = tmp_path / "proxy.yaml"
+        file.write_text(file.read_text() + "# changed\n")
+        stage.proxy.program.signal(signal.SIGHUP)
+        line = await asyncio.to_thread(lambda: stage.proxy.program.line(event="reload_ignored"))
+        assert line["what"] == "the proxy is shutting down"
+        script.release.set()
+        await client.end()
+        assert await ends(stage) == 143
+
+
+# Many times: 50 starts, each with 100 streams that are open when the signal comes.
+
+RESTARTS, AT_A_TIME, STREAMS = 50, 5, 100
+
+
+class Wave:
+    """Restarts that go in step: each moment comes when all are there for it."""
+
+    def __init__(self) -> None:
+        self.all = asyncio.Barrier(AT_A_TIME)
+        self.beat, self.last = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, peer: Peer, received: Received) -> None:
+        """One event at once, one at the beat, and the end."""
+        await peer.send(STREAM + chunk(event("Hello")))
+        await self.beat.wait()
+        await peer.send(chunk(event("still here")))
+        await self.last.wait()
+        await peer.send(chunk(event("", "stop")) + chunk(DONE) + chunk(b""))
+
+    async def moment(self, come: asyncio.Event) -> None:
+        await soon(self.all.wait())
+        come.set()
+
+
+async def one_restart(wave: Wave, proxy: Proxy) -> int:
+    """Open the streams, signal; all go on, and end. How many came to their end."""
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connect(proxy.url)) for _ in range(STREAMS)]
+        for client in clients:
+            await client.send(chat(stream=True))
+        for client in clients:
+            assert (await client.head()).status == 200
+            assert await client.chunk() == event("Hello")
+        proxy.program.signal(signal.SIGTERM)
+        await closed_to_newcomers(proxy.url)
+        await wave.moment(wave.beat)
+        for client in clients:
+            assert await client.chunk() == event("still here")
+        assert proxy.program.process.poll() is None
+        await wave.moment(wave.last)
+        rest = [await client.end() for client in clients]
+    assert proxy.program.process.wait(20) in (143, -signal.SIGTERM)
+    return sum(DONE in one and b"draining" not in one for one in rest)
+
+
+async def test_k5_no_restart_cuts_a_stream(tmp_path: Path) -> None:
+    config = (CONFIG % "60s").replace("max_connections: 4", f"max_connections: {STREAMS}")
+    with listener() as held:
+        for first in range(0, RESTARTS, AT_A_TIME):
+            wave = Wave()
+            folders = [tmp_path / str(first + number) for number in range(AT_A_TIME)]
+            transports = ["httpx", *["aiohttp"] * (AT_A_TIME - 1)]
+            proxies = await asyncio.to_thread(started, folders, url_of(held), transports, config)
+            try:
+                async with upstream(held, wave):
+                    ended = await asyncio.gather(*(one_restart(wave, proxy) for proxy in proxies))
+                assert ended == [STREAMS] * AT_A_TIME
+            finally:
+                for proxy in proxies:
+                    proxy.program.process.kill()
+                    await asyncio.to_thread(proxy.program.stop)
+            assert not any(proxy.program.err for proxy in proxies)
+
+
+def started(folders: list[Path], url: str, transports: list[str], config: str) -> list[Proxy]:
+    for folder in folders:
+        folder.mkdir()
+    with ThreadPoolExecutor() as threads:
+        return list(
+            threads.map(lambda one: start_proxy(one[0], url, one[1], config), zip(folders, transports, strict=True))
+        )
+
+
+async def test_k5_the_simulator_inside_lives_as_long_as_the_streams(tmp_path: Path) -> None:
     program = Program("serve", "--simulate", "--port", "0", env={"XDG_STATE_HOME": str(tmp_path)}, cwd=tmp_path)
     try:
         url = program.url()

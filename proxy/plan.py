@@ -1,0 +1,80 @@
+"""What `serve` decides before it listens, and again at every reload: who is let in, and with which key it pays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxy import local_key
+from proxy.core.secret import Secret
+from proxy.settings.load import Sources, settings_of
+from proxy.settings.model import Settings
+from proxy.settings.problems import Problem
+from proxy.stages.auth import Team, TeamKey
+from proxy.upstream.config import is_loopback
+
+FIXED = ("host", "port", "workers")
+"""What `server` says of the socket and the processes: no running proxy can change it."""
+
+
+class CannotStart(Exception):
+    """The text is one sentence that says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What has been decided. `local` is the minted key's text and place, when there are no teams."""
+
+    sources: Sources
+    settings: Settings
+    simulate: bool
+    local: tuple[Secret, Path] | None = None
+    warnings: tuple[Problem, ...] = ()
+
+
+def plan(sources: Sources, *, simulate: bool) -> Plan:
+    """Settle what the settings leave open. Raises SettingsError or CannotStart."""
+    loaded = settings_of(sources)
+    settings, local = complete(loaded.settings, sources.environ, simulate=simulate)
+    return Plan(sources, settings, simulate, local, loaded.warnings)
+
+
+def complete(
+    settings: Settings, environ: Mapping[str, str], *, simulate: bool
+) -> tuple[Settings, tuple[Secret, Path] | None]:
+    """With a team in them: without any there is one, `local`, with a key of its own. Raises CannotStart."""
+    if not simulate and not settings.providers.mistral.api_keys:
+        raise CannotStart("Set MISTRAL_API_KEY to your Mistral key, or try the proxy without one: serve --simulate.")
+    if settings.teams:
+        return settings, None
+    if exposed := exposure(settings):
+        raise CannotStart(exposed)
+    file = local_key.path(environ)
+    try:
+        secret = local_key.read_or_mint(file)
+    except OSError as error:
+        raise CannotStart(
+            f"The local key could not be kept: {error}. Configure a team, or set XDG_STATE_HOME."
+        ) from None
+    teams = {"local": Team(keys=[TeamKey(secret.digest(), secret)])}
+    return settings.model_copy(update={"teams": teams}), (secret, file)
+
+
+def exposure(settings: Settings) -> str | None:
+    """Why these settings would let strangers in, or None."""
+    if settings.teams or is_loopback(settings.server.host):
+        return None
+    return (
+        f"Listening on {settings.server.host} needs at least one team with a key under `teams`: "
+        "without one, anybody who reaches the port could spend your Mistral key."
+    )
+
+
+def held(settings: Settings, running: Settings) -> tuple[Settings, list[str]]:
+    """The settings with the `running` values of what no running proxy can change, and the names of those that it would
+    have to change: they need a restart."""
+    kept = {name: getattr(running.server, name) for name in FIXED}
+    waiting = [f"server.{name}" for name, value in kept.items() if getattr(settings.server, name) != value]
+    server = settings.server.model_copy(update=kept)
+    return settings.model_copy(update={"server": server}), waiting

@@ -1,0 +1,280 @@
+"""The application while configurations come and go, and while it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from proxy.app import Application
+from proxy.core.secret import Secret
+from proxy.dispatch import Dispatch
+from proxy.generation import Generation, Process
+from proxy.logs import Writer
+from proxy.settings.model import Settings
+from proxy.stages import auth, body, host, model
+from tests.asgi import Answer, call
+from tests.e2e.upstream import completion, listener, upstream, url_of
+from tests.upstream.scripted import Peer, Received
+
+KEY = "sk-team-key-0123456789abcdef"
+PATIENCE = 20
+
+
+def settings(base_url: str = "http://127.0.0.1:9", key: str = KEY, **sections: Any) -> Settings:
+    provider = {"base_url": base_url, "api_keys": [Secret("mistral-key-0123456789")], "max_connections": 2}
+    teams = {"research": {"keys": [Secret(key)]}}
+    return Settings.model_validate({"providers": {"mistral": provider}, "teams": teams} | sections)
+
+
+class Lines(io.BytesIO):
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [line for line in map(json.loads, self.getvalue().splitlines()) if line["event"] == name]
+
+
+@asynccontextmanager
+async def application(**options: Any) -> AsyncIterator[tuple[Application, Lines]]:
+    lines = Lines()
+    app = Application(settings(**options), "0123456789ab", Process(Writer(lines, level="debug")))
+    try:
+        yield app, lines
+    finally:
+        await app.close()
+
+
+async def chat(app: Application, key: str = KEY, **options: Any) -> Answer:
+    data = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hello"}]}).encode()
+    headers = [
+        (b"host", b"localhost"),
+        (b"content-type", b"application/json"),
+        (b"authorization", b"Bearer " + key.encode()),
+    ]
+    given: dict[str, Any] = {"headers": headers, "body": [data], "stays": True, "query_string": b"", "root_path": ""}
+    async with asyncio.timeout(PATIENCE):
+        return await call(app, **given | options)
+
+
+async def ready(app: Application) -> Any:
+    answer = await chat(app, method="GET", path="/health/ready")
+    return json.loads(answer.body)
+
+
+class Held:
+    """An upstream that answers when it is told to. `last`: then it waits for the connection to be closed."""
+
+    def __init__(self, last: bool = True) -> None:
+        self._last = last
+        self.arrived, self.released, self.closed = asyncio.Semaphore(0), asyncio.Event(), asyncio.Semaphore(0)
+
+    async def __call__(self, peer: Peer, received: Received) -> None:
+        self.arrived.release()
+        gone = asyncio.create_task(peer.gone())
+        released = asyncio.create_task(self.released.wait())
+        await asyncio.wait({gone, released}, return_when=asyncio.FIRST_COMPLETED)
+        if not gone.done():
+            await peer.send(completion())
+        released.cancel()
+        if self._last or gone.done():
+            await gone
+            self.closed.release()
+        gone.cancel()
+        await asyncio.wait({gone})
+
+
+# Generations.
+
+
+async def test_the_first_one_is_number_one() -> None:
+    async with application() as (app, _):
+        assert await ready(app) == {"status": "ready", "generation": 1, "config": "0123456789ab"}
+
+
+async def test_k2_a_request_keeps_its_generation() -> None:
+    script = Held()
+    with listener() as held:
+        async with upstream(held, script), application(base_url=url_of(held)) as (app, lines):
+            old = asyncio.create_task(chat(app))
+            await script.arrived.acquire()
+            await app.replace(settings(url_of(held), "sk-other-key-0123456789"), None, 2)
+            assert (await chat(app)).status == 401
+            script.released.set()
+            assert (await old).status == 200
+            app.process.log.flush()
+    assert [(line["status_code"], line["generation"]) for line in lines.events("request")] == [(401, 2), (200, 1)]
+
+
+async def test_an_old_provider_is_left_when_its_last_request_ends() -> None:
+    script = Held()
+    with listener() as held:
+        async with upstream(held, script), application(base_url=url_of(held)) as (app, _):
+            first = app.current
+            old = asyncio.create_task(chat(app))
+            await script.arrived.acquire()
+            await app.replace(settings(), None, 2)
+            assert first.upstream is not app.current.upstream
+            assert first in app._earlier
+            script.released.set()
+            assert (await old).status == 200
+            assert not app._earlier
+            await asyncio.wait_for(script.closed.acquire(), PATIENCE)  # though the connection could serve another
+
+
+async def test_connections_are_kept_while_the_provider_is_the_same() -> None:
+    async with application() as (app, _):
+        kept = app.current.upstream
+        for number in (2, 3):
+            await app.replace(settings(models={"default": "m"}), None, number)
+            assert app.current.upstream is kept
+        assert not app._earlier
+        assert not app._closing
+
+
+async def test_a_younger_generation_keeps_the_connections_of_an_older_one() -> None:
+    """1 and 2 have the same, 3 has others: they are closed when both have ended."""
+    script = Held()
+    with listener() as held:
+        async with upstream(held, script), application(base_url=url_of(held)) as (app, _):
+            kept = app.current.upstream
+            requests = [asyncio.create_task(chat(app))]
+            await script.arrived.acquire()
+            await app.replace(settings(url_of(held), models={"default": "m"}), None, 2)
+            requests.append(asyncio.create_task(chat(app)))
+            await script.arrived.acquire()
+            await app.replace(settings(), None, 3)
+            assert {one.upstream for one in app._earlier} == {kept}
+            assert not app._closing
+            script.released.set()
+            assert [(await one).status for one in requests] == [200, 200]
+            assert not app._earlier
+
+
+async def test_what_cannot_be_built_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with application() as (app, _):
+        before = app.current
+
+        def fail(self: Generation) -> None:
+            raise RuntimeError
+
+        monkeypatch.setattr(Generation, "_assemble", fail)
+        with pytest.raises(RuntimeError):
+            await app.replace(settings(base_url="http://127.0.0.1:10"), None, 2)
+        assert app.current is before
+        assert (await ready(app))["generation"] == 1
+
+
+async def test_the_log_knows_the_secrets_of_every_generation_in_use() -> None:
+    script = Held()
+    with listener() as held:
+        async with upstream(held, script), application(base_url=url_of(held), key="a-cow-and-a-staple") as (app, _):
+            old = asyncio.create_task(chat(app, "a-cow-and-a-staple"))
+            await script.arrived.acquire()
+            await app.replace(settings(url_of(held), "a-horse-and-a-battery"), None, 2)
+            assert app.redact("a-cow-and-a-staple a-horse-and-a-battery") == "*** ***"
+            script.released.set()
+            await old
+
+
+# Faults.
+
+
+class Fault(Exception):
+    pass
+
+
+POINTS = [
+    (auth.Auth, "__call__"),
+    (body.Body, "__call__"),
+    (model.Model, "__call__"),
+    (host.Host, "__call__"),
+    (Dispatch, "__call__"),
+]
+
+
+@pytest.mark.parametrize(("where", "name"), POINTS, ids=lambda value: getattr(value, "__name__", value))
+async def test_k15_a_fault_is_a_500_that_says_nothing(monkeypatch: pytest.MonkeyPatch, where: type, name: str) -> None:
+    """Wherever it happens: the log has its type and place, the next request is served."""
+
+    async def fail(*_: Any) -> None:
+        raise Fault(f"{KEY} and what the request said")
+
+    with listener() as held:
+        async with upstream(held, _answer), application(base_url=url_of(held)) as (app, lines):
+            with monkeypatch.context() as patch:
+                patch.setattr(where, name, fail)
+                answer = await chat(app)
+            assert (answer.status, answer.error()["code"]) == (500, "internal_error")
+            assert app.current.requests == 0
+            assert (await chat(app)).status == 200
+            app.process.log.flush()
+    [line] = lines.events("unexpected")
+    assert (line["kind"], line["request_id"]) == ("Fault", answer.header("x-request-id"))
+    assert KEY.encode() not in lines.getvalue() + answer.body
+
+
+async def _answer(peer: Peer, received: Received) -> None:
+    await peer.send(completion())
+
+
+@pytest.mark.parametrize("turns", [*range(12), 20, 50])
+async def test_k16_a_request_that_is_cancelled_leaves_nothing_behind(turns: int) -> None:
+    """At the first moments of its life and later, when it waits for the upstream."""
+    script = Held(last=False)
+    with listener() as held:
+        async with upstream(held, script), application(base_url=url_of(held)) as (app, _):
+            task = asyncio.create_task(chat(app))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            with suppress(asyncio.CancelledError):  # a task that has not begun
+                answer = await task
+                assert (answer.status, answer.error()["code"]) == (503, "draining")
+            assert app.current.requests == 0
+            assert not app.process.drainables
+            script.released.set()
+            assert [answer.status for answer in await asyncio.gather(*(chat(app) for _ in range(4)))] == [200] * 4
+
+
+async def test_k16_every_request_is_told_at_the_end_of_the_drain() -> None:
+    """Those that wait for the upstream, and one whose body is still to come."""
+    script = Held()
+    with listener() as held:
+        async with upstream(held, script), application(base_url=url_of(held)) as (app, _):
+            tasks = [asyncio.create_task(chat(app)) for _ in range(2)]
+            for _ in tasks:
+                await script.arrived.acquire()
+            tasks.append(asyncio.create_task(chat(app)))  # there is no place for it
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert len(app.process.drainables) == len(tasks)
+            app.drain()
+            answers = await asyncio.gather(*tasks)
+            assert {(answer.status, answer.error()["code"]) for answer in answers} == {(503, "draining")}
+            assert not app.process.drainables
+            for _ in range(2):
+                await asyncio.wait_for(script.closed.acquire(), PATIENCE)
+
+
+async def test_readiness_ends_with_the_drain() -> None:
+    async with application() as (app, _):
+        app.process.draining = True
+        for _ in range(2):
+            assert await ready(app) == {"status": "draining"}
+            await app.replace(settings(), None, 2)
+
+
+async def test_nobody_waits_for_a_reload() -> None:
+    """While one is built, requests are answered."""
+    async with application() as (app, _):
+        reload = asyncio.create_task(app.replace(settings(base_url="http://127.0.0.1:10"), None, 2))
+        numbers = set()
+        while not reload.done():
+            numbers.add((await ready(app))["generation"])
+            await asyncio.sleep(0)
+        await reload
+        assert 1 in numbers
+        assert (await ready(app))["generation"] == 2
