@@ -83,9 +83,13 @@ class Program:
         self.process.send_signal(number)
 
     def stop(self) -> int:
-        """End it by SIGTERM, by force after PATIENCE; its exit code."""
+        """End it by SIGTERM; see `ended`."""
         if self.process.poll() is None:
             self.process.terminate()
+        return self.ended()
+
+    def ended(self) -> int:
+        """Its exit code, once it has one; after PATIENCE it is killed."""
         try:
             code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:

@@ -83,7 +83,7 @@ class Supervised:
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.leave()
         self.program.signal(number)
-        return self.program.stop()
+        return self.program.ended()
 
     def leave(self) -> None:
         """Close every connection."""
