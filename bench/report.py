@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from bench.guard import WHOLE, Samples
 from bench.measure import Cores
 from bench.rounds import KINDS, Results
 from bench.traffic import EVENTS
@@ -24,6 +25,9 @@ SPARE = 0.8
 """Above this share of their core, load and upstream are too close to being the bottleneck."""
 MERGED = 0.95
 """With fewer chunks per event than this, the target read several events at once."""
+
+GUARD_GOAL = 10
+"""CPU µs that the guard and the checks of the door may add to an ordinary request."""
 
 
 class Measure(NamedTuple):
@@ -99,7 +103,11 @@ def _verdict(measure: Measure, found: Figure) -> str:
     if measure.goal is None:
         return ""
     value, sign = (found.ratio.median, "×") if measure.goal_is == "ratio" else (found.value.median, "")
-    return f"≤ {measure.goal:,g}{sign} {'met' if value <= measure.goal else 'MISSED'}"
+    return _judged(value, measure.goal, sign)
+
+
+def _judged(value: float, goal: float, sign: str = "") -> str:
+    return f"≤ {goal:,g}{sign} {'met' if value <= goal else 'MISSED'}"
 
 
 def table(results: Results, targets: list[str]) -> list[list[str]]:
@@ -113,6 +121,18 @@ def table(results: Results, targets: list[str]) -> list[list[str]]:
             mine = found[measure.key][name]
             row += [mine.value.text(measure.digits), mine.ratio.text(2), _verdict(measure, mine)]
         rows.append(row)
+    return rows
+
+
+def guard_table(samples: Samples) -> list[list[str]]:
+    """What the door costs, as cells, its head first."""
+    rows = [["CPU µs", "plain", "mistral-proxy", "ratio", "added", "goal"]]
+    for title, sides in samples.items():
+        plain, ours = sides["plain"], sides["ours"]
+        found = figure(ours, plain)
+        added = spread([mine - other for mine, other in zip(ours, plain, strict=True)])
+        goal = _judged(added.median, GUARD_GOAL) if title == WHOLE else ""
+        rows.append([title, spread(plain).text(1), found.value.text(1), found.ratio.text(2), added.text(1), goal])
     return rows
 
 
@@ -226,6 +246,7 @@ def save(path: Path, results: Results, targets: list[str], settings: dict[str, o
         "figures": found,
         "samples": results.samples,
         "bursts": results.bursts,
+        "guard": results.guard,
         "warnings": list(warnings(results, targets)),
         "wrong": results.wrong,
     }
@@ -242,12 +263,13 @@ def caption(results: Results, cores: Cores) -> str:
 
 
 def render(results: Results, targets: list[str], cores: Cores, as_markdown: bool) -> str:
-    """Caption, both tables, then warnings and errors."""
+    """Caption, the tables, then warnings and errors."""
     layout = markdown if as_markdown else text
     parts: Iterable[str] = (
         caption(results, cores),
         layout(table(results, targets)),
         layout(headroom(results, targets)),
+        *([layout(guard_table(results.guard))] if results.guard else []),
         *(f"Warning: {line}" for line in warnings(results, targets)),
         *(f"WRONG: {line}" for line in results.wrong),
     )

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from bench.guard import Samples
 from bench.load import Burst, Route, TargetFailedError, Timing, burst, connections, once, open_streams, take_turns
 from bench.measure import Cores
 from bench.targets import Running, Target, running
@@ -57,6 +58,8 @@ class Results:
     bursts: list[BurstRecord] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     """What makes the run worthless: failed or changed answers, calls the upstream never saw."""
+    guard: Samples = field(default_factory=dict)
+    """What the door costs (bench/guard.py)."""
 
     def add(self, measure: str, target: str, value: float) -> None:
         """Keep one figure."""

@@ -19,8 +19,9 @@ from typing import NamedTuple
 import msgspec
 import uvloop
 
+from bench import guard
 from bench.load import TargetFailedError
-from bench.measure import Cores, allow_open_files
+from bench.measure import Cores, allow_open_files, on_cores
 from bench.report import render, save
 from bench.rounds import KINDS, Results, Rounds, probe, start_all, start_round
 from bench.targets import DEFAULT, TARGETS, Place, Target, free_port, running, upstream
@@ -42,6 +43,7 @@ NUMBERS = (
     Number("streams", 128, 96, "streams per target and round"),
     Number("turns", 100, 50, "latency samples per target and round"),
     Number("open-streams", 1000, 1000, "streams open at once, 0 for none"),
+    Number("guard-rounds", 30, 8, "rounds of the door's own cost"),
 )
 
 
@@ -55,6 +57,7 @@ class Settings(msgspec.Struct):
     streams: int
     turns: int
     open_streams: int
+    guard_rounds: int
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -137,6 +140,9 @@ def main(arguments: list[str] | None = None) -> int:
     os.sched_setaffinity(0, cores.others)
     try:
         results = uvloop.run(measure(settings, cores))
+        _say("guard and checks")
+        with on_cores(cores.target):
+            results.guard = guard.measure(settings.guard_rounds)
     except (TargetFailedError, OSError) as failure:
         _say(str(failure))
         return 2

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import subprocess
 import sys
 from contextlib import asynccontextmanager
@@ -10,10 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench import report
+from bench import guard, report, soak
 from bench.load import Route, TargetFailedError, burst, connections, once, open_streams, take_turns
 from bench.measure import Cores, Processes, clock_id, on_cores
-from bench.report import figure, headroom, markdown, table, text, warnings
+from bench.report import figure, guard_table, headroom, markdown, table, text, warnings
 from bench.rounds import BurstRecord, Results, Rounds, probe, start_round, upstream_counts
 from bench.targets import TARGETS, Place, Running, Target, free_port, running, upstream
 from bench.traffic import ANSWER, EVENTS, HALF, PLANS, STREAM, STREAM_EVENTS, json_response, request_body
@@ -331,11 +332,92 @@ def test_what_weakens_a_figure_is_said(kind, changes, said):
     assert said in warning
 
 
+# --- guard
+
+
+@pytest.mark.parametrize("size", guard.SIZES.values())
+def test_the_guards_bodies_have_the_sizes_they_are_named_by(size):
+    made = guard.body(size)
+    assert abs(len(made) - size) < 110
+    assert msgspec.json.decode(made)["messages"][-1]["content"]
+
+
+async def test_both_protocols_serve_the_same_bytes():
+    for kind in guard.PROTOCOLS.values():
+        assert await guard.serve(kind, guard.request(guard.body(600)), 5) > 0
+
+
+async def test_a_protocol_that_refuses_is_not_measured():
+    with pytest.raises(RuntimeError, match="HttpToolsProtocol does not answer"):
+        await guard.serve(guard.PROTOCOLS["plain"], b"GET / HTTP/1.1\r\n", 1)
+
+
+async def test_the_row_with_the_goal_is_the_sum_of_protocol_and_parse(monkeypatch):
+    monkeypatch.setattr(guard, "_BYTES_A_ROUND", 1)
+    samples = guard.nothing()
+    await guard.one_round(samples, 0)
+    parts = ("protocol, request of 600 B", "parse, body of 600 B")
+    for side in ("plain", "ours"):
+        assert samples[guard.WHOLE][side] == [sum(samples[part][side][0] for part in parts)]
+
+
+def test_what_the_guard_adds_is_a_difference_within_the_round():
+    samples = {guard.WHOLE: {"plain": [10.0, 20.0, 30.0], "ours": [14.0, 24.0, 94.0]}}
+    assert guard_table(samples)[1:] == [
+        [guard.WHOLE, "20.0 (15.0–25.0)", "24.0 (19.0–59.0)", "1.40 (1.30–2.27)", "4.0 (4.0–34.0)", "≤ 10 met"]
+    ]
+
+
+# --- soak
+
+
+@asynccontextmanager
+async def soaking(upstream):
+    """The soak's clients, straight at an upstream in this process."""
+    async with await asyncio.start_server(upstream, "127.0.0.1", 0) as server:
+        route = Route(server.sockets[0].getsockname()[1], {"authorization": "Bearer x"})
+        yield soak.Clients(route, random.Random(1))
+
+
+async def test_the_soaks_clients_find_their_own_answers():
+    async with soaking(soak.Upstream(random.Random(1)).serve) as clients:
+        await clients.good()
+        await clients.good_stream()
+    assert clients.seen == {"answer": 1, "stream": 1}
+    assert clients.wrong == []
+
+
+@pytest.mark.parametrize("kind", ["good", "good_stream"])
+async def test_the_soaks_clients_find_somebody_elses_answer(kind):
+    async def another(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + soak._completion("good 2") + b"\n" + soak._event("good 2"))
+        writer.close()
+
+    async with soaking(another) as clients:
+        await getattr(clients, kind)()
+    [wrong] = clients.wrong
+    assert "good 2" in wrong
+
+
+async def test_every_kind_of_the_soaks_clients_comes_and_goes():
+    async with soaking(soak.Upstream(random.Random(1)).serve) as clients:
+        for kind in (clients.leaves, clients.leaves_a_stream, clients.garbage):
+            await kind()
+
+
+def test_growth_is_told_per_hour():
+    samples = [soak.Sample(second, 50 + second / 60, 7, 1) for second in (0, 60, 120)]
+    assert soak.slope(samples, lambda sample: sample.rss) == pytest.approx(60)
+    assert soak.slope(samples, lambda sample: sample.files) == 0
+    assert soak.slope(samples[:1], lambda sample: sample.rss) == 0
+
+
 # --- the whole
 
 
 def test_a_whole_run_prints_a_table_and_writes_its_figures(tmp_path):
-    counts = {"rounds": 2, "starts": 1, "requests": 20, "streams": 16, "turns": 5, "open-streams": 3}
+    counts = {"rounds": 2, "starts": 1, "requests": 20, "streams": 16, "turns": 5, "open-streams": 3, "guard-rounds": 1}
     small = [f"--{name}={count}" for name, count in counts.items()]
     command = [
         sys.executable,
@@ -359,6 +441,7 @@ def test_a_whole_run_prints_a_table_and_writes_its_figures(tmp_path):
     assert found["figures"]["json_cpu_us"]["forwarder"]["ratio"]["median"] == 1.0
     assert found["figures"]["json_cpu_us"]["forwarder-again"]["value"]["median"] > 0
     assert "| open streams that ended with identical bytes | 3 | 3 | 1.00 |  |" in done.stdout
+    assert f"| {guard.WHOLE} |" in done.stdout
 
 
 def test_an_unknown_target_is_refused():

@@ -104,9 +104,19 @@ class Connection:
 
 
 @asynccontextmanager
-async def connect(url: str) -> AsyncIterator[Connection]:
+async def connect(url: str, receive: int = 0) -> AsyncIterator[Connection]:
+    """`receive` is how many bytes the kernel may hold for a client that does not read; 0 leaves that to the kernel."""
     parts = urlsplit(url)
-    reader, writer = await soon(asyncio.open_connection(parts.hostname, parts.port))
+    sock = socket.socket(socket.AF_INET6 if ":" in (parts.hostname or "") else socket.AF_INET)
+    if receive:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
+    sock.setblocking(False)
+    try:
+        await soon(asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port)))
+    except BaseException:
+        sock.close()
+        raise
+    reader, writer = await soon(asyncio.open_connection(sock=sock))
     try:
         yield Connection(reader, writer)
     finally:

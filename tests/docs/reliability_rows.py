@@ -1,0 +1,317 @@
+"""The rows of docs/reliability.md: what goes wrong, and what the client or the operator sees then.
+
+A test shows the row that its name begins with: `test_a12_…` is about A12.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """One fault. `seen` is what the client gets, or else the operator."""
+
+    id: str
+    fault: str
+    seen: str
+
+
+SECTIONS = {
+    "A": "A client's connection and its HTTP",
+    "B": "Request bodies",
+    "C": "Paths, headers, keys",
+    "D": "The upstream",
+    "E": "Streams, and clients that leave",
+    "K": "Configuration, signals, resources",
+}
+
+ROWS = (
+    Row(
+        "A1",
+        "`Content-Length` and `Transfer-Encoding` in one request",
+        "400 `bad_framing`, closed; what was smuggled behind it is never read",
+    ),
+    Row(
+        "A2",
+        "`Content-Length` twice, as a list, signed, in hex, with 30 digits, with a space before the colon",
+        "400 `bad_framing`, closed",
+    ),
+    Row("A3", "any `Transfer-Encoding` but the one word `chunked`", "400 `bad_framing`, closed"),
+    Row("A4", "`Transfer-Encoding` in HTTP/1.0", "400 `bad_framing`, closed"),
+    Row(
+        "A5",
+        "broken chunks: LF alone, wrong end, signed or hex-marked sizes, overflow, long extensions",
+        "400 `bad_framing`, closed",
+    ),
+    Row("A6", "trailers that name a key, a host, a length, an address", "ignored: the request is what its head said"),
+    Row(
+        "A7",
+        "bare LF or CR, NUL, folded lines, lines without a colon, names that are no token",
+        "400 `bad_framing`, closed",
+    ),
+    Row("A8", "no `Host` or two, HTTP/0.9, 1.9 or 2.0", "400 `bad_framing`, closed"),
+    Row(
+        "A9",
+        "a `Host` with a path or a query in it",
+        "400 `bad_framing`; no decision is made from a URL put together of it",
+    ),
+    Row(
+        "A10",
+        "`GET http://…`, a target without a slash, `OPTIONS *`, `CONNECT`",
+        "400 `bad_framing`; `CONNECT` 405 `method_not_allowed`",
+    ),
+    Row(
+        "A11",
+        "a huge head: long lines, many headers, a long URL",
+        "431 `headers_too_large` or 414 `uri_too_long`, closed",
+    ),
+    Row(
+        "A12",
+        "clients that open a connection and send nothing, or a byte now and then",
+        "408 `request_timeout`, or closed without a word if no byte came; nobody else waits",
+    ),
+    Row("A13", "a body that stops arriving, or drips", "408 `request_timeout`, closed; nothing is sent upstream"),
+    Row(
+        "A14",
+        "a body shorter than announced, then the client is gone",
+        "nothing is sent upstream; the log has status 499",
+    ),
+    Row("A15", "a body longer than announced", "the surplus is a request of its own and needs its own key"),
+    Row(
+        "A16",
+        "a body above `server.max_body`, with a true, a false or no length",
+        "413 `body_too_large` at the first byte over, closed",
+    ),
+    Row(
+        "A17",
+        "`Expect: 100-continue` with a bad key or too large a body",
+        "the final status instead of 100; the body is not read",
+    ),
+    Row("A18", "a compressed body, a bomb too", "415 `unsupported_media_type`, nothing is unpacked"),
+    Row("A19", "two keys on one connection, pipelined or one after the other", "each request is judged by its own key"),
+    Row("A20", "an offer to upgrade to WebSocket or HTTP/2", "ignored and not passed on; served as HTTP/1.1"),
+    Row(
+        "A21",
+        "TLS on the plain port, random bytes, thousands of connects without a word",
+        "400 `bad_framing` or closed; the log shows none of the bytes",
+    ),
+    Row(
+        "A22",
+        "more connections than there are file descriptors",
+        "503 `overloaded` or closed; health answers, and all is well once they leave",
+    ),
+    Row("A23", "IPv6 clients and listeners, IPv4 addresses in IPv6 form", "served; the address is normalised"),
+    Row("A24", "a made-up `X-Forwarded-For`", "ignored, unless it comes from `server.trusted_proxies`"),
+    Row("B1", "an empty body, or JSON that is no object", "400 `invalid_json`"),
+    Row(
+        "B2",
+        "truncated JSON, something behind it, comments, single quotes",
+        "400 `invalid_json` with the offset; the text is not repeated",
+    ),
+    Row("B3", "NaN, Infinity, 1e999", "400 `number_out_of_range`"),
+    Row("B4", "arrays and objects nested too deep, a hundred thousand levels too", "400 `json_too_deep`"),
+    Row(
+        "B5",
+        "the same key twice, also in two spellings",
+        "400 `duplicate_key`; what is sent upstream is what was checked",
+    ),
+    Row("B6", "integers that JSON readers do not agree on", "400 `number_out_of_range`"),
+    Row("B7", '`max_tokens` of -1, 0, 1.5, "10", true, 10⁹', "400 `invalid_type` or `invalid_value` with `param`"),
+    Row("B8", "bytes that are not UTF-8, a byte order mark, UTF-16 and UTF-32", "400 `invalid_encoding`"),
+    Row("B9", "half of a surrogate pair, in a value or a key", "400 `invalid_encoding`"),
+    Row(
+        "B10",
+        "control characters, bidi marks, terminal escapes in text",
+        "passed on as they are; a log line stays one line",
+    ),
+    Row("B11", "another content type, none, two, or another charset", "415 `unsupported_media_type`"),
+    Row("B12", "multipart on an endpoint that takes JSON", "415 `unsupported_media_type`"),
+    Row(
+        "B13",
+        "fields that would steer the proxy: another URL, key, header, fallback",
+        "400 `unsupported_parameter`; the call goes where it always goes or nowhere",
+    ),
+    Row("B14", "URLs in content: metadata services, files, large data URLs", "text, never fetched by the proxy"),
+    Row(
+        "B15",
+        "a thousand choices, tools or messages, schemas with bad regular expressions",
+        "400 naming the limit, or passed on; no expression of a client is run",
+    ),
+    Row(
+        "B16",
+        "`stream` that is no boolean; `stream_options` in all forms",
+        "400 `invalid_type`; usage reaches only who asked for it",
+    ),
+    Row("B17", "a large body of one script, the worst of its size", "served; the event loop is not held up"),
+    Row("B18", "`Accept` says one thing, the body another", "the body decides"),
+    Row(
+        "C1", "ids and paths with `..`, `%2e`, `%252e`, `%2F`, `\\`, `;`, `//`", "404 or 400, nothing is sent upstream"
+    ),
+    Row("C2", "`%00`, `%0d%0a`, `%ff`, a fragment in a path", "404 or 400, nothing is sent upstream"),
+    Row("C3", "a slash at the end, with another site's `Host`", "404 `unknown_url`, never a redirect"),
+    Row("C4", "unknown paths, wrong methods, `HEAD`, `TRACE`", "404 or 405 as an error object"),
+    Row(
+        "C6",
+        "the client's `Authorization`, cookies and other credentials",
+        "never sent upstream, where exactly one key arrives: ours",
+    ),
+    Row(
+        "C7",
+        "two `Authorization` headers, odd schemes, huge or non-ASCII tokens",
+        "two: 400 `bad_framing`; the others 401 `invalid_api_key`",
+    ),
+    Row(
+        "C8",
+        "the upstream repeats the provider's key, or refuses it",
+        "the key is masked; 401 and 403 about it become 502 `upstream_auth_failed`",
+    ),
+    Row(
+        "C9",
+        "exceptions that carry requests and secrets",
+        "500 `internal_error`; the log has the type and the request id",
+    ),
+    Row("C10", "secrets in logs, arguments, representations of settings, health", "none is there"),
+    Row(
+        "C11",
+        "guessing a key by the time that comparing takes",
+        "keys are looked up by digest and compared in constant time",
+    ),
+    Row("C12", "telling unknown, revoked and malformed keys apart", "401 `invalid_api_key`, byte for byte the same"),
+    Row(
+        "C14",
+        "line ends, NUL and non-ASCII in values that are passed on or logged",
+        "filtered; no header can be made of them",
+    ),
+    Row(
+        "C15",
+        "hop-by-hop headers, also those named in `Connection`, both ways",
+        "end at the proxy; its own cannot be removed by naming them",
+    ),
+    Row("C16", "headers with an underscore in place of a hyphen", "do not count"),
+    Row("C17", "the upstream's own headers: cookies, CORS, rate limits of its account", "only listed ones come back"),
+    Row(
+        "C18",
+        "CORS: preflights, `Origin: null`, foreign origins",
+        "no CORS header unless `server.cors_origins` lists the origin",
+    ),
+    Row("C19", "a `base_url` with user data, plain HTTP, a private address", "refused at start"),
+    Row("C21", "`/metrics`, `/admin`, `/docs`, `/openapi.json`", "404 `unknown_url`, with a key too"),
+    Row("C22", "line ends, escapes, format marks in what is logged", "one line of JSON each, bounded in length"),
+    Row("C23", "ten thousand different model names", "nothing grows with them"),
+    Row("C24", "a key in the query or the path", "401 or 404; masked in the log"),
+    Row("D1", "connection refused", "502 `upstream_error`"),
+    Row("D2", "a connect that nobody answers", "504 `upstream_timeout` (connect)"),
+    Row(
+        "D3",
+        "DNS: no such name, no answer, IPv6 dead and IPv4 alive",
+        "502 `upstream_error` or 504 `upstream_timeout`; the loop does not wait, IPv4 is tried",
+    ),
+    Row(
+        "D4",
+        "TLS: expired, foreign, self-signed certificates, old versions, cut handshakes",
+        "502 `upstream_error`; not a byte of the request was sent",
+    ),
+    Row("D5", "proxies, netrc and key logs in the environment", "ignored"),
+    Row(
+        "D6",
+        "closed or reset before the answer",
+        "502 `upstream_error`; a kept connection that died unused is replaced once, silently",
+    ),
+    Row("D7", "no answer, or a head and then silence", "504 `upstream_timeout` (first_byte)"),
+    Row("D8", "a body shorter than announced, an incomplete chunk", "502 `upstream_error`"),
+    Row("D9", "a body without length that ends half-way", "502 `upstream_error`"),
+    Row("D10", "bytes behind the answer", "the connection is not used again: nobody gets another's answer"),
+    Row(
+        "D11", "contradicting lengths, bad chunks, garbage status lines, floods of 1xx", "502 `upstream_error`, closed"
+    ),
+    Row("D12", "huge heads", "502 `upstream_error`"),
+    Row(
+        "D13",
+        "HTML, JSON in place of a stream, a stream in place of JSON",
+        "502 `upstream_error`; never passed on as it is",
+    ),
+    Row("D14", "compressed though nobody asked, bombs too", "502 `upstream_error`, nothing is unpacked"),
+    Row(
+        "D15",
+        "JSON that does not parse; usage that is absent, negative, huge or no number",
+        "502 `upstream_error`; bad usage is left out and logged as `usage_anomaly`",
+    ),
+    Row("D16", "400 and 422 about the client's input", "400 with `param`, in OpenAI's shape"),
+    Row("D17", "401 and 403 about our key", "502 `upstream_auth_failed` and an alarm in the log"),
+    Row("D18", "402: the account has no credit", "429 `insufficient_quota` with `x-should-retry: false`"),
+    Row("D19", "429 with every form of `Retry-After`", "429 with a `retry-after` of 1 to 3600 seconds"),
+    Row("D20", "500, 502, 503, 504", "the same class: `upstream_error`, `upstream_timeout`"),
+    Row("D21", "200 with an error in it", "the error that it is"),
+    Row("D22", "redirects", "502 `upstream_error`; never followed, so the key goes to one place only"),
+    Row("D23", "an answer that names another model", "passed on"),
+    Row("D24", "an answer that drips", "504 `upstream_timeout` (total), or the error frame in a stream"),
+    Row("D25", "100 MB of JSON, one event of 50 MB", "502 `upstream_error` or the error frame; memory stays bounded"),
+    Row("D26", "an answer before the request was read", "passed on; the rest of the upload is not waited for"),
+    Row("E1", "the client leaves before the first byte of a stream", "the upstream connection is closed"),
+    Row("E2", "the client leaves in the middle of a stream", "the upstream connection is closed"),
+    Row("E3", "the client leaves during a call that does not stream", "the upstream connection is closed"),
+    Row("E4", "thousands of abandoned streams", "no place in the pool and no task is left behind"),
+    Row("E5", "the client closes its half and reads on", "counts as having left"),
+    Row(
+        "E6",
+        "clients that read slowly or not at all",
+        "the upstream is read as slowly; a client that reads nothing is cut off",
+    ),
+    Row("E7", "a client vanishes while the next event is always there", "the others are served"),
+    Row(
+        "E8",
+        "the upstream's stream is cut, at any byte",
+        "the error frame, then `[DONE]`; never an invented `finish_reason`",
+    ),
+    Row("E9", "the upstream's stream ends without its terminal mark", "the error frame, then `[DONE]`"),
+    Row(
+        "E10",
+        "silence between two events",
+        "comments that keep the connection open, then the error frame `upstream_timeout`",
+    ),
+    Row("E11", "an error inside the stream", "the error frame in OpenAI's shape, keys masked"),
+    Row("E12", "every shape of SSE, cut anywhere", "the same events come out"),
+    Row("E13", "broken JSON in an event", "the error frame"),
+    Row("E14", "events behind `[DONE]`", "the stream ends at the first; the connection is not used again"),
+    Row("E15", "no usage", "the answer as it is, nothing invented"),
+    Row("E16", "a thousand streams at once", "each gets its own bytes, all of them"),
+    Row("E17", "a proxy in front that buffers", "told not to, by headers"),
+    Row("K1", "a reload of a broken file", "the old configuration stays whole; the log has file and line"),
+    Row("K2", "a reload under load", "requests end under the configuration they began with"),
+    Row(
+        "K3", "YAML bombs, tags, 10 MB, duplicate keys, odd scalars", "refused with file and line; strings stay strings"
+    ),
+    Row(
+        "K4",
+        "secrets that every user of the machine can read",
+        "a literal secret is refused; a secret file all can read, or a configuration all can change: a warning",
+    ),
+    Row(
+        "K5",
+        "SIGTERM with open streams",
+        "readiness 503, no new connections; streams run until `server.drain`, then the error frame `draining`",
+    ),
+    Row("K6", "SIGHUP", "reload"),
+    Row("K7", "a second signal", "the end at once"),
+    Row("K8", "a worker is killed", "the others serve, it is replaced"),
+    Row("K9", "a worker dies at every start", "longer and longer pauses; never ready; exit code 2 if none ever was"),
+    Row("K10", "the clock jumps", "deadlines do not notice: they are counted by the monotonic clock"),
+    Row("K12", "something blocks the event loop", "a test that meets it fails"),
+    Row("K15", "an exception anywhere", "500 `internal_error`, one constant text"),
+    Row("K16", "cancellation at shutdown", "everything is released"),
+    Row("K17", "connections shared by forked workers", "there are none: clients are made after the fork"),
+    Row(
+        "K18", "a dependency that was tampered with", "every one is pinned by its hash; the wheel runs nothing at start"
+    ),
+)
+
+LEFT_OUT = {
+    "C5": "one team's objects in another's hands: there are no object endpoints (files, batches) yet",
+    "C13": "guessing keys by the thousand: locking out comes with the quotas",
+    "C20": "webhooks: there are none",
+    "E18": "what the sizes of encrypted events tell a listener: they go out as Mistral pads them (`p`)",
+    "K11": "replicas whose clocks differ: they share nothing yet",
+    "K13": "growth over days: `python -m bench.soak` looks for it, the suite has not the time",
+    "K14": "how much is served under too much load: a figure of the machine; that the rest is refused is A22",
+}
+"""Rows that have no test, and why."""
