@@ -26,7 +26,7 @@ from uvicorn.server import ServerState
 from bench.measure import Cores, on_cores
 from bench.traffic import MODEL
 from proxy.core import json
-from proxy.protocol import Protocol
+from proxy.http.protocol import Protocol
 
 Samples = dict[str, dict[str, list[float]]]
 """Row → `plain` or `ours` → CPU µs, one figure per round."""

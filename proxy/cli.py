@@ -36,8 +36,8 @@ def serve(config: Path | None, host: str | None, port: int | None, workers: int 
     """
     if os.environ.pop("SSLKEYLOGFILE", None):  # before anything opens it: with it, a recording tells the provider's key
         click.echo("mistral-proxy: SSLKEYLOGFILE is ignored.", err=True)
-    from proxy import serve as alone
-    from proxy.plan import CannotStart, plan
+    from proxy.serving import server as alone
+    from proxy.serving.plan import CannotStart, plan
     from proxy.settings.load import SettingsError, Sources
 
     options = {"server.host": host, "server.port": port, "server.workers": workers}
@@ -49,7 +49,7 @@ def serve(config: Path | None, host: str | None, port: int | None, workers: int 
         if planned.settings.server.workers == 1:
             alone.run(planned)
         else:
-            from proxy import workers as several
+            from proxy.serving import workers as several
 
             several.run(planned)
     except SettingsError as error:
@@ -79,7 +79,7 @@ def simulate(host: str, port: int) -> None:
 @click.option("--config", type=click.Path(path_type=Path), help="The configuration; default ./proxy.yaml.")
 def check(config: Path | None) -> None:
     """Validate a configuration: exit 0, or 1 with every error as `file:line: path: what is wrong`."""
-    from proxy.plan import exposure
+    from proxy.serving.plan import exposure
     from proxy.settings.load import SettingsError, Sources, settings_of
 
     file = config or DEFAULT_CONFIG

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from proxy import __version__, serve
+from proxy import __version__
 from proxy.cli import main
-from proxy.plan import CannotStart, Plan
+from proxy.serving import server
+from proxy.serving.plan import CannotStart, Plan
 
 ENVIRONMENT = ("MISTRAL_API_KEY", "MISTRAL_BASE_URL", "MISTRAL_TIMEOUT_SECS", "MISTRAL_LOG_LEVEL", "DEFAULT_MODEL")
 
@@ -28,7 +29,7 @@ def _nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     """What would have been served."""
     plans: list[Plan] = []
-    monkeypatch.setattr(serve, "run", plans.append)
+    monkeypatch.setattr(server, "run", plans.append)
     return plans
 
 
@@ -133,7 +134,7 @@ def test_what_cannot_start_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) 
     def run_(plan: Plan) -> None:
         raise CannotStart("Cannot listen on 127.0.0.1:8080: Address already in use.")
 
-    monkeypatch.setattr(serve, "run", run_)
+    monkeypatch.setattr(server, "run", run_)
     assert exit_and_lines("serve", "--simulate") == (
         2, ["mistral-proxy: Cannot listen on 127.0.0.1:8080: Address already in use."],
     )  # fmt: skip
@@ -143,7 +144,7 @@ def test_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_(plan: Plan) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(serve, "run", run_)
+    monkeypatch.setattr(server, "run", run_)
     assert run("serve", "--simulate").exit_code == 130
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from blockbuster import BlockingError
 
-from proxy import local_key
+from proxy.serving import local_key
 
 ROOT = Path(__file__).parents[1]
 LOCKS = [file for file in ROOT.rglob("*.lock") if not {".venv", "node_modules"} & set(file.parts)]

@@ -2,7 +2,7 @@
 
 On a loopback address the names of this machine and `server.hosts` are accepted. Behind any other address the team's key
 is what protects, and the proxy cannot know the names it is called by. That there is one Host and that it is well-formed
-has been checked before any stage, by `proxy.framing`.
+has been checked before any stage, by `proxy.http.framing`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.core.errors import HostNotAllowed
 from proxy.core.exchange import Exchange
 from proxy.core.services import Middleware, Services
-from proxy.framing import HOST
+from proxy.http.framing import HOST
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 

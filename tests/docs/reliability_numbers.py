@@ -8,10 +8,11 @@ from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
 
-from proxy import guard, relay, serve
+from proxy import guard, relay
 from proxy.core import json
 from proxy.core.sse import Splitter
-from proxy.framing import Limits
+from proxy.http.framing import Limits
+from proxy.serving import server as serve
 from proxy.settings.model import Settings
 from proxy.stages.body import Pace
 from proxy.upstream import client

@@ -17,7 +17,7 @@ from click import Command
 
 from proxy.cli import main
 from proxy.routes import Health, routes
-from proxy.serve import AFTER_DRAIN
+from proxy.serving.server import AFTER_DRAIN
 from proxy.settings.model import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from proxy.core.services import Services
+from proxy.http.protocol import Protocol
 from proxy.pipeline import fold
-from proxy.protocol import Protocol
 from proxy.providers.mistral.chat import CHAT as ENDPOINT
 from proxy.stages import begin, body, rescue
 from proxy.stages.body import Pace

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from proxy import descriptors
-from proxy.framing import Limits
+from proxy.http import descriptors
+from proxy.http.framing import Limits
 from tests.conftest import CONFIG, OTHER_KEY, TEAM_KEY, Proxy, Simulator, start_proxy
 from tests.e2e.conftest import Stage
 from tests.e2e.upstream import STREAM, Seen, completion, event

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from proxy.plan import CannotStart, plan
+from proxy.serving.plan import CannotStart, plan
 from proxy.settings.load import SettingsError, Sources
 from tests.conftest import OTHER_KEY, PROVIDER_KEY, TEAM_KEY
 from tests.e2e.upstream import DONE, STREAM, Seen, completion, event, listener, upstream, url_of

@@ -11,8 +11,8 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from proxy.framing import Limits
-from proxy.protocol import Protocol
+from proxy.http.framing import Limits
+from proxy.http.protocol import Protocol
 
 LIMITS = Limits(request_line=200, header_block=600, headers=10, padding=100)
 """Small ones, so that small inputs reach them."""

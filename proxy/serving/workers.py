@@ -17,13 +17,13 @@ import uvloop
 
 from proxy import supervisor
 from proxy.app import Application
-from proxy.banner import banner
 from proxy.core.errors import Overloaded, render
 from proxy.generation import prepare
 from proxy.logs import Writer
-from proxy.plan import CannotStart, Plan, held
-from proxy.reload import Reloader, next_plan, report
-from proxy.serve import Server, listen, serve
+from proxy.serving.banner import banner
+from proxy.serving.plan import CannotStart, Plan, held
+from proxy.serving.reload import Reloader, next_plan, report
+from proxy.serving.server import Server, listen, serve
 from proxy.settings.load import SettingsError, Sources
 from proxy.settings.problems import Problem
 from proxy.settings.reload import Looks, Watch

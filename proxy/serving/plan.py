@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy import local_key
 from proxy.core.secret import Secret
+from proxy.serving import local_key
 from proxy.settings.load import Sources, settings_of
 from proxy.settings.model import Settings
 from proxy.settings.problems import Problem

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from proxy.core import json
-from proxy.plan import Plan
+from proxy.serving.plan import Plan
 
 
 def banner(plan: Plan, port: int) -> str:

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from proxy.framing import Limits
+from proxy.http.framing import Limits
 
 
 class Outgoing(asyncio.Transport):

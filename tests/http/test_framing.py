@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.errors import BadFraming, Headers, HeadersTooLarge, MethodNotAllowed, UriTooLong
-from proxy.framing import HOST, Limits, block_size, check, line_size
+from proxy.http.framing import HOST, Limits, block_size, check, line_size
 
 LIMITS = Limits()
 HOSTED = (b"host", b"localhost")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from proxy.banner import banner
 from proxy.core.secret import Secret
-from proxy.plan import Plan
+from proxy.serving.banner import banner
+from proxy.serving.plan import Plan
 from proxy.settings.load import Sources
 from proxy.settings.model import Settings
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from proxy.outgoing import Outgoing
+from proxy.http.outgoing import Outgoing
 from tests.fuzz.framing import Wire, limits
 
 SOON = 0.05

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 from contextlib import suppress
 
-from proxy.framing import Limits
+from proxy.http.framing import Limits
 
 RESERVE = 64
 """Descriptors that are no client's: the listener, the event loop, the log, settings and names being looked up."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from proxy.core.secret import Secret
-from proxy.plan import CannotStart, complete, exposure, held, plan
+from proxy.serving.plan import CannotStart, complete, exposure, held, plan
 from proxy.settings.load import SettingsError, Sources
 from proxy.settings.model import Settings
 

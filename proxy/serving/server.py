@@ -17,15 +17,15 @@ import uvicorn
 import uvloop
 
 from proxy.app import Application
-from proxy.banner import banner
 from proxy.core.secret import Secret
-from proxy.descriptors import limits_within, raised
 from proxy.generation import Process
+from proxy.http.descriptors import limits_within, raised
+from proxy.http.protocol import Protocol, Refused
 from proxy.logs import FromLibraries, Writer
-from proxy.plan import CannotStart, Plan
-from proxy.protocol import Protocol, Refused
-from proxy.reload import Reloader, report
-from proxy.reload import follow as follow_files
+from proxy.serving.banner import banner
+from proxy.serving.plan import CannotStart, Plan
+from proxy.serving.reload import Reloader, report
+from proxy.serving.reload import follow as follow_files
 from proxy.settings.model import Settings
 
 AFTER_DRAIN = 5.0

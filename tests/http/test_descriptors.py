@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from proxy import descriptors
+from proxy.http import descriptors
 
 
 @pytest.mark.parametrize("count", [0, 64, 100, 256, 1024, 20_000, 1 << 20])

@@ -15,8 +15,8 @@ import pytest
 from proxy.app import Application
 from proxy.generation import Process
 from proxy.logs import Writer
-from proxy.plan import plan
-from proxy.reload import MOST_PROBLEMS, Reloader, follow
+from proxy.serving.plan import plan
+from proxy.serving.reload import MOST_PROBLEMS, Reloader, follow
 from proxy.settings.load import Sources
 
 GOOD = 'server: {port: 0}\nteams: {research: {keys: ["${TEAM_KEY}"]}}\n'

@@ -13,13 +13,13 @@ from typing import Any, cast
 
 import pytest
 
-from proxy import workers
 from proxy.logs import Writer
-from proxy.plan import plan
+from proxy.serving import workers
+from proxy.serving.plan import plan
+from proxy.serving.workers import Current
 from proxy.settings.load import Sources
 from proxy.supervisor import Applied, Drain, End, Refused, Reload, Worker
 from proxy.supervisor.channel import Channel
-from proxy.workers import Current
 from tests.programs import PATIENCE
 
 TEXT = "teams: {research: {keys: ['${TEAM_KEY}']}}\nserver: {drain: 5s}\n"

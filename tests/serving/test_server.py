@@ -11,11 +11,11 @@ from typing import Any, cast
 import pytest
 import uvicorn
 
-from proxy import serve
 from proxy.core.secret import Secret
 from proxy.generation import Process
 from proxy.logs import Writer
-from proxy.plan import CannotStart, Plan
+from proxy.serving import server as serve
+from proxy.serving.plan import CannotStart, Plan
 from proxy.settings.load import Sources
 from proxy.settings.model import Settings
 

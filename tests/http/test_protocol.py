@@ -11,8 +11,8 @@ import pytest
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from proxy.framing import Limits, block_size, line_size
-from proxy.protocol import Protocol
+from proxy.http.framing import Limits, block_size, line_size
+from proxy.http.protocol import Protocol
 from tests.fuzz.framing import App, connection, limits, settled
 from tests.fuzz.requests import HIDDEN, attacks
 

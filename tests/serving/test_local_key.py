@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy import local_key
+from proxy.serving import local_key
 
 
 @pytest.fixture

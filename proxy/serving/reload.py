@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from proxy.app import Application
 from proxy.core.services import Log
-from proxy.plan import CannotStart, Plan, exposure, held, plan
+from proxy.serving.plan import CannotStart, Plan, exposure, held, plan
 from proxy.settings.load import SettingsError, Sources
 from proxy.settings.model import Settings
 from proxy.settings.problems import Problem

@@ -1,6 +1,6 @@
 """uvicorn's HTTP protocol behind a guard: a request runs when its head is right, in time and in bounds, or not at all.
 
-- What `proxy.framing` refuses, and what is no HTTP, is answered in the shape of every other error, in its turn; then
+- What framing.py refuses, and what is no HTTP, is answered in the shape of every other error, in its turn; then
   the connection ends, and nothing behind it is parsed. uvicorn serves requests without a Host, with `gzip, chunked`, or
   with a head of any size, and it waits for ever for a head that does not come.
 - What stands between chunks is counted: all bytes that came, less all that the parser made something of.
@@ -27,8 +27,8 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from proxy.core.errors import BadFraming, Overloaded, ProxyError, RequestTimeout
-from proxy.framing import Limits, block_size, check, headers_too_large, line_size, refusal, uri_too_long
-from proxy.outgoing import Outgoing
+from proxy.http.framing import Limits, block_size, check, headers_too_large, line_size, refusal, uri_too_long
+from proxy.http.outgoing import Outgoing
 
 Refused = Callable[[int, str | None, str, str], None]
 """Told of every request that is refused here: the status, the error code, the request id of the answer, the client."""

@@ -1,0 +1,1 @@
+"""A running process: what a start decides, the socket, signals, reloads, several workers."""
