@@ -194,7 +194,9 @@ class Responder:
 
     async def _attempt(self, data: bytes | None, use: Callable[[Answer], Awaitable[T]], *, fresh: bool = False) -> T:
         endpoint, upstream = self.dispatch.endpoint, self.dispatch.upstream
-        path = endpoint.upstream.replace("{id}", quote(self.exchange.model or "", safe=""))
+        path = endpoint.upstream
+        if endpoint.model is ModelFrom.PATH:
+            path = path.replace("{id}", quote(self.exchange.model or "", safe=""))
         self.exchange.attempts += 1
         self.guard.calling()
         try:

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
+from starlette.types import ASGIApp
 
 from proxy import data
 from proxy.core.catalogue import Catalogue
@@ -23,7 +21,7 @@ from proxy.dispatch import Dispatch
 from proxy.logs import Writer
 from proxy.pipeline import Configs, fold, inner, outer
 from proxy.providers import PROVIDERS
-from proxy.routes import Health, http_error, routes
+from proxy.routes import Health, router
 from proxy.settings.model import Settings
 from proxy.stages import auth
 from proxy.upstream.client import Upstream
@@ -96,7 +94,7 @@ class Generation:
         )
         self.app = self._assemble()
 
-    def _assemble(self) -> Starlette:
+    def _assemble(self) -> ASGIApp:
         settings, services = self.settings, self._services
         provider = PROVIDERS[settings.providers.mistral.type]
         configs = Configs(
@@ -112,14 +110,7 @@ class Generation:
         endpoints = [
             (row, fold(inner(configs, row, services), self._dispatch(row, provider))) for row in provider.endpoints
         ]
-        app = Starlette(
-            routes=routes(endpoints, self._health()),
-            middleware=[Middleware(stage) for stage in outer(configs, services)],
-            exception_handlers={HTTPException: http_error},
-        )
-        app.router.redirect_slashes = False  # a redirect would carry the client's key to a URL made of its Host header
-        app.middleware_stack = app.build_middleware_stack()  # now, and not in the first request
-        return app
+        return fold(outer(configs, services), router(endpoints, self._health()))
 
     def _dispatch(self, row: Endpoint, provider: Provider) -> Dispatch:
         models = self.settings.models

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Match, Route
-from starlette.types import ASGIApp, Scope
+from starlette.routing import Match, Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy import __version__
 from proxy.core.endpoint import Endpoint
@@ -40,13 +39,15 @@ UNSERVED = {
 """OpenAI's endpoints that no provider serves here, and the nearest thing that works."""
 
 
-def routes(endpoints: Iterable[tuple[Endpoint, ASGIApp]], health: Health) -> Sequence[Route]:
+def router(endpoints: Iterable[tuple[Endpoint, ASGIApp]], health: Health) -> Router:
     """Deny by default: what is not in this list is 404. The endpoints come first, since routes are tried in order."""
-    return [Exact(row.path, app, methods=[row.method]) for row, app in endpoints] + [
+    listed = [Exact(row.path, app, methods=[row.method]) for row, app in endpoints] + [
         Exact("/health", health.status, methods=["GET"]),
         Exact("/health/live", health.live, methods=["GET"]),
         Exact("/health/ready", health.ready, methods=["GET"]),
     ]
+    # A redirect would carry the client's key to a URL made of its Host header.
+    return Router(listed, redirect_slashes=False, default=_not_found)
 
 
 class Exact(Route):
@@ -57,18 +58,35 @@ class Exact(Route):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], *, methods: list[str]) -> None:
         super().__init__(path, endpoint, methods=methods)
-        self._pattern = re.compile(re.escape(path).replace(r"\{id\}", "(?P<id>[^/]+)").encode())
+        self._plain = path.encode()
+        with_id = re.escape(path).replace(r"\{id\}", "(?P<id>[^/]+)").encode()
+        self._pattern = re.compile(with_id) if "{" in path else None
+        self._allow = ", ".join(sorted(self.methods or ()))
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        found = self._pattern.fullmatch(_written(scope)) if scope["type"] == "http" else None
-        if not found:
-            return Match.NONE, {}
-        # No text encoding: an id is ASCII, and other bytes must not become characters of it.
-        params = {name: unquote_to_bytes(text).decode("latin-1") for name, text in found.groupdict().items()}
-        if not all(map(is_id, params.values())):
+        params = self._params(scope)
+        if params is None:
             return Match.NONE, {}
         allowed = self.methods is None or scope["method"] in self.methods
         return Match.FULL if allowed else Match.PARTIAL, {"endpoint": self.endpoint, "path_params": params}
+
+    def _params(self, scope: Scope) -> dict[str, str] | None:
+        """What stands in the path's `{id}`; None if this is another path."""
+        written = _written(scope)
+        if self._pattern is None:
+            return {} if written == self._plain else None
+        found = self._pattern.fullmatch(written)
+        if found is None:
+            return None
+        name = unquote_to_bytes(found["id"]).decode("latin-1")  # ids are ASCII: other bytes are part of none
+        return {"id": name} if is_id(name) else None
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.methods and scope["method"] not in self.methods:
+            raise MethodNotAllowed(
+                f"This method is not allowed here; use {self._allow}.", headers=[(b"allow", self._allow.encode())]
+            )
+        await self.app(scope, receive, send)
 
 
 def _written(scope: Scope) -> bytes:
@@ -106,16 +124,9 @@ class Health:
         return JSONResponse(self._ready)
 
 
-async def http_error(request: Request, error: Exception) -> NoReturn:
-    """Starlette's own 404 and 405, raised again as ours."""
-    assert isinstance(error, HTTPException)
-    path = request.scope["path"]
-    if error.status_code == 405:
-        allow = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
-        raise MethodNotAllowed(
-            f"This method is not allowed here; use {allow}.", headers=[(b"allow", allow.encode())]
-        ) from None
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    path = scope["path"]
     for prefix, nearest in UNSERVED.items():
         if path == prefix or path.startswith(prefix + "/"):
-            raise UnsupportedEndpoint(f"{prefix} is not served by this proxy. The nearest thing: {nearest}.") from None
-    raise NotFound("There is no such URL here. The API is under /v1, for example POST /v1/chat/completions.") from None
+            raise UnsupportedEndpoint(f"{prefix} is not served by this proxy. The nearest thing: {nearest}.")
+    raise NotFound("There is no such URL here. The API is under /v1, for example POST /v1/chat/completions.")

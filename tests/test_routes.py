@@ -11,15 +11,14 @@ from urllib.parse import quote, unquote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
+from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
 from proxy import __version__
 from proxy.core.errors import MethodNotAllowed, NotFound, UnsupportedEndpoint
 from proxy.core.model import is_id
 from proxy.providers import PROVIDERS
-from proxy.routes import UNSERVED, Health, http_error, routes
+from proxy.routes import UNSERVED, Health, router
 from tests.asgi import Answer, call, ok
 
 ENDPOINTS = PROVIDERS["mistral"].endpoints
@@ -36,13 +35,9 @@ class State:
     draining = False
 
 
-def app(state: State | None = None, configured: bool = True) -> Starlette:
+def app(state: State | None = None, configured: bool = True) -> Router:
     health = Health(configured=configured, draining=lambda: bool(state and state.draining))
-    made = Starlette(
-        routes=routes([(row, End()) for row in ENDPOINTS], health), exception_handlers={HTTPException: http_error}
-    )
-    made.router.redirect_slashes = False
-    return made
+    return router([(row, End()) for row in ENDPOINTS], health)
 
 
 async def ask(path: str, method: str = "GET", raw_path: bytes | None = None, **options: Any) -> Answer:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -55,7 +55,7 @@ class Begin:
         client = scope.get("client")
         peer = client[0] if client else ""
         exchange = Exchange(
-            request_id=secrets.token_hex(16),
+            request_id=os.urandom(16).hex(),
             method=scope["method"],
             path=scope["path"],
             headers=tuple(headers),
