@@ -18,7 +18,7 @@ from proxy.core.errors import BadRequest, ClientGone, InvalidJson, ProxyError, U
 from proxy.core.exchange import Exchange
 from proxy.core.json import Json
 from proxy.core.provider import Provider
-from proxy.core.services import Drainable, Services
+from proxy.core.services import Services
 from proxy.core.table import Context
 from proxy.guard import Guard
 from proxy.relay import Relay
@@ -40,7 +40,7 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Dispatch:
     """`defaults` are fields of the upstream body for requests that do not set them; `aliases` are those of proxy.yaml,
-    shown in the list of models; `open_guards` holds the guards of all requests under way, for the drain.
+    shown in the list of models.
     """
 
     endpoint: Endpoint
@@ -50,13 +50,12 @@ class Dispatch:
     strict: bool
     defaults: Json
     aliases: dict[str, str]
-    open_guards: set[Drainable]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
         context = self._context(exchange)
         body = self._body(context)
-        guard = Guard(receive, self.upstream.timeouts, self.open_guards)
+        guard = Guard(receive, self.upstream.timeouts, self.services.drainables)
         responder = Responder(self, exchange, context, guard)
         exchange.upstream = f"{self.provider.name}/{exchange.model}" if exchange.model else self.provider.name
         try:
@@ -129,10 +128,10 @@ class Responder:
             async with self.guard:
                 await self._call(body, relay.run)
         except ProxyError as error:
-            if events.done:  # the client has its whole answer; the upstream was only slow to end its own
-                return
+            if events.done and not relay.unsent:
+                return  # the client has its whole answer; the upstream was only slow to end its own
             last = events.end()
-            if events.done:  # nothing was missing but the end mark
+            if events.done:  # nothing was missing but the end mark, or the client's patience to take it
                 await relay.finish(last)
                 return
             if not relay.started:

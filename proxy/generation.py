@@ -123,7 +123,6 @@ class Generation:
             strict=self.settings.translation.mode == "strict",
             defaults={name: value for name, value in defaults.items() if value is not None},
             aliases=models.aliases,
-            open_guards=self._process.drainables,
         )
 
     def _health(self) -> Health:

@@ -16,7 +16,8 @@ from typing import Protocol
 
 from starlette.types import Receive
 
-from proxy.core.errors import ClientGone, Draining, ProxyError, UpstreamTimeout
+from proxy.core.errors import ClientGone, Draining, UpstreamTimeout
+from proxy.core.interrupt import Interruptible
 from proxy.core.services import Drainable
 
 SILENCE = 15.0
@@ -35,7 +36,7 @@ class Deadlines(Protocol):
     def total(self) -> float: ...
 
 
-class Guard:
+class Guard(Interruptible):
     """`async with Guard(receive, deadlines):` runs its block under watch; call `heard()` at every byte of the upstream.
 
     `on_silence`, if one is set, is called after every SILENCE seconds without a `sent()`, but never between `sending()`
@@ -48,15 +49,10 @@ class Guard:
         self._receive = receive
         self._deadlines = deadlines
         self._group = group
-        self._reason: ProxyError | ClientGone | None = None
         self.on_silence: Callable[[], object] | None = None
 
     async def __aenter__(self) -> Guard:
-        self._loop = loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._cancelling = task.cancelling()
+        self._loop = loop = self.begin().get_loop()
         now = loop.time()
         self._phase, self._wait, self._last = "first_byte", self._deadlines.first_byte, now
         self._paused = False
@@ -73,12 +69,12 @@ class Guard:
         self._timer.cancel()
         self._group.discard(self)
         self.release_client()
-        if self._reason and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            raise self._reason from None
+        self.end(kind)
 
     def calling(self) -> None:
         """A call to the upstream begins: the first-byte deadline counts from now."""
-        self._phase, self._wait, self._last = "first_byte", self._deadlines.first_byte, self._loop.time()
+        self._last = self._loop.time()
+        self._enter("first_byte", self._deadlines.first_byte)
 
     def finishing(self, seconds: float) -> None:
         """The client has its whole answer; what the upstream still sends gets this long to end."""
@@ -98,17 +94,18 @@ class Guard:
         self._paused = False
         self._last = self._sent = self._loop.time()
         if self._phase == "first_byte":
-            self._go_on()
+            self._enter("idle", self._deadlines.idle)
 
     def heard(self) -> None:
         """The upstream has sent something: from now on the idle deadline counts."""
         self._last = self._loop.time()
         if self._phase == "first_byte":
-            self._go_on()
+            self._enter("idle", self._deadlines.idle)
 
-    def _go_on(self) -> None:
-        self._phase, self._wait = "idle", self._deadlines.idle
-        if self._wait < self._deadlines.first_byte:
+    def _enter(self, phase: str, wait: float) -> None:
+        sooner = wait < self._wait  # than the timer expects
+        self._phase, self._wait = phase, wait
+        if sooner:
             self._timer.cancel()
             self._check()
 
@@ -120,13 +117,13 @@ class Guard:
 
     def drain(self) -> None:
         """The proxy stops: end the block now."""
-        self._interrupt(Draining("The proxy is shutting down. Send the request again."))
+        self.interrupt(Draining("The proxy is shutting down. Send the request again."))
 
     async def _watch(self) -> None:
         message = await self._receive()
         while message["type"] != "http.disconnect":
             message = await self._receive()
-        self._interrupt(ClientGone())
+        self.interrupt(ClientGone())
 
     def _check(self) -> None:
         # One timer serves all deadlines: it looks when the last byte came and sets itself anew. A byte costs none.
@@ -134,9 +131,9 @@ class Guard:
         if self._paused:
             self._last = self._sent = now
         if now >= self._end:
-            self._interrupt(_late("total", self._deadlines.total))
+            self.interrupt(_late("total", self._deadlines.total))
         elif now >= self._last + self._wait:
-            self._interrupt(_late(self._phase, self._wait))
+            self.interrupt(_late(self._phase, self._wait))
         else:
             if now >= self._sent + SILENCE:
                 self._sent = now
@@ -146,11 +143,6 @@ class Guard:
 
     def _due(self) -> float:
         return min(self._last + self._wait, self._end, self._sent + SILENCE)
-
-    def _interrupt(self, reason: ProxyError | ClientGone) -> None:
-        if self._reason is None:
-            self._reason = reason
-            self._task.cancel()
 
 
 _LATE = {

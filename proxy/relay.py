@@ -44,13 +44,14 @@ class Relay:
         self._send = send
         self._scrub = scrub
         self._begun = False
-        self._unsent = b""
+        self.unsent = b""
+        """What the client is still to get. A `send` that is cancelled has sent nothing: a server waits first."""
         self._comment: Task[None] | None = None
 
     @property
     def started(self) -> bool:
         """Whether the client has, or will have, a part of the answer: then what goes wrong is an error frame."""
-        return self._begun or bool(self._unsent)
+        return self._begun or bool(self.unsent)
 
     async def run(self, answer: Answer) -> None:
         """Pass the answer on until its terminal event. Raises ProxyError when it never comes, and also when more comes
@@ -70,11 +71,11 @@ class Relay:
 
     async def finish(self, data: bytes) -> None:
         """End a stream whose answer is complete though its upstream failed to end it."""
-        await self._pass(data, last=True)
+        await self._pass(self.unsent + data, last=True)
 
     async def fail(self, error: ProxyError) -> None:
         """End a stream that has begun. The SDKs raise on this frame; whoever does not look for it sees the end."""
-        await self._pass(b"%bdata: %b\n\ndata: [DONE]\n\n" % (self._unsent, render(error)), last=True)
+        await self._pass(b"%bdata: %b\n\ndata: [DONE]\n\n" % (self.unsent, render(error)), last=True)
 
     async def _pass_all(self, chunks: AsyncIterator[bytes]) -> None:
         events, guard, passed = self._events, self._guard, 0
@@ -97,20 +98,22 @@ class Relay:
             data = events.end()
         if events.error:
             # What came before it is sent with the error, when the upstream's connection is no longer held.
-            self._unsent = data
+            self.unsent = data
             raise events.error
         guard.sending()
         await self._pass(data, last=True)
 
     async def _pass(self, data: bytes, *, last: bool = False) -> None:
+        self.unsent = data
         if not self._begun:
-            self._begun = True
             await self._send(dict(_START))
+            self._begun = True
             self._guard.on_silence = self._keep_alive
         if self._comment:
             await self._comment
             self._comment = None
         await self._send({"type": "http.response.body", "body": self._scrub(data), "more_body": not last})
+        self.unsent = b""
 
     def _keep_alive(self) -> None:
         if self._comment is None or self._comment.done():  # else the client does not read

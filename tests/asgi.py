@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,9 +57,9 @@ class Ticks:
         return self.now
 
 
-def services(log: Log | None = None, catalogue: Any = None, simulated: bool = False) -> Services:
+def services(log: Log | None = None, catalogue: Any = None, **more: Any) -> Services:
     redact = Redactor(data.read("redaction.yaml"))
-    return Services(monotonic=Ticks(), log=log or Log(), redact=redact, catalogue=catalogue, simulated=simulated)
+    return Services(monotonic=Ticks(), log=log or Log(), redact=redact, catalogue=catalogue, **more)
 
 
 async def call(
@@ -71,9 +72,11 @@ async def call(
     leaves: bool = False,
     stays: bool = False,
     exchange: Exchange | None = None,
+    taking: Callable[[Message], Awaitable[None]] | None = None,
     **scope_fields: Any,
 ) -> Answer:
     """One request; `body` comes in these pieces, after which the client leaves, or `stays` for as long as it takes.
+    What it is sent waits for `taking`, as a server does for a client that does not read.
 
     Without an answer, status is 0.
     """
@@ -99,6 +102,8 @@ async def call(
         return {"type": "http.request", "body": piece, "more_body": bool(pieces) or leaves}
 
     async def send(message: Message) -> None:
+        if taking:
+            await taking(message)
         if message["type"] == "http.response.start":
             answer.status, answer.headers = message["status"], list(message["headers"])
         else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from starlette.types import Message
 
 from proxy import data
 from proxy.core.catalogue import Catalogue
@@ -137,18 +138,17 @@ class Setting:
             endpoint=self.endpoint,
             provider=PROVIDERS["mistral"],
             upstream=Upstream(config, self.network),
-            services=services(self.log, catalogue),
+            services=services(self.log, catalogue, drainables=self.guards),
             strict=self.strict,
             defaults=self.defaults,
             aliases=self.aliases,
-            open_guards=self.guards,
         )
         model = fields.pop("model", "mistral-small-latest" if body is not None else None)
-        leaves = fields.pop("leaves", False)
+        leaves, taking = fields.pop("leaves", False), fields.pop("taking", None)
         asked_for = fields.pop("model_asked", model)
         self.exchange = exchange(body=body, model=model, model_asked=asked_for, **fields)
         try:
-            return await call(dispatch, exchange=self.exchange, body=[], stays=not leaves)
+            return await call(dispatch, exchange=self.exchange, body=[], stays=not leaves, taking=taking)
         finally:
             assert not self.guards
             assert not self.network.open
@@ -627,6 +627,33 @@ async def test_trouble_after_the_last_event_is_none(monkeypatch: pytest.MonkeyPa
     assert answer.body == EVENT + LAST + DONE
     assert answer.exchange.error is None
     assert not answer.exchange.client_gone
+
+
+@pytest.mark.parametrize("held", ["start", "event", "last"])
+async def test_e6_what_a_client_was_about_to_take_is_not_lost_to_the_drain(held: str) -> None:
+    """A client that reads slowly may stand before the last byte, or before the first, when its stream is ended."""
+    setting, waits = chat(streamed(EVENT, LAST + DONE)), asyncio.Event()
+
+    async def slow(message: Message) -> None:
+        body = message.get("body", b"")
+        at = "start" if message["type"] == "http.response.start" else "last" if DONE in body else "event"
+        if at == held and not waits.is_set():
+            waits.set()
+            await never()
+
+    task = asyncio.create_task(setting.ask(asked(stream=True), taking=slow))
+    await asyncio.wait_for(waits.wait(), 5)
+    for guard in list(setting.guards):
+        guard.drain()
+    answer = await task
+    if held == "last":
+        assert answer.body == EVENT + LAST + DONE
+        assert setting.exchange.error is None
+    else:
+        assert answer.body.startswith(EVENT + b'data: {"error":')
+        assert answer.body.endswith(DONE)
+        assert isinstance(setting.exchange.error, Draining)
+    assert answer.status == 200
 
 
 async def test_what_was_used_is_known_even_of_a_stream_that_broke() -> None:

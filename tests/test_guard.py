@@ -142,6 +142,19 @@ async def test_each_call_gets_its_own_first_byte_deadline(monkeypatch: pytest.Mo
         await task
 
 
+async def test_a_second_call_is_due_sooner_than_the_silence_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, guard = Clock(monkeypatch), Guard(stays, Deadlines(first_byte=2, idle=60), set())
+    task = asyncio.create_task(forever(guard))
+    await settle()
+    guard.heard()
+    await clock.advance(1)
+    guard.calling()
+    await clock.advance(2)
+    with pytest.raises(UpstreamTimeout) as caught:
+        await task
+    assert caught.value.detail == {"timeout": "first_byte"}
+
+
 async def test_after_the_answer_the_upstream_has_a_short_time_and_the_client_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -113,9 +113,9 @@ class AccessLog:
 
     def _listening(self, exchange: Exchange, send: Send, answer: bytearray) -> Callable[[Message], Any]:
         async def listening(message: Message) -> None:
+            await send(message)
             if exchange.team and exchange.team.log_content and len(answer) < _MOST_CAPTURED:
                 answer.extend(message.get("body", b""))
-            await send(message)
 
         return listening
 

@@ -68,15 +68,18 @@ class Begin:
         exchange.keep_in(scope)
 
         async def watched(message: Message) -> None:
-            if message["type"] == "http.response.body":
-                now = exchange.last_byte = self._clock()
-                if exchange.first_byte is None:
-                    exchange.first_byte = now
-                exchange.bytes_out += len(message.get("body", b""))
-            elif message["type"] == "http.response.start":
-                exchange.status = message["status"]
+            begins = message["type"] == "http.response.start"
+            if begins:
                 message["headers"] = [*message.get("headers", ()), *self._always, *_headers(exchange)]
             await send(message)
+            # What is cancelled before here was not sent.
+            if begins:
+                exchange.status = message["status"]
+                return
+            now = exchange.last_byte = self._clock()
+            if exchange.first_byte is None:
+                exchange.first_byte = now
+            exchange.bytes_out += len(message.get("body", b""))
 
         await self._app(scope, receive, watched)
 

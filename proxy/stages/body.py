@@ -21,11 +21,11 @@ from proxy.core.errors import (
     JsonTooDeep,
     JsonTooLarge,
     NumberOutOfRange,
-    ProxyError,
     RequestTimeout,
     UnsupportedMediaType,
 )
 from proxy.core.exchange import Exchange
+from proxy.core.interrupt import Interruptible
 from proxy.core.services import Drainable, Middleware, Services
 
 _CLOSE = [(b"connection", b"close")]  # the rest of the body is not read, so the connection cannot be used again
@@ -125,17 +125,16 @@ _PLAIN = frozenset({b"application/json", b"application/json; charset=utf-8", b"a
 
 def _declared_length(exchange: Exchange) -> int:
     """The body's bytes as declared, 0 if they are not. Raises UnsupportedMediaType unless it is declared as JSON."""
-    length, kinds = 0, 0
+    length = 0
+    types: list[bytes] = []
     for name, value in exchange.headers:
         if name == b"content-type":
-            kinds += 1
-            if value not in _PLAIN and not _is_json(value):
-                kinds += 1
+            types.append(value)
         elif name == b"content-length":
             length = int(value)
         elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             raise UnsupportedMediaType("Compressed request bodies are not accepted.", headers=_CLOSE)
-    if kinds != 1:
+    if len(types) != 1 or not (types[0] in _PLAIN or _is_json(types[0])):
         raise UnsupportedMediaType("The body must be JSON: send `content-type: application/json`.", headers=_CLOSE)
     return length
 
@@ -186,21 +185,17 @@ class Arrivals:
         loop.call_later(self.pace.tick, self._look)
 
 
-class Arrival:
+class Arrival(Interruptible):
     """`with` it the body of one request is read. Raises RequestTimeout or Draining in place of the cancellation by
     which it ended the wait; any other one passes."""
 
-    __slots__ = ("_arrivals", "_reason", "_started", "_task", "due", "loop")
+    __slots__ = ("_arrivals", "_started", "due", "loop")
 
     def __init__(self, arrivals: Arrivals) -> None:
         self._arrivals = arrivals
-        self._reason: ProxyError | None = None
 
     def __enter__(self) -> Arrival:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self.loop = task.get_loop()
+        self.loop = self.begin().get_loop()
         self._started = self.loop.time()
         self.due = self._started + self._arrivals.pace.idle
         self._arrivals.enter(self)
@@ -208,8 +203,7 @@ class Arrival:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._arrivals.leave(self)
-        if self._reason and not self._task.uncancel() and kind is asyncio.CancelledError:
-            raise self._reason from None
+        self.end(kind)
 
     def received(self, size: int) -> None:
         """So many bytes are there now."""
@@ -217,13 +211,8 @@ class Arrival:
         self.due = min(self.loop.time(), self._started + size / pace.rate) + pace.idle
 
     def late(self) -> None:
-        self._interrupt(RequestTimeout("The request's body did not arrive in time. Send it again.", headers=_CLOSE))
+        self.interrupt(RequestTimeout("The request's body did not arrive in time. Send it again.", headers=_CLOSE))
 
     def drain(self) -> None:
         """The proxy stops: wait no longer."""
-        self._interrupt(Draining("The proxy is shutting down. Send the request again.", headers=_CLOSE))
-
-    def _interrupt(self, reason: ProxyError) -> None:
-        if self._reason is None:
-            self._reason = reason
-            self._task.cancel()
+        self.interrupt(Draining("The proxy is shutting down. Send the request again.", headers=_CLOSE))

@@ -142,7 +142,6 @@ async def _ask(endpoint: Endpoint, body: dict[str, Any] | None, data: bytes, siz
         strict=False,
         defaults={},
         aliases={},
-        open_guards=set(),
     )
     model = "mistral-small-latest" if body else None
     about = exchange(body=body, model=model, model_asked=model)

@@ -501,7 +501,7 @@ def test_refusal_never_raises(status, body, found):
 
 
 LOCS = st.lists(st.text(max_size=15) | st.integers(-3, 9) | st.sampled_from(["body", "messages", "user", "content"]))
-ECHO = st.text("abcdefghij ", min_size=20, max_size=40)
+ECHO = st.text("abcdefghij ", max_size=20).map("what was sent: {}".format)
 
 
 @given(
