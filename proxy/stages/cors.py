@@ -15,15 +15,13 @@ from proxy.core.errors import Headers
 from proxy.core.exchange import Exchange
 from proxy.core.services import Middleware, Services
 
-_METHODS = b"GET, POST, DELETE"
+_METHODS = b"GET, POST"
 _SECONDS = b"600"
 
 _EXPOSED = b", ".join(
     [
         b"x-request-id", b"x-proxy-upstream", b"x-proxy-attempts", b"x-proxy-rewrites", b"x-proxy-simulated",
         b"x-upstream-request-id", b"retry-after", b"retry-after-ms", b"x-should-retry",
-        b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests",
-        b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens",
     ]
 )  # fmt: skip
 """Headers of ours that a page may read. `*` would not do: with credentials it is a header of that name."""

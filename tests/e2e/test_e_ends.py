@@ -17,7 +17,7 @@ from proxy.upstream.transport import TransportError
 from tests.conftest import PROVIDER_KEY, TEAM_KEY, Proxy, Simulator, start_proxy
 from tests.e2e.conftest import Stage
 from tests.e2e.test_e_streams import MODEL, sha256, whole
-from tests.e2e.upstream import DONE, STREAM, completion, event, events, listener, url_of
+from tests.e2e.upstream import DONE, STREAM, completion, event, events, listener, prompt, url_of
 from tests.e2e.wire import ask, chat, connect, soon
 from tests.programs import Program
 from tests.test_dispatch import asked, streamed
@@ -293,14 +293,25 @@ async def test_e10_while_the_upstream_is_silent_the_client_is_told_to_wait(impat
 
 
 async def test_e10_before_the_first_event_there_is_no_sign(impatient: Stage) -> None:
-    """The answer has not begun, and may still become an error with its own status."""
+    """The answer has not begun, and may still become an error with its own status. Comments in another stream tell how
+    long it has been silent."""
+    long_enough = asyncio.Event()
 
     async def script(peer: Peer, received: Received) -> None:
         await peer.send(STREAM)
-        await asyncio.sleep(0.5)  # several times what counts as silence
+        if prompt(received) == "the clock":
+            await peer.send(chunk(event("Hello")))
+            await asyncio.Event().wait()
+        await soon(long_enough.wait())
         await peer.send(b"zz\r\n")
 
-    async with impatient.upstream(script):
-        answer = await ask(impatient.url, chat(stream=True))
+    async with impatient.upstream(script), connect(impatient.url) as silent, connect(impatient.url) as clock:
+        await silent.send(chat(stream=True))
+        await clock.send(chat("the clock", stream=True))
+        await clock.head()
+        for expected in (event("Hello"), KEEP_ALIVE, KEEP_ALIVE):
+            assert await clock.chunk() == expected
+        long_enough.set()
+        answer = await silent.answer()
     assert answer.status == 502
     assert answer.error()["code"] == "upstream_error"

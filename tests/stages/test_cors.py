@@ -86,7 +86,7 @@ async def test_c18_a_preflight_goes_no_further() -> None:
     assert found.pop("access-control-expose-headers")
     assert found == {
         "access-control-allow-origin": PAGE.decode(),
-        "access-control-allow-methods": "GET, POST, DELETE",
+        "access-control-allow-methods": "GET, POST",
         "access-control-allow-headers": "authorization,content-type",
         "access-control-max-age": "600",
         "vary": "origin",
