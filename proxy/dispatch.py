@@ -22,7 +22,7 @@ from proxy.core.services import Services
 from proxy.core.table import Context
 from proxy.guard import Guard
 from proxy.relay import Relay
-from proxy.upstream.client import Upstream, failure, is_encoded, is_json, read
+from proxy.upstream.client import MOST_JSON, MOST_REFUSAL, Upstream, failure, is_encoded, is_json, read
 from proxy.upstream.transport import Answer, TransportError
 
 _MODES = {b"strict": True, b"lenient": False}
@@ -33,6 +33,9 @@ _ALARMS = {
     "usage_anomaly": "an answer came without token counts that can be believed: it is not metered",
 }
 """What no client can mend, by an error's code or a word of ours: somebody who runs the proxy must know."""
+
+_LARGE = 1 << 20
+"""Bytes of an answer above which its values are counted before it is decoded."""
 
 T = TypeVar("T")
 
@@ -65,11 +68,19 @@ class Dispatch:
             else:
                 await responder.answer(body, send)
         except ProxyError as error:
-            _forget_frames(error)
+            self.clean(error)
             raise
         except ClientGone as gone:
             _forget_frames(gone)
             exchange.client_gone = True
+
+    def clean(self, error: ProxyError) -> None:
+        """What ends an exchange: without the provider's key, and without the bodies in its frames."""
+        _forget_frames(error)
+        scrub = self.upstream.scrub
+        error.message = scrub(error.message.encode()).decode()
+        error.param = error.param and scrub(error.param.encode()).decode()
+        error.detail = json.decode(scrub(json.encode(error.detail)))
 
     def _context(self, exchange: Exchange) -> Context:
         notes: Json
@@ -119,7 +130,8 @@ class Responder:
             else:
                 answer = await self._read(body)
         self._metered(answer.get("usage"))
-        # Nothing of ours is held any longer: a client that does not read keeps only its own connection.
+        # Nothing of ours is held any longer: a client that does not read keeps only its own connection. Looked through
+        # once more: the parts of a text, put together, may spell the key that none of them did.
         await _send_json(send, self.dispatch.upstream.scrub(json.encode(answer)))
 
     async def stream(self, body: Json, events: EventStream, send: Send) -> None:
@@ -136,7 +148,7 @@ class Responder:
                 return
             if not relay.started:
                 raise
-            _forget_frames(error)
+            self.dispatch.clean(error)
             self.exchange.error = error
             await relay.fail(error)
         finally:
@@ -163,7 +175,11 @@ class Responder:
     async def _whole(self, answer: Answer) -> bytes:
         if not is_json(answer):
             raise UpstreamFailed("The upstream answered a request for JSON with something else.")
-        return await read(answer, self.guard.heard)
+        raw = await read(answer, self.guard.heard, MOST_JSON)
+        if raw is None or (len(raw) > _LARGE and _is_costly(raw, self.dispatch.endpoint.most_values)):
+            raise UpstreamFailed("The upstream's answer is too large.")
+        # Before anything is made of it: a key that is cut, or put into a report, would not be found any more.
+        return self.dispatch.upstream.scrub(raw)
 
     async def _call(self, body: Json | None, use: Callable[[Answer], Awaitable[T]]) -> T:
         """What `use` makes of the successful answer. A body that the provider refuses is mended and sent once more
@@ -207,18 +223,15 @@ class Responder:
                     if encoded:
                         raise UpstreamFailed("The upstream compressed its answer, which it was not asked to do.")
                     return await use(answer)
-                refused = b"" if encoded else await read(answer, self.guard.heard)
+                refused = (None if encoded else await read(answer, self.guard.heard, MOST_REFUSAL)) or b""
         except TransportError as error:
             if error.kind == "pool":
                 self.exchange.attempts -= 1  # nothing was sent
             raise
-        raise self._refusal(answer, refused)
+        raise self._refusal(answer, upstream.scrub(refused))
 
     def _refusal(self, answer: Answer, body: bytes) -> ProxyError:
         error = self.dispatch.provider.refusal(answer.status, answer.header, body, self.context)
-        scrub = self.dispatch.upstream.scrub
-        error.message = scrub(error.message.encode()).decode()
-        error.detail = json.decode(scrub(json.encode(error.detail)))
         if error.code in _ALARMS:
             self._alarm(error.code)
         return error
@@ -236,6 +249,11 @@ def _forget_frames(error: ProxyError | ClientGone) -> None:
     """What ended an exchange is kept with it, and would keep the bodies in the frames it came through: 32 MiB each,
     until it is the garbage collector's turn."""
     error.__traceback__ = error.__context__ = None
+
+
+def _is_costly(raw: bytes, most: int) -> bool:
+    """An escape that may be one of the key's costs as much as a value: both are counted."""
+    return raw.count(b"\\u00") > most or json.exceeds(raw, most)
 
 
 def _encode(body: Json) -> bytes:

@@ -69,6 +69,7 @@ class Guard(Interruptible):
         self._timer.cancel()
         self._group.discard(self)
         self.release_client()
+        self.on_silence = None  # whoever is told holds the guard: only the garbage collector would part the two
         self.end(kind)
 
     def calling(self) -> None:

@@ -16,7 +16,11 @@ LINGER = 1.0
 """Seconds that the upstream gets to end its answer once the client has all of it: its connection is worth keeping."""
 
 CHUNKS_A_TURN = 8
-"""Chunks that one stream may pass on before the others get their turn, should it never have to wait."""
+"""Chunks that one stream may pass on before the others get their turn, should it never have to wait. One that is
+larger than CHUNK counts as several."""
+
+CHUNK = 2048
+"""Bytes. A stream's events mostly come one by one; many at once are as much work as they would be alone."""
 
 KEEP_ALIVE = b": keep-alive\n\n"
 """A comment, which readers skip, for a client that has been sent nothing for long (guard.SILENCE)."""
@@ -91,8 +95,9 @@ class Relay:
                 guard.heard()
             # A server's send() need not suspend, and neither need a chunk that is already there: without this, one fast
             # stream could keep every other client of the worker waiting. A turn of the loop is dear: not each time.
-            passed += 1
-            if passed % CHUNKS_A_TURN == 0:
+            passed += 1 + len(chunk) // CHUNK
+            if passed >= CHUNKS_A_TURN:
+                passed = 0
                 await sleep(0)
         else:
             data = events.end()

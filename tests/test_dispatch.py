@@ -230,6 +230,49 @@ async def test_the_key_is_taken_out_of_answers_and_errors() -> None:
     assert "*** is bad" in error.message
 
 
+async def test_c8_the_key_in_two_parts_of_one_text() -> None:
+    found = completion()
+    body = json.loads(found.chunks[0])
+    parts = [{"type": "text", "text": text} for text in (f"It is {KEY[:9]}", f"{KEY[9:]}.")]
+    body["choices"][0]["message"]["content"] = parts
+    answer = await chat(reply(body)).ask(asked())
+    assert b"It is ***." in answer.body
+
+
+async def test_c8_no_error_has_the_key_wherever_it_comes_from() -> None:
+    async def fails() -> Any:
+        raise UpstreamFailed(f"a {KEY}", param=f"{KEY}[0]", detail={"x": [f"{KEY}.", {KEY: 1}]})
+
+    error = await refused(chat(fails), asked())
+    assert (error.message, error.param, error.detail) == ("a ***", "***[0]", {"x": ["***.", {"***": 1}]})
+    answer = await chat(streamed(EVENT, fails)).ask(asked(stream=True))
+    assert KEY.encode() not in answer.body
+    assert b'"message":"a ***"' in answer.body
+    assert answer.exchange.error
+    assert answer.exchange.error.message == "a ***"  # the log has it too
+
+
+async def test_d25_what_a_large_answer_may_hold_is_the_endpoints() -> None:
+    """Of a small one nothing is counted."""
+    small, large = [0] * 1000, [0] * 600_000
+    for values, most, status in ((small, 10, 200), (large, 10, 502), (large, 600_100, 200)):
+        setting = Setting(replace(CHAT, most_values=most), Network([completion(x=values)]))
+        if status == 200:
+            assert (await setting.ask(asked())).status == 200
+        else:
+            assert (await refused(setting, asked())).message == "The upstream's answer is too large."
+
+
+async def test_d25_of_a_long_refusal_only_the_status_counts() -> None:
+    long = reply({"message": "Prompt is too large for model with 10 tokens", "x": "y" * (1 << 20)}, 400)
+    error = await refused(chat(long), asked())
+    assert (error.status, error.code, error.message) == (
+        400,
+        "invalid_value",
+        "The provider refused the request (HTTP 400).",
+    )
+
+
 # Modes and defaults.
 
 
@@ -405,7 +448,7 @@ def stale() -> TransportError:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_d06_a_stale_connection_is_tried_again_on_a_fresh_one(stream: bool) -> None:
+async def test_d6_a_stale_connection_is_tried_again_on_a_fresh_one(stream: bool) -> None:
     setting = chat(stale(), streamed(EVENT, LAST, DONE) if stream else completion())
     answer = await setting.ask(asked(stream=stream))
     first, second = setting.network.sent
@@ -414,31 +457,31 @@ async def test_d06_a_stale_connection_is_tried_again_on_a_fresh_one(stream: bool
     assert (answer.status, answer.exchange.attempts) == (200, 2)
 
 
-async def test_d06_it_is_tried_once() -> None:
+async def test_d6_it_is_tried_once() -> None:
     setting = chat(stale(), stale(), completion())
     assert isinstance(await refused(setting, asked()), UpstreamFailed)
     assert (len(setting.network.sent), setting.exchange.attempts) == (2, 2)
 
 
-async def test_d06_a_mended_body_has_a_fresh_connection_of_its_own() -> None:
+async def test_d6_a_mended_body_has_a_fresh_connection_of_its_own() -> None:
     setting = chat(stale(), reply(UNKNOWN_SEED, 422), stale(), completion())
     assert (await setting.ask(asked(seed=1))).exchange.attempts == 4
     assert [sent.fresh for sent in setting.network.sent] == [False, True, False, True]
 
 
-async def test_d06_what_may_not_be_repeated_is_not() -> None:
+async def test_d6_what_may_not_be_repeated_is_not() -> None:
     setting = Setting(replace(MODEL, retry=Retry.UNSAFE), Network([stale(), reply({"id": "x"})]))
     await refused(setting, None, model="x")
     assert len(setting.network.sent) == 1
 
 
-async def test_d06_a_client_that_leaves_is_not_asked_again() -> None:
+async def test_d6_a_client_that_leaves_is_not_asked_again() -> None:
     setting = chat(never, completion())
     answer = await setting.ask(asked(), leaves=True)
     assert (answer.exchange.client_gone, len(setting.network.sent)) == (True, 1)
 
 
-async def test_d06_no_place_for_the_second_attempt() -> None:
+async def test_d6_no_place_for_the_second_attempt() -> None:
     setting = chat(stale(), TransportError("pool", "full"))
     assert isinstance(await refused(setting, asked()), Overloaded)
     assert setting.exchange.attempts == 1

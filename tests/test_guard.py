@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,23 @@ async def test_the_client_leaving_ends_the_block() -> None:
         await task
     assert client.waiting == 0
     assert not group
+
+
+async def test_e4_what_asked_to_be_told_is_not_kept_alive() -> None:
+    """Whoever asks mostly holds the guard: together they would stay until the garbage collector comes."""
+
+    class Holder:
+        def __init__(self, guard: Guard) -> None:
+            self.guard = guard
+            guard.on_silence = self.told
+
+        def told(self) -> None: ...
+
+    guard = Guard(stays, Deadlines(), set())
+    async with guard:
+        gone = weakref.ref(Holder(guard))
+        assert gone()
+    assert not gone()
 
 
 async def test_messages_before_the_disconnect_are_not_the_disconnect() -> None:

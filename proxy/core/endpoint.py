@@ -1,6 +1,6 @@
 """What an endpoint is: one row of facts. The route table is made of these rows and of nothing else.
 
-How a row streams, is metered, cached and retried has no default, so a row that forgets to decide cannot exist.
+How a row streams, is metered, cached, retried and bounded has no default, so a row that forgets to decide cannot exist.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class Batch:
 class Endpoint:
     """One row. `path` is what clients call, `upstream` the provider's path; `{id}` stands for one identifier.
 
+    `most_values` is how many values (json.exceeds) a large answer may have; a value costs up to 100 bytes of memory.
     `answer(answer, context)` makes the OpenAI answer of the provider's; `events(context)` the stream's way through.
     """
 
@@ -90,6 +91,7 @@ class Endpoint:
     meter: Meter
     cache: Cache
     retry: Retry
+    most_values: int
     answer: Callable[[Any, Context], Any]
     request: Table | None = None
     events: Callable[[Context], EventStream] | None = None

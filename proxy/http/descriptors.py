@@ -10,6 +10,9 @@ from proxy.http.framing import Limits
 RESERVE = 64
 """Descriptors that are no client's: the listener, the event loop, the log, settings and names being looked up."""
 
+MOST = 1 << 20
+"""As many as anybody needs: a limit that is higher, or none, promises more than there is memory for."""
+
 
 def raised() -> int:
     """Raise the soft limit of open files to the hard one; how many may then be open."""
@@ -17,7 +20,7 @@ def raised() -> int:
     with suppress(ValueError, OSError):  # macOS promises more than it grants
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
-    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
+    return MOST if soft == resource.RLIM_INFINITY else min(soft, MOST)
 
 
 def limits_within(descriptors: int) -> Limits:

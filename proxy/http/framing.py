@@ -23,7 +23,7 @@ class Limits:
     header_block: int = 32 << 10
     headers: int = 100
     padding: int = 1 << 10
-    """Bytes of one body between its chunks, beyond what sizes take: extensions, zeros before a size, trailers."""
+    """Bytes of one body between its chunks that are no size in its shortest form: extensions, zeros, trailers."""
     head: float = 10.0
     """For a whole head: since the connection was opened or, on one that was used before, since the first byte."""
     write_stall: float = 60.0
@@ -61,7 +61,7 @@ def check(method: bytes, target: bytes, version: str, headers: Headers, limits: 
     if most > limits.request_line and line_size(method, target) > limits.request_line:
         raise uri_too_long(limits)
     if method == b"CONNECT":
-        raise MethodNotAllowed("This is no tunnel: CONNECT is not allowed.", headers=[(b"allow", b"GET, HEAD, POST")])
+        raise MethodNotAllowed("This is no tunnel: CONNECT is not allowed.", headers=[(b"allow", b"")])
     if target[:1] != b"/" or b"#" in target:
         raise BadFraming("The target of a request must be a path that begins with `/`.")
     if version not in _VERSIONS:

@@ -61,6 +61,18 @@ class Outgoing(asyncio.Transport):
     def abort(self) -> None:
         self._transport.abort()
 
+    def pause_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def has_sent_all(self) -> bool:
+        """Whether nothing waits for the client, as far as we can see; the kernel may have some more."""
+        return not self._transport.get_write_buffer_size()
+
     def pause_writing(self) -> None:
         """More is waiting for the client than it should."""
         if not self._ending:
@@ -73,7 +85,8 @@ class Outgoing(asyncio.Transport):
     def lost(self) -> None:
         """The connection is gone."""
         self._stop_watching()
-        self._is_sending = bool
+        self._ending = True
+        self._is_sending = lambda: False  # lets go of the protocol, which holds us
 
     def _give_up(self) -> None:
         if self._transport.get_write_buffer_size():

@@ -3,7 +3,6 @@
 - What framing.py refuses, and what is no HTTP, is answered in the shape of every other error, in its turn; then
   the connection ends, and nothing behind it is parsed. uvicorn serves requests without a Host, with `gzip, chunked`, or
   with a head of any size, and it waits for ever for a head that does not come.
-- What stands between chunks is counted: all bytes that came, less all that the parser made something of.
 - Headers are complete when the request begins: what a chunked body brings as trailers is not added to them. In uvicorn
   a trailer that comes in the same segment is there before the application runs, an Authorization header too.
 - A client's leaving is reported to the request that is under way, whatever waits behind it on the connection. In
@@ -11,6 +10,8 @@
 - An answer that begins before the request's body is here closes the connection: the rest of that body is no request.
 - An offer to upgrade is ignored, as it may be. In uvicorn the body is lost with it; the HTTP client of Java's own
   library makes that offer with every request.
+- HTTP/1.0 knows neither chunks nor interim answers, and gets none.
+- One connection has the loop for a few ms at most, however small the chunks that it sends.
 """
 
 from __future__ import annotations
@@ -27,19 +28,23 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from proxy.core.errors import BadFraming, Overloaded, ProxyError, RequestTimeout
-from proxy.http.framing import Limits, block_size, check, headers_too_large, line_size, refusal, uri_too_long
+from proxy.http.crowd import Crowd
+from proxy.http.framing import Limits, check, refusal, uri_too_long
+from proxy.http.offer import declined
 from proxy.http.outgoing import Outgoing
+from proxy.http.progress import BODY, ENDED, HEAD, QUIET, Progress
+from proxy.http.unframed import unframed
 
 Refused = Callable[[int, str | None, str, str], None]
 """Told of every request that is refused here: the status, the error code, the request id of the answer, the client."""
 
 _PIECE = 24 << 10
-"""Bytes that the parser is given at once: with the limits of a head, which may be kept already, 64 KiB."""
+"""Bytes that the parser is given at once. With a head of the greatest size, which it may have in hand already, that is
+64 KiB: all that one connection can make it keep."""
 
-_OFFER = (b"upgrade", b"http2-settings", b"connection")
-_CHUNK = len("123456789abcdef0\r\n\r\n")
-_QUIET, _HEAD, _BODY, _ENDED = range(4)
-"""Where the parser is: between requests, in the head or the body of one, or past its end with bytes yet to explain."""
+_CHUNKS = 1000
+"""After so many chunks the next piece waits for another turn of the loop. Each takes about a µs: a piece may hold four
+thousand of them, and what is read from a socket at once forty thousand."""
 
 _HEALTH = b"/health"
 _MAPPED = "::ffff:"
@@ -51,24 +56,41 @@ class _NoMore(Exception):
 
 
 class Protocol(HttpToolsProtocol):
+    """One connection: whose turn it is, and what is answered.
+
+    It is a *stranger* until a whole head has come. Then it is *busy*: `_running` is answered, and what came behind it
+    waits in uvicorn's `pipeline`, or as `_refusal` behind that. When all is answered it is *idle*, until the next byte.
+    It is *deaf* when nothing can follow: what comes is not read, and it ends with the answers that are due. Where the
+    parser is in all this, `_progress` says; who has a place among all connections, `crowd`.
+    """
+
     limits = Limits()
-    strangers: ClassVar[dict[Protocol, None]] = {}
-    """The connections that have not sent a whole head yet, or only send what nobody reads; the oldest first."""
+    crowd: ClassVar[Crowd] = Crowd(limits)
 
     _out: Outgoing
+    _progress: Progress
     _running: RequestResponseCycle | None = None
-    _ready: tuple[RequestResponseCycle, Any] | None = None  # starts when the bytes that it came in hold no fault
-    _refusal: ProxyError | None = None  # waits until the requests before it are answered
+    """The request that is answered, or was last."""
+    _ready: tuple[RequestResponseCycle, Any] | None = None
+    """Is started when the bytes that it came in turn out to hold no fault."""
+    _refusal: ProxyError | None = None
+    """Waits until the requests before it are answered."""
     _deadline: asyncio.TimerHandle | None = None
-    _phase = _QUIET
-    _parsing = _deaf = _above = _chunked = False
+    """Of the head that has not come yet."""
+    _kept = b""
+    """What came and waits for the next turn of the loop."""
+    _parsing = False
+    """Whether the parser has bytes in hand that it has not read yet."""
+    _deaf = False
     _reusable = True
-    _unexplained = 0
+    """Whether another request may follow the one that was read last."""
+    _late = False
+    """Whether it was one too many when it was opened."""
 
     @classmethod
     def bounded(cls, limits: Limits, refused: Refused) -> type[Protocol]:
         """A protocol with these limits, which tells of its refusals."""
-        return type(cls.__name__, (cls,), {"limits": limits, "refused": staticmethod(refused), "strangers": {}})
+        return type(cls.__name__, (cls,), {"limits": limits, "refused": staticmethod(refused), "crowd": Crowd(limits)})
 
     @staticmethod
     def refused(status: int, code: str | None, request_id: str, client: str) -> None:
@@ -79,13 +101,11 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.transport = self._out = Outgoing(transport, self.loop, self.limits, self._ignore_the_rest)
-        open_now = len(self.connections)
-        self._above = open_now > self.limits.connections
-        self.strangers[self] = None
-        if open_now > self.limits.most_connections:
-            next(iter(self.strangers))._give_way()
-            if self._deaf:
-                return
+        self._progress = Progress(self.limits)
+        self._late = self.crowd.is_full(len(self.connections))
+        self.crowd.enters(self, len(self.connections))
+        if self._deaf:
+            return
         if self.client and self.client[0].startswith(_MAPPED):
             self.client = self.client[0].removeprefix(_MAPPED), self.client[1]
         if sock := transport.get_extra_info("socket"):
@@ -93,24 +113,17 @@ class Protocol(HttpToolsProtocol):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.limits.send_buffer)
         self._deadline = self.loop.call_later(self.limits.head, self._head_is_late)
 
-    def _give_way(self) -> None:
-        """Somebody newer may have something to say; a probe of our health, for one."""
-        self._deaf = True
-        self._stop_waiting()
-        del self.strangers[self]
-        self._out.abort()
-
     def connection_lost(self, exc: Exception | None) -> None:
         self._deaf = True
         self._stop_waiting()
-        self.strangers.pop(self, None)
         self._unset_keepalive_if_required()
+        self.crowd.leaves(self)
         running = self._running
         if running is not None and not running.response_complete:
             running.disconnected = True
             running.message_event.set()
-        super().connection_lost(exc)
         self._out.lost()
+        super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -122,11 +135,15 @@ class Protocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         self._reusable = False
+        if self.pipeline:  # none of these has begun, and the end of the drain would find them without a word
+            self._deaf = True
+            self.pipeline.clear()
+            self.cycle = self._running  # type: ignore[assignment]
         super().shutdown()
 
     def _head_is_late(self) -> None:
         self._deadline = None
-        if self._phase == _HEAD:
+        if self._progress.phase == HEAD:
             self._refuse(RequestTimeout("The request line and the headers did not come in time."))
         else:
             self.transport.close()
@@ -138,42 +155,79 @@ class Protocol(HttpToolsProtocol):
 
     def _ignore_the_rest(self) -> bool:
         """Whether the client may still be sending; what it sends is for nobody."""
-        sending = self._deaf or self._phase != _QUIET
+        sending = self._deaf or self._progress.phase != QUIET
         self._deaf = True
         self._stop_waiting()
         if sending:
-            self.strangers[self] = None
+            self.crowd.is_ignored(self)
         return sending
+
+    # As a member of the crowd.
+
+    def has_told_all(self) -> bool:
+        return self._out.has_sent_all()
+
+    def leave(self) -> None:
+        self.transport.close()
+
+    def give_way(self) -> None:
+        self._deaf = True
+        self._stop_waiting()
+        self._out.abort()
 
     # What comes.
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
+        if self._kept:
+            self._kept += data
+            self._out.pause_reading()  # again: the application has asked for more meanwhile
+        else:
+            self._read(data)
+
+    def _read(self, data: bytes) -> None:
         self._parsing = True
         if len(data) <= _PIECE:
             self._feed(data)
         else:
-            for start in range(0, len(data), _PIECE):
-                if not self._deaf:
-                    self._feed(data[start : start + _PIECE])
+            self._feed_in_pieces(data)
         self._parsing = False
         if self._ready is not None:
             (cycle, app), self._ready = self._ready, None
             super()._start_asgi_task(cycle, app)
 
+    def _feed_in_pieces(self, data: bytes) -> None:
+        self._progress.chunks = 0
+        for start in range(0, len(data), _PIECE):
+            if self._deaf:
+                return
+            if self._progress.chunks > _CHUNKS:
+                self._kept = data[start:]
+                self._out.pause_reading()
+                self.loop.call_soon(self._read_on)
+                return
+            self._feed(data[start : start + _PIECE])
+
+    def _read_on(self) -> None:
+        data, self._kept = self._kept, b""
+        if not self._deaf:
+            self._read(data)
+        if not self._kept and not self.flow.read_paused:
+            self._out.resume_reading()
+
     def _feed(self, piece: bytes) -> None:
         try:
             while piece:
-                self._unexplained += len(piece)
+                self._progress.came(len(piece))
                 try:
                     self.parser.feed_data(piece)
                     break
                 except httptools.HttpParserUpgrade as offer:
-                    rest = piece[offer.args[0] :]
-                    self._unexplained -= len(rest)
-                    piece = self._declined(rest)
-            self._look_at_the_rest()
+                    piece = self._declined(piece[offer.args[0] :])
+            self._progress.look(self.headers)
+            if self._deadline is None and self._progress.phase == HEAD:
+                self._deadline = self.loop.call_later(self.limits.head, self._head_is_late)
         except ProxyError as error:
             self._refuse(error)
         except httptools.HttpParserError as error:
@@ -189,28 +243,13 @@ class Protocol(HttpToolsProtocol):
         else:
             self._refuse(BadFraming("This is not a valid HTTP request."))
 
-    def _look_at_the_rest(self) -> None:
-        """What the parser keeps and has not told us of yet."""
-        limits = self.limits
-        if self._phase == _HEAD:
-            if self._unexplained > limits.request_line + limits.header_block or len(self.headers) > limits.headers:
-                raise headers_too_large(limits)
-            if self._deadline is None:
-                self._deadline = self.loop.call_later(limits.head, self._head_is_late)
-        elif self._chunked and self._unexplained > limits.padding:
-            raise BadFraming("There is too much between the chunks of this request: extensions, zeros or trailers.")
-        else:
-            if self._phase == _ENDED:
-                self._phase, self._chunked = _QUIET, False
-            if not self._chunked:
-                self._unexplained = 0
-
     # What the parser finds.
 
     def on_message_begin(self) -> None:
         if not self._reusable or len(self.pipeline) >= self.limits.waiting:
             raise _NoMore
-        self._phase = _HEAD
+        self._progress.begins()
+        self.crowd.stirs(self)
         self._unset_keepalive_if_required()
         super().on_message_begin()
 
@@ -220,60 +259,69 @@ class Protocol(HttpToolsProtocol):
             raise uri_too_long(self.limits)
 
     def on_headers_complete(self) -> None:
-        parser, url, headers = self.parser, self.url, self.headers
-        method = parser.get_method()
-        self._chunked = check(method, url, parser.get_http_version(), headers, self.limits, self._unexplained)
-        if self._chunked:
-            self._unexplained -= line_size(method, url) + block_size(headers)
+        parser, url, headers, progress = self.parser, self.url, self.headers, self._progress
+        method, version = parser.get_method(), parser.get_http_version()
+        chunked = check(method, url, version, headers, self.limits, progress.unexplained)
         if parser.should_upgrade():
             return  # the request begins when it is read again without the offer
-        crowded = self._above and len(self.connections) > self.limits.connections
-        if crowded and not url.startswith(_HEALTH):
-            raise Overloaded("There are too many connections to this proxy.")
+        crowded = self._late and self._has_no_place(url)
         if self._deadline is not None:
             self._stop_waiting()
-            self.strangers.pop(self, None)
+            self.crowd.asks(self)
+        if version == "1.0":
+            self.expect_100_continue = False
         super().on_headers_complete()
-        self._phase = _BODY
+        progress.head_ends(chunked, method, url, headers)
         self.headers = []  # trailers go here, and are forgotten
         self._reusable, self.cycle.keep_alive = self.cycle.keep_alive and not crowded, False
         if self.pipeline:
             self.flow.resume_reading()  # only who reads learns that the client has left
 
+    def _has_no_place(self, url: bytes) -> bool:
+        """Whether this is a probe that is answered, but keeps no place. Raises Overloaded for anything else that has
+        none."""
+        if not self.crowd.is_full(len(self.connections)):
+            return False
+        if url.startswith(_HEALTH):
+            return True
+        if not self.crowd.makes_room():
+            raise Overloaded("There are too many connections to this proxy.")
+        return False
+
     def on_body(self, body: bytes) -> None:
-        self._unexplained -= len(body)
+        self._progress.data(len(body))
         if self.pipeline and len(self.cycle.body) + len(body) > HIGH_WATER_LIMIT:
             self._withdraw()
             raise _NoMore
         super().on_body(body)
 
-    def on_chunk_header(self) -> None:
-        self._unexplained -= _CHUNK
+    def on_chunk_complete(self) -> None:
+        self._progress.chunk_ends()
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
-        self._phase = _ENDED
+        self._progress.ends()
         super().on_message_complete()
-        if self._chunked and not self.parser.should_keep_alive():
+        if self._progress.chunked and not self.parser.should_keep_alive():
             self._reusable = False  # a trailer said so, and the parser heeds it
         if not self.cycle.response_started:
             self.cycle.keep_alive = self._reusable
 
     def _declined(self, rest: bytes) -> bytes:
-        """The request once more, without its offer, and what came after it."""
-        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
-        lines += [b"%b: %b" % header for header in self.headers if header[0] not in _OFFER]
-        if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
-            lines.append(b"connection: close")
+        """The head once more, without its offer, and what came after it; for a parser that starts with it."""
+        head = declined(self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers)
+        self._progress.starts_again()
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does; we do not read it
-        return b"\r\n".join(lines) + b"\r\n\r\n" + rest
+        return head + rest
 
     # What is answered.
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        if cycle.scope["http_version"] == "1.0":
+            app = unframed(app, cycle)
         if self._parsing:
             self._ready = cycle, app
         else:
@@ -283,15 +331,21 @@ class Protocol(HttpToolsProtocol):
         if self._refusal is not None and not self.pipeline and not self.transport.is_closing():
             self.server_state.total_requests += 1
             self._answer(self._refusal)
+            return
+        super().on_response_complete()
+        if self.timeout_keep_alive_task is None:
+            return
+        if self._progress.phase == HEAD:
+            self._unset_keepalive_if_required()  # the next request has begun already, and has its own deadline
         else:
-            super().on_response_complete()
+            self.crowd.rests(self)
 
     def _refuse(self, error: ProxyError) -> None:
         """Answer with this error when all before it is answered, and read no more."""
         self._deaf = True
         self._stop_waiting()
         self._unset_keepalive_if_required()
-        if self._phase in (_BODY, _ENDED) and not self._withdraw():
+        if self._progress.phase in (BODY, ENDED) and not self._withdraw():
             self.transport.close()  # its answer has begun: an end without an end is all that can still be said
         elif self._running is None or self._running.response_complete:
             self._answer(error)
@@ -313,7 +367,7 @@ class Protocol(HttpToolsProtocol):
     def _answer(self, error: ProxyError) -> None:
         request_id = secrets.token_hex(16)
         head, body = refusal(error, request_id, self.server_state.default_headers)
-        if self._phase == _HEAD and self.url and self.parser.get_method() == b"HEAD":
+        if self._progress.phase == HEAD and self.url and self.parser.get_method() == b"HEAD":
             body = b""
         self.transport.write(head + body)
         self.refused(error.status, error.code, request_id, self.client[0] if self.client else "")

@@ -60,13 +60,14 @@ class AiohttpTransport:
             ttl_dns_cache=_DNS_TTL,
             ssl=ssl_context or True,
         )
+        loop = asyncio.get_running_loop()
         # Without that threshold the connector rounds the deadline up to a whole second.
         self._timeout = ClientTimeout(connect=config.timeouts.connect, ceil_threshold=math.inf)
         # The connector asks a request where to connect to. They all go to one origin: one object says it for all.
-        self._origin = ClientRequest("GET", url.origin(), loop=asyncio.get_running_loop())
+        self._origin = ClientRequest("GET", url.origin(), loop=loop)
         self._host = url.host_port_subcomponent
         self._prefix = url.raw_path.rstrip("/")
-        self._pool: Pool[Request] = Pool(config.max_connections, config.timeouts.connect, self._connect)
+        self._pool: Pool[Request] = Pool(config.max_connections, config.timeouts.connect, self._connect, loop)
 
     def call(self, method: str, path: str, headers: Headers, body: bytes, *, fresh: bool = False) -> Call:
         """See Transport. Raises ValueError for what may not stand in the head of a request."""

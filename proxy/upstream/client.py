@@ -13,6 +13,9 @@ from proxy.upstream.transport import Answer, Call, Headers, Transport, Transport
 MOST_JSON = 32 << 20
 """Bytes of an answer that is read as a whole."""
 
+MOST_REFUSAL = 1 << 20
+"""Bytes of an answer that is no success. Of a longer one only the status counts."""
+
 
 class Upstream:
     """The headers are made once: nothing that a client sent is ever among them."""
@@ -22,6 +25,7 @@ class Upstream:
         self._transport = transport
         self._key = config.api_keys[0].reveal().encode() if config.api_keys else b""
         self._escaped = _escaped(self._key)
+        self._has_slash = b"/" in self._key
         self._json = _headers(config, "application/json")
         self._events = _headers(config, "text/event-stream")
 
@@ -35,10 +39,11 @@ class Upstream:
 
     def scrub(self, data: bytes) -> bytes:
         """`data` without the provider's key, should an upstream ever repeat it: it must not reach a client. JSON may
-        spell it with escapes."""
+        spell it with escapes. Linear in time; what is cut afterwards can cut no key."""
         if self._key and self._key in data:
             data = data.replace(self._key, b"***")
-        if b"\\" in data and b"\\u" in data and self._escaped:  # one byte is found ten times as fast as two
+        # One byte is found ten times as fast as two.
+        if b"\\" in data and (b"\\u00" in data or (self._has_slash and b"\\/" in data)) and self._escaped:
             data = self._escaped.sub(b"***", data)
         return data
 
@@ -58,9 +63,16 @@ def _headers(config: Config, accept: str) -> Headers:
 
 
 def _escaped(key: bytes) -> re.Pattern[bytes] | None:
-    """Finds the key in JSON, and in JSON within the strings of JSON, whichever of its characters are escaped."""
-    characters = [rb"(?:%b|\\{1,4}u00(?i:%02x))" % (re.escape(key[at : at + 1]), key[at]) for at in range(len(key))]
-    return re.compile(b"".join(characters)) if key else None
+    """Finds the key in JSON, and in JSON within the strings of JSON, however deep, whichever of its characters are
+    escaped."""
+    return re.compile(b"".join(map(_spellings, key))) if key else None
+
+
+def _spellings(character: int) -> bytes:
+    # A whole run of backslashes or none, or a long one would be looked at from each of its places. What it begins with
+    # stands before the look behind: so `re` finds by itself where a match can begin.
+    slash = b"/|" if character == ord("/") else b""
+    return rb"(?:%b|\\(?<!\\\\)\\*+(?:%bu00(?i:%02x)))" % (re.escape(bytes((character,))), slash, character)
 
 
 def is_encoded(answer: Answer) -> bool:
@@ -73,16 +85,16 @@ def is_json(answer: Answer) -> bool:
     return "json" in (answer.header("content-type") or "json").lower()
 
 
-async def read(answer: Answer, heard: Callable[[], None]) -> bytes:
-    """The whole body, at most MOST_JSON bytes; `heard` is called for every piece. Raises UpstreamFailed."""
+async def read(answer: Answer, heard: Callable[[], None], most: int) -> bytes | None:
+    """The whole body, or None if it has more than `most` bytes; `heard` is called for every piece."""
     pieces: list[bytes] = []
     size = 0
     async for piece in answer.chunks():
         heard()
         pieces.append(piece)
         size += len(piece)
-        if size > MOST_JSON:
-            raise UpstreamFailed("The upstream's answer is too large.")
+        if size > most:
+            return None
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 

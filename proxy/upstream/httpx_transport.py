@@ -33,7 +33,9 @@ _ONE = httpx2.Limits(max_connections=1, max_keepalive_connections=1, keepalive_e
 
 
 class HttpxTransport:
-    """HTTP/1.1 with a connection per call, HTTP/2 with reused ones; through `proxy_url` if there is one."""
+    """HTTP/1.1 with a connection per call, HTTP/2 with reused ones; through `proxy_url` if there is one.
+
+    Build it inside the running event loop."""
 
     def __init__(self, config: Config, ssl_context: ssl.SSLContext | None = None) -> None:
         self._base_url = config.base_url
@@ -42,7 +44,8 @@ class HttpxTransport:
         self._http2 = config.http2
         self._proxy = _proxy(config.proxy_url, self._tls) if config.proxy_url else None
         self._patience = config.timeouts.connect
-        self._pool: Pool[httpx2.Request] = Pool(config.max_connections, self._patience, self._connect)
+        loop = asyncio.get_running_loop()
+        self._pool: Pool[httpx2.Request] = Pool(config.max_connections, self._patience, self._connect, loop)
 
     def call(self, method: str, path: str, headers: Headers, body: bytes, *, fresh: bool = False) -> Call:
         """See Transport. Raises ValueError for what may not stand in the head of a request."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from time import monotonic
 from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
@@ -18,6 +17,14 @@ from proxy.upstream.transport import Answer, TransportError
 
 KEEP_IDLE = 30.0
 """Seconds. Most servers keep an idle connection for a minute or more; who closes first has no race to lose."""
+
+
+class Clock(Protocol):
+    """The time, in seconds, and who calls back: the event loop, or a test."""
+
+    def time(self) -> float: ...
+    def call_at(self, when: float, callback: Callable[[], object], /) -> asyncio.TimerHandle: ...
+
 
 R_contra = TypeVar("R_contra", contravariant=True)
 R = TypeVar("R")
@@ -42,10 +49,14 @@ class Connection(Protocol[R_contra]):
 class Pool(Generic[R]):
     """`places` calls at a time; the next one waits in line for `patience` seconds."""
 
-    def __init__(self, places: int, patience: float, connect: Callable[[], Awaitable[Connection[R]]]) -> None:
+    def __init__(
+        self, places: int, patience: float, connect: Callable[[], Awaitable[Connection[R]]], clock: Clock
+    ) -> None:
         self._places = asyncio.Semaphore(places)
         self._patience = patience
         self._connect = connect
+        self._clock = clock
+        self._timer: asyncio.TimerHandle | None = None
         self._idle: deque[tuple[Connection[R], float]] = deque()
         self._open: set[Connection[R]] = set()
         self._closed = False
@@ -69,7 +80,7 @@ class Pool(Generic[R]):
         """The idle connection that was used last, if one can be used again."""
         while self._idle:
             connection, since = self._idle.pop()
-            if monotonic() - since < KEEP_IDLE and connection.is_usable():
+            if self._clock.time() - since < KEEP_IDLE and connection.is_usable():
                 return connection
             self._close(connection)
         return None
@@ -84,20 +95,28 @@ class Pool(Generic[R]):
 
     def leave(self, connection: Connection[R] | None, *, failed: bool = False) -> None:
         """Give the place back, and the connection if it can serve another call: not after one that `failed`."""
-        now = monotonic()
         if connection is not None:
             if connection.is_done() and not (failed or self._closed):
-                self._idle.append((connection, now))
+                self._idle.append((connection, self._clock.time()))
+                if self._timer is None:
+                    self._expire()
             else:
                 self._close(connection)
+        self._places.release()
+
+    def _expire(self) -> None:
+        """Close what has been idle for too long, now and for as long as any is idle: one timer looks after them all."""
+        now = self._clock.time()
         while self._idle and now - self._idle[0][1] >= KEEP_IDLE:
             self._close(self._idle.popleft()[0])
-        self._places.release()
+        self._timer = self._clock.call_at(self._idle[0][1] + KEEP_IDLE, self._expire) if self._idle else None
 
     async def close(self) -> None:
         """Close every connection; calls under way fail."""
         self._closed = True
         self._idle.clear()
+        if self._timer:
+            self._timer.cancel()
         closing = [connection.close() for connection in self._open]
         self._open.clear()
         if closing:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from proxy import guard, relay
-from proxy.core import json
+from proxy.core import strict_json
 from proxy.core.sse import Splitter
 from proxy.http.framing import Limits
+from proxy.providers.mistral import stream
 from proxy.serving import server as serve
 from proxy.settings.model import Settings
 from proxy.stages.body import Pace
-from proxy.upstream import client
+from proxy.upstream import client, pool
 
 TESTS = Path(__file__).parents[1]
 
@@ -39,15 +40,15 @@ def _of_requests(door: Limits, settings: Settings) -> Iterator[tuple[str, str]]:
     pace = Pace()
     yield "request line", size(door.request_line)
     yield "headers of a request", f"{size(door.header_block)}, {door.headers} headers"
-    yield "chunk extensions, trailers and whatever else stands between the chunks of a body", size(door.padding)
+    yield "chunk extensions, zeros before sizes and trailers of a body, all together", size(door.padding)
     yield "time for a whole head", f"{door.head:g} s"
     yield "requests that may wait behind one on a connection", f"{door.waiting}"
     yield "body (`server.max_body`)", size(settings.server.max_body)
     yield "time for the next byte of a body", f"{pace.idle:g} s"
     yield "speed of a body, on average", f"{size(int(pace.rate))} a second"
-    yield "arrays and objects inside each other", f"{json.DEEPEST}"
-    yield "values in a body", f"{json.MOST_VALUES:,}"
-    yield "integers", f"below {json.LARGEST:,} in magnitude; less where a field's range is"
+    yield "arrays and objects inside each other", f"{strict_json.DEEPEST}"
+    yield "values in a body", f"{strict_json.MOST_VALUES:,}"
+    yield "integers", f"below {strict_json.LARGEST:,} in magnitude; less where a field's range is"
 
 
 def _of_answers(door: Limits, settings: Settings) -> Iterator[tuple[str, str]]:
@@ -57,14 +58,21 @@ def _of_answers(door: Limits, settings: Settings) -> Iterator[tuple[str, str]]:
     yield "… between two bytes", f"{timeouts.idle:g} s"
     yield "… everything", f"{timeouts.total:g} s"
     yield "an answer of the upstream that is no stream", size(client.MOST_JSON)
+    yield "… one that refuses; beyond it only the status counts", size(client.MOST_REFUSAL)
+    yield (
+        "choices of a stream, unless `n` asks for more; tool calls of a choice",
+        f"{stream.MOST_CHOICES}; {stream.MOST_CALLS}",
+    )
     yield "one event of a stream", size(signature(Splitter).parameters["limit"].default)
     yield "silence in a stream, until a comment keeps the connection open", f"{guard.SILENCE:g} s"
     yield "time for the upstream to end a stream after its last event", f"{relay.LINGER:g} s"
     yield "time for a client that reads nothing of what waits for it", f"{door.write_stall:g} s"
+    yield "time for a client that goes on sending after its last answer", f"{door.linger:g} s"
     yield "socket buffer of a client's connection", size(door.send_buffer)
 
 
 def _of_the_process(settings: Settings) -> Iterator[tuple[str, str]]:
+    yield "idle time of a connection to the upstream", f"{pool.KEEP_IDLE:g} s"
     yield "idle time of a client's connection", f"{serve.KEEP_ALIVE} s"
     yield "time for open requests at SIGTERM (`server.drain`)", f"{settings.server.drain:g} s"
 

@@ -98,7 +98,8 @@ ROWS = (
     Row(
         "A22",
         "more connections than there are file descriptors",
-        "503 `overloaded` or closed; health answers, and all is well once they leave",
+        "idle ones make room, oldest first; when all are busy 503 `overloaded` or closed; health answers, and all is well "
+        "once they leave",
     ),
     Row("A23", "IPv6 clients and listeners, IPv4 addresses in IPv6 form", "served; the address is normalised"),
     Row("A24", "a made-up `X-Forwarded-For`", "ignored, unless it comes from `server.trusted_proxies`"),
@@ -192,7 +193,7 @@ ROWS = (
     Row(
         "C18",
         "CORS: preflights, `Origin: null`, foreign origins",
-        "no CORS header unless `server.cors_origins` lists the origin",
+        "no CORS header unless `server.cors_origins` lists the origin, or `*`",
     ),
     Row("C19", "a `base_url` with user data, plain HTTP, a private address", "refused at start"),
     Row("C21", "`/metrics`, `/admin`, `/docs`, `/openapi.json`", "404 `unknown_url`, with a key too"),
@@ -220,7 +221,12 @@ ROWS = (
     Row("D7", "no answer, or a head and then silence", "504 `upstream_timeout` (first_byte)"),
     Row("D8", "a body shorter than announced, an incomplete chunk", "502 `upstream_error`"),
     Row("D9", "a body without length that ends half-way", "502 `upstream_error`"),
-    Row("D10", "bytes behind the answer", "the connection is not used again: nobody gets another's answer"),
+    Row(
+        "D10",
+        "bytes behind the answer",
+        "if they have come before the connection is used again, it is not: nobody gets another's answer; "
+        "`transport: httpx` uses no HTTP/1.1 connection twice, so that later ones reach nobody either",
+    ),
     Row(
         "D11", "contradicting lengths, bad chunks, garbage status lines, floods of 1xx", "502 `upstream_error`, closed"
     ),

@@ -143,6 +143,12 @@ def test_compose_publishes_the_port_and_mounts_the_file_that_the_image_reads() -
     assert (ROOT / f"{source}.example").exists()
 
 
+def test_compose_leaves_no_zombies() -> None:
+    """The first process of a container inherits every orphan, and the proxy waits for its own children only."""
+    [service] = COMPOSE["services"].values()
+    assert service["init"] is True
+
+
 def test_compose_waits_for_the_drain() -> None:
     [service] = COMPOSE["services"].values()
     assert int(service["stop_grace_period"].removesuffix("s")) >= Settings().server.drain + AFTER_DRAIN

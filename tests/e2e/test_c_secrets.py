@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -311,6 +312,48 @@ async def test_c8_the_key_in_an_error_inside_a_stream(stage: Stage, spelled: str
     says_nothing_of_the_key(found)
     assert found.body.endswith(DONE)
     assert b'"error":' in found.body
+
+
+PATHS = {
+    "the name of a field": (422, '{"detail": [{"type": "extra_forbidden", "loc": ["body", "KEY"], "msg": "no"}]}'),
+    "deep in a path": (422, '{"detail": [{"type": "x", "loc": ["body", "messages", 0, "KEY"], "msg": "no"}]}'),
+    "a message that is cut": (400, json.dumps({"object": "error", "message": "x" * 465 + " KEY", "code": "1"})),
+    "an issue that is cut": (422, json.dumps({"detail": [{"loc": [], "msg": "x" * 465 + " KEY"}] * 2})),
+    "a guardrail": (403, '{"message": "blocked", "type": "guardrail_violation", "guardrails": [{"KEY": "KEY"}]}'),
+    "the code of an error with status 200": (200, '{"object": "error", "message": "x", "code": "KEY"}'),
+    "the type of a part": (
+        200, '{"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": [{"type": "KEY"}]}}]}'
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spelled", SPELLED[:4:3])
+@pytest.mark.parametrize("place", PATHS)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_c8_the_key_where_it_is_cut_or_reported(stage: Stage, place: str, spelled: str, stream: bool) -> None:
+    """Not even half of it leaves, in no header and not in the log."""
+    (status, body), mark, kind = PATHS[place], uuid4().hex, b"application/json"
+    if stream and status == 200:
+        body = 'data: {"object": "chat.completion.chunk", ' + body.removeprefix("{").replace(
+            '"message": {', '"delta": {'
+        )
+        body, kind = body + "\n\n" + DONE.decode(), b"text/event-stream"
+    head = b"HTTP/1.1 %d So\r\ncontent-type: %b\r\n" % (status, kind)
+    async with stage.upstream(telling(head, body.replace("KEY", spelled).encode())):
+        found = await ask(stage.url, chat(stream=stream, headers={"x_request_id": mark}))
+    line = await asyncio.to_thread(stage.proxy.program.line, request_id=mark)
+    for text in (str(found.headers), found.body.decode(), json.dumps(line)):
+        assert PROVIDER_KEY[:16] not in text
+        assert escaped(PROVIDER_KEY[:16]) not in text
+
+
+async def test_c8_the_key_behind_the_beginning_of_what_is_passed_on(stage: Stage) -> None:
+    """An id that is longer than any is left out, not cut."""
+    named = b"mistral-correlation-id: %b\r\n" % (b"a" * 110 + PROVIDER_KEY.encode())
+    async with stage.upstream(telling(JSON + named, completion().partition(b"\r\n\r\n")[2])):
+        found = await ask(stage.url, chat())
+    assert found.status == 200
+    assert found.header("x-upstream-request-id") is None
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308, 401])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from mistralai.client import Mistral
 
 from proxy import __version__
 from tests.conftest import TEAM_KEY, Simulator
-from tests.programs import PATIENCE, Program, until
+from tests.programs import COMMAND, PATIENCE, Program, until
 
 PROVIDER_KEY = "sk-mistral-of-the-user-0123456789"
 
@@ -180,6 +182,32 @@ def test_the_health_of_a_fresh_start(zero_config: Started) -> None:
     assert status == {
         "status": "ok", "service": "mistral-proxy", "version": __version__, "mistral_configured": True,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("streams", [">&-", "2>&-", "<&-", "<&- >&- 2>&-", ">/dev/full"])
+def test_it_serves_whatever_has_become_of_its_standard_streams(tmp_path: Path, streams: str, workers: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    (tmp_path / "proxy.yaml").write_text(
+        f"server: {{port: {port}, workers: {workers}}}\nstore: {{url: redis://nobody}}"
+    )
+    command = ("sh", "-c", f'exec {COMMAND} "$@" {streams}', "sh")
+    program = Program("serve", "--simulate", env={"XDG_STATE_HOME": str(tmp_path)}, cwd=tmp_path, command=command)
+
+    def answers() -> bool:
+        assert program.process.poll() is None
+        with suppress(httpx2.TransportError):
+            return httpx2.get(f"http://127.0.0.1:{port}/health/ready", trust_env=False).status_code == 200
+        return False
+
+    try:
+        until(answers, "it is ready")
+        program.signal(signal.SIGINT)
+        assert program.ended() == 130
+    finally:
+        program.stop()
+    assert not program.err
 
 
 # Starts that fail.

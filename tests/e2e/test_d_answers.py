@@ -70,17 +70,17 @@ CUT = {
 
 
 @pytest.mark.parametrize("data", CUT.values(), ids=CUT)
-async def test_d08_an_answer_shorter_than_it_said(stage: Stage, data: bytes) -> None:
+async def test_d8_an_answer_shorter_than_it_said(stage: Stage, data: bytes) -> None:
     failed(await told(stage, data))
 
 
 @pytest.mark.parametrize("size", [0, 1, len(BODY) // 2, len(BODY) - 1])
-async def test_d09_an_answer_without_a_length_that_is_cut(stage: Stage, size: int) -> None:
+async def test_d9_an_answer_without_a_length_that_is_cut(stage: Stage, size: int) -> None:
     """Nothing but its JSON tells."""
     failed(await told(stage, JSON + b"\r\n" + BODY[:size]))
 
 
-async def test_d09_an_answer_without_a_length_that_is_whole(stage: Stage) -> None:
+async def test_d9_an_answer_without_a_length_that_is_whole(stage: Stage) -> None:
     assert text(await told(stage, JSON + b"\r\n" + BODY)) == "SECRET"
 
 
@@ -267,6 +267,33 @@ async def test_d25_a_large_answer_is_cut(stage: Stage, head: bytes, piece: bytes
             failed(await ask(stage.url, chat(stream=stream)))
     assert most < 64 << 20
     assert memory.grown() < 48 << 20
+
+
+MANY = {
+    "values": (b"200 OK", b"{}," * 10_000_000, (502, "upstream_error")),
+    "escapes": (b"200 OK", b'"' + b"\\\\u00" * 5_000_000 + b'",', (502, "upstream_error")),
+    "values of a refusal": (b"429 No", b"{}," * 10_000_000, (429, "rate_limit_exceeded")),
+}
+
+
+@pytest.mark.parametrize(("status", "values", "becomes"), MANY.values(), ids=MANY)
+async def test_d25_an_answer_that_would_cost_more_than_it_is_long(
+    stage: Stage, status: bytes, values: bytes, becomes: tuple[int, str]
+) -> None:
+    """As Python's objects it would be 2 GB. It is refused before there are any."""
+    memory, most = Memory(stage), 0
+    data = answer(BODY[:-1] + b',"x":[' + values + b"0]}", JSON.replace(b"200 OK", status))
+
+    async def look() -> None:
+        nonlocal most
+        while True:
+            most = max(most, memory.grown())
+            await asyncio.sleep(0.005)
+
+    looking = asyncio.create_task(look())
+    failed(await told(stage, data), *becomes)
+    looking.cancel()
+    assert most < 192 << 20
 
 
 # answers that are no JSON, or not the right one

@@ -76,7 +76,7 @@ async def both(url: str) -> list[Answer]:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_d01_refused(transport: str, tmp_path: Path) -> None:
+async def test_d1_refused(transport: str, tmp_path: Path) -> None:
     with socket.socket() as held:  # bound and not listening
         held.bind(("127.0.0.1", 0))
         with in_front_of(held, tmp_path, transport) as stage:
@@ -86,7 +86,7 @@ async def test_d01_refused(transport: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_d02_a_host_that_swallows_connections(transport: str, tmp_path: Path) -> None:
+async def test_d2_a_host_that_swallows_connections(transport: str, tmp_path: Path) -> None:
     """A full backlog: the kernel drops what else wants to connect, as a firewall does."""
     with ExitStack() as stack:
         held = stack.enter_context(socket.socket())
@@ -159,7 +159,7 @@ def guarded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("context", [bad for bad, _ in BAD.values()], ids=BAD)
-async def test_d04_a_server_that_cannot_be_trusted_gets_no_byte(guarded: Guarded, context: Any) -> None:
+async def test_d4_a_server_that_cannot_be_trusted_gets_no_byte(guarded: Guarded, context: Any) -> None:
     seen: list[bytes] = []
 
     async def script(peer: Peer) -> None:
@@ -171,7 +171,7 @@ async def test_d04_a_server_that_cannot_be_trusted_gets_no_byte(guarded: Guarded
     assert b"".join(seen) == b""
 
 
-async def test_d04_a_handshake_that_is_cut(guarded: Guarded) -> None:
+async def test_d4_a_handshake_that_is_cut(guarded: Guarded) -> None:
     seen: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -187,7 +187,7 @@ async def test_d04_a_handshake_that_is_cut(guarded: Guarded) -> None:
     assert PROVIDER_KEY.encode() not in b"".join(seen)
 
 
-async def test_d05_the_environment_decides_nothing(guarded: Guarded) -> None:
+async def test_d5_the_environment_decides_nothing(guarded: Guarded) -> None:
     seen: list[Received] = []
 
     async def script(peer: Peer) -> None:
@@ -247,7 +247,7 @@ async def two_idle(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("bad", [close, reset])
-async def test_d06_a_new_connection_that_closes_without_an_answer(stage: Stage, bad: Reply) -> None:
+async def test_d6_a_new_connection_that_closes_without_an_answer(stage: Stage, bad: Reply) -> None:
     """Its request may have been heard, so it is not sent twice."""
     script = Closing(bad, (1,))
     async with stage.upstream(script):
@@ -259,7 +259,7 @@ async def test_d06_a_new_connection_that_closes_without_an_answer(stage: Stage, 
 
 
 @pytest.mark.parametrize("bad", [close, reset])
-async def test_d06_a_stale_connection_costs_one_more_attempt_on_a_fresh_one(
+async def test_d6_a_stale_connection_costs_one_more_attempt_on_a_fresh_one(
     stage: Stage, bad: Reply, reuses: bool
 ) -> None:
     script = Closing(bad, (2, 3))
@@ -273,7 +273,7 @@ async def test_d06_a_stale_connection_costs_one_more_attempt_on_a_fresh_one(
 
 
 @pytest.mark.parametrize("bad", [close, reset])
-async def test_d06_there_is_no_third_attempt(stage: Stage, bad: Reply, reuses: bool) -> None:
+async def test_d6_there_is_no_third_attempt(stage: Stage, bad: Reply, reuses: bool) -> None:
     script = Closing(bad, (1, 2, 3))
     async with stage.upstream(script):
         await two_idle(stage)
@@ -286,7 +286,7 @@ async def test_d06_there_is_no_third_attempt(stage: Stage, bad: Reply, reuses: b
 @pytest.mark.parametrize(
     "sent", [b"HTTP/1.1 2", b"HTTP/1.1 100 Continue\r\n\r\n", JSON + b"content-length: 9\r\n\r\n{"]
 )
-async def test_d06_an_answer_that_had_begun_is_not_asked_for_again(stage: Stage, sent: bytes) -> None:
+async def test_d6_an_answer_that_had_begun_is_not_asked_for_again(stage: Stage, sent: bytes) -> None:
     async def bad(peer: Peer, received: Received) -> None:
         await peer.send(sent)
         raise ConnectionError
@@ -346,7 +346,7 @@ SECOND = {
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
 @pytest.mark.parametrize(("first", "data"), SECOND.values(), ids=SECOND)
-async def test_d06_a_client_that_leaves_during_the_second_call(
+async def test_d6_a_client_that_leaves_during_the_second_call(
     stage: Stage, first: Reply, data: bytes, how: str, reuses: bool
 ) -> None:
     if first is close and not reuses:
@@ -398,7 +398,7 @@ async def only_interim(peer: Peer, received: Received) -> None:
 
 
 @pytest.mark.parametrize("bad", [silent, only_headers, only_interim])
-async def test_d07_no_first_byte(hasty: Stage, bad: Reply) -> None:
+async def test_d7_no_first_byte(hasty: Stage, bad: Reply) -> None:
     closed: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def script(peer: Peer, received: Received) -> None:

@@ -6,7 +6,7 @@ import json as standard
 import math
 from typing import Any, NoReturn
 
-from proxy.core import json
+from proxy.core import json, strict_json
 
 
 class Refused(Exception):
@@ -21,7 +21,7 @@ def check(data: bytes) -> None:
 
 def _ours(data: bytes | bytearray) -> Any:
     try:
-        body = json.parse(data)
+        body = strict_json.parse(data)
     except json.Malformed:
         return None
     assert standard.loads(json.encode(body)) == body

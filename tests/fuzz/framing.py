@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from proxy.http.framing import Limits
+from proxy.http.progress import QUIET
 from proxy.http.protocol import Protocol
 
 LIMITS = Limits(request_line=200, header_block=600, headers=10, padding=100)
@@ -136,7 +137,7 @@ async def outcome(segments: list[bytes]) -> Outcome:
         protocol.data_received(b"GET /after HTTP/1.1\r\nhost: a\r\n\r\n")
         await settled(protocol)
         assert app.served == served, "something ran after a refusal"
-    elif protocol._phase == 0 and not (wire.closed or wire.half_closed):
+    elif protocol._progress.phase == QUIET and not (wire.closed or wire.half_closed):
         protocol.data_received(b"GET /after HTTP/1.1\r\nhost: a\r\n\r\n")
         await settled(protocol)
         assert wire.statuses() == [*answers, 200], "an open connection does not answer"

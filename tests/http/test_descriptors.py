@@ -32,7 +32,8 @@ def test_a22_or_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert descriptors.raised() == 256
 
 
-def test_a22_without_a_limit_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+@pytest.mark.parametrize("limit", [resource.RLIM_INFINITY, 1 << 30])
+def test_a22_without_a_limit_there_is_one(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit, limit))
     monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: None)
     assert descriptors.raised() == 1 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -106,3 +107,43 @@ async def test_nothing_is_left_behind_when_the_connection_is_lost() -> None:
         assert out._timer is not None
         out.lost()
         assert out._timer is None
+
+
+async def test_a_connection_that_is_lost_is_only_closed() -> None:
+    """uvicorn does that."""
+    for sending in (False, True):
+        wire = Slow(1000)
+        out = outgoing(wire, sending)
+        out.lost()
+        out.close()
+        assert (wire.closed, wire.half_closed) == (True, False)
+        assert out._timer is None
+
+
+async def test_a_connection_that_is_lost_is_let_go() -> None:
+    class Sender:
+        def is_sending(self) -> bool:
+            return True
+
+    sender = Sender()
+    out = Outgoing(Wire(), asyncio.get_running_loop(), limits(), sender.is_sending)
+    remembered = weakref.ref(sender)
+    del sender
+    assert remembered()
+    out.lost()
+    assert not remembered()
+
+
+async def test_a_connection_that_is_closing_is_neither_paused_nor_resumed() -> None:
+    wire = Wire()
+    out = outgoing(wire)
+    out.pause_reading()
+    assert not wire.reading
+    out.resume_reading()
+    assert wire.reading
+    wire.closed = True
+    out.pause_reading()
+    assert wire.reading
+    wire.reading = False
+    out.resume_reading()
+    assert not wire.reading

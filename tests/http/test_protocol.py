@@ -156,12 +156,98 @@ async def test_a5_much_between_chunks_is_too_much(body: bytes, apart: bool) -> N
 
 
 async def test_a5_a_little_between_chunks_is_nothing() -> None:
-    """Ten thousand chunks of one byte, each with a short extension; then the next request, and again."""
+    """Two thousand chunks of one byte, a few with a short extension; then the next request, and again."""
     client = Client()
-    body = b"1;a=b\r\nx\r\n" * 10_000 + b"0\r\nx-checksum: abc\r\n\r\n"
+    body = (b"1\r\nx\r\n" * 19 + b"1;a=b\r\nx\r\n") * 100 + b"0\r\nx-checksum: abc\r\n\r\n"
     for number in range(1, 4):
         assert await client.send(POST + CHUNKED + body) == [200] * number
-    assert client.app.served == [("POST", "/x", b"x" * 10_000)] * 3
+    assert client.app.served == [("POST", "/x", b"x" * 2000)] * 3
+
+
+SMALL = {
+    "trailers": b"0\r\n" + b"x: y\r\n" * 300 + b"\r\n",
+    "one trailer": b"0\r\nx: " + b"y" * 20_000 + b"\r\n\r\n",
+    "extension": b"0;x=" + b"y" * 2000 + b"\r\n\r\n",
+    "extensions": b"1;a=b\r\nx\r\n" * 400,
+    "zeros": b"00001\r\nx\r\n" * 400,
+}
+
+
+@pytest.mark.parametrize("end", SMALL.values(), ids=SMALL)
+async def test_a5_chunks_pay_for_nothing_but_themselves(end: bytes) -> None:
+    """However many of them there are, and however small."""
+    client = Client()
+    assert await client.send(POST + CHUNKED, b"1\r\nx\r\n" * 8000, end) == [400]
+    assert client.refusals[0][1] == "bad_framing"
+    assert not client.app.served
+
+
+async def test_a11_chunks_pay_for_no_head() -> None:
+    client = Client()
+    client.app.go_on.clear()
+    await client.send(POST + CHUNKED + b"1\r\nx\r\n" * 8000 + b"0\r\n\r\n" + GET[:-2] + b"x: " + b"y" * 60_000)
+    await until(lambda: client.protocol._refusal)
+    client.app.go_on.set()
+    await settled(client.protocol)
+    assert client.wire.statuses() == [200, 431]
+
+
+async def test_a5_no_head_is_between_the_chunks_of_the_next_request() -> None:
+    client = Client()
+    plain = GET[:-2] + b"x: %b\r\ncontent-length: 3\r\n\r\nabc" % (b"y" * 3000)
+    assert await client.send(plain + POST + CHUNKED + b"3\r\nabc\r\n0\r\n\r\n") == [200, 200]
+
+
+async def test_a5_tiny_chunks_do_not_keep_the_loop() -> None:
+    """What is read from a socket at once holds forty thousand of them; others have their turns in between."""
+    client = Client()
+    body = b"1\r\nx\r\n" * 40_000 + b"0\r\n\r\n"
+    client.protocol.data_received(POST + CHUNKED + body)
+    assert not client.wire.reading
+    turns = 0
+    while not client.wire.statuses():
+        await asyncio.sleep(0)
+        turns += 1
+        assert turns < 100
+    assert turns >= 8
+    assert client.app.served == [("POST", "/x", b"x" * 40_000)]
+    assert client.wire.reading
+
+
+async def test_a5_what_comes_meanwhile_waits_its_turn() -> None:
+    client = Client()
+    client.protocol.data_received(POST + CHUNKED + b"1\r\nx\r\n" * 10_000)
+    for data in (b"0\r\n", b"\r\n", GET):
+        client.wire.reading = True  # the application had asked for more
+        client.protocol.data_received(data)
+        assert not client.wire.reading
+    assert await client.send() == [200, 200]
+    assert client.app.served == [("POST", "/x", b"x" * 10_000), ("GET", "/health", b"")]
+    assert client.wire.reading
+
+
+@pytest.mark.parametrize(("leaves", "count"), [(True, 5000), (True, 40_000), (False, 40_000)])
+async def test_a5_what_waits_for_its_turn_goes_with_its_connection(leaves: bool, count: int) -> None:
+    async def hasty(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    client = Client(hasty)
+    client.protocol.data_received(POST + CHUNKED + b"1\r\nx\r\n" * count + b"0\r\n\r\n" + GET)
+    assert client.protocol._kept
+    if leaves:
+        client.leave()
+    await settled(client.protocol)
+    assert client.wire.statuses() == [401] * (not leaves)
+    assert client.is_over
+    assert not client.protocol._kept
+
+
+async def test_a_large_chunk_is_read_at_once() -> None:
+    client = Client()
+    client.protocol.data_received(POST + CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (200_000, b"x" * 200_000))
+    assert not client.protocol._kept
+    assert await client.send() == [200]
 
 
 @pytest.mark.parametrize("offer", [b"", b"connection: upgrade\r\nupgrade: h2c\r\n"])
@@ -323,6 +409,22 @@ async def test_only_a_request_ends_the_wait_for_one() -> None:
     assert idle.cancelled()
 
 
+async def test_a_request_that_began_before_the_last_answer_is_not_cut_off() -> None:
+    """Half its head was here: the end of that answer is not the begin of a pause."""
+    client = Client()
+    client.app.go_on.clear()
+    await client.send(GET + GET[:20])
+    client.app.go_on.set()
+    assert await client.send() == [200]
+    client.app.go_on.clear()
+    await client.send(GET[20:])
+    assert len(client.app.begun) == 2
+    assert client.protocol.timeout_keep_alive_task is None
+    client.app.go_on.set()
+    assert await client.send() == [200, 200]
+    assert client.protocol.timeout_keep_alive_task
+
+
 async def test_nobody_waits_on_a_connection_that_is_lost() -> None:
     client = Client()
     await client.send(GET)
@@ -358,7 +460,7 @@ async def test_e6_the_kernel_keeps_no_megabytes_for_a_client() -> None:
 
     server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
     _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-    await until(lambda: made and made[0]._above is False)
+    await until(lambda: made and made[0]._late is False)
     sock = made[0].transport.get_extra_info("socket")
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * Limits().send_buffer
     writer.close()
@@ -428,6 +530,19 @@ async def test_after_shutdown_the_request_under_way_is_the_last() -> None:
     assert client.is_over
 
 
+@pytest.mark.parametrize("behind", [GET, GET * 3, GET + b"garbage\r\n\r\n", GET + POST + CHUNKED + b"3\r\nab"])
+async def test_after_shutdown_nothing_begins_that_waits(behind: bytes) -> None:
+    client = Client()
+    client.app.go_on.clear()
+    await client.send(GET + behind)
+    client.protocol.shutdown()
+    client.app.go_on.set()
+    assert await client.send(GET) == [200]
+    assert len(client.app.begun) == 1
+    assert not client.refusals
+    assert client.is_over
+
+
 async def test_a1_a2_a3_what_is_hidden_in_a_mutated_request_never_runs() -> None:
     """As tests/e2e/test_mutated_requests.py, where every one of them is looked at alone."""
     for segments in attacks(1, 5000, "localhost", "k" * 20):
@@ -489,6 +604,14 @@ async def test_a_client_is_seen_to_leave_whatever_waits_behind_its_request(behin
     assert not client.protocol.tasks
 
 
+async def test_a17_http_1_0_is_not_told_to_go_on() -> None:
+    client = Client()
+    head = b"POST / HTTP/1.0\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n"
+    assert await client.send(head) == []
+    assert not client.wire.written
+    assert await client.send(b"{}") == [200]
+
+
 # Upgrades.
 
 
@@ -517,7 +640,7 @@ async def test_a20_an_offer_hides_nothing() -> None:
 async def test_a10_no_tunnel_is_opened() -> None:
     client = Client()
     assert await client.send(b"CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n" + GET) == [405]
-    assert b"allow: GET, HEAD, POST" in client.wire.written
+    assert b"allow: \r\n" in client.wire.written
     assert not client.app.begun
 
 
@@ -570,6 +693,62 @@ async def test_a22_of_far_too_many_the_oldest_that_says_nothing_goes() -> None:
     silent.data_received(GET)
     await settled(silent)
     assert not app.begun
+
+
+async def test_a22_who_has_asked_does_not_give_way() -> None:
+    state = full(7)
+    kind = Protocol.bounded(limits(connections=9, most_connections=9), lambda *_: None)
+    (asking, first), (_, second) = (connection(App(), kind, state) for _ in range(2))
+    asking.data_received(GET[:9])
+    asking.data_received(GET[9:])
+    connection(App(), kind, state)
+    assert (first.aborted, second.aborted) == (False, True)
+
+
+async def test_a22_who_is_idle_makes_room() -> None:
+    """The one that waits longest first; who is busy, who is told something and who has begun to ask stay."""
+    state = full(0)
+    kind = Protocol.bounded(limits(connections=4, most_connections=9), lambda *_: None)
+    app = App()
+    (busy, one), (asking, two), (slow, three), (idle, four) = (connection(app, kind, state) for _ in range(4))
+    for protocol in (asking, slow, idle, busy):
+        protocol.data_received(GET)
+        await settled(protocol)
+    three.unsent = 5
+    asking.data_received(GET[:5])
+    app.go_on.clear()
+    busy.data_received(GET)
+    late, five = connection(app, kind, state)
+    post = POST + b"content-length: 0\r\n\r\n"
+    app.go_on.set()
+    late.data_received(post)
+    await settled(late)
+    assert five.statuses() == [200]
+    assert not five.closed
+    assert [wire.closed for wire in (one, two, three, four)] == [False, False, False, True]
+    assert not four.aborted
+
+
+async def test_a22_who_is_idle_and_gone_is_not_asked_to_go() -> None:
+    state = full(0)
+    bounds = limits(connections=1, most_connections=9)
+    first = Client(bounds=bounds, state=state)
+    kind = type(first.protocol)
+    await first.send(GET)
+    first.leave()
+    state.connections.add(None)  # type: ignore[arg-type]
+    late, wire = connection(App(), kind, state)
+    late.data_received(POST + b"content-length: 0\r\n\r\n")
+    assert wire.statuses() == [503]
+
+
+async def test_a22_nobody_who_is_gone_is_counted() -> None:
+    """Though the transport did not know yet that it is closed."""
+    client = Client()
+    await client.send(POST)  # half a head
+    client.protocol.connection_lost(None)
+    assert not client.protocol.crowd._strangers
+    assert not client.protocol.crowd._idle
 
 
 async def test_a22_who_is_only_thrown_away_makes_room_too() -> None:

@@ -133,7 +133,7 @@ async def test_nothing_is_asked_twice(open_aiohttp: Open, method: str):
 @pytest.mark.parametrize(
     "sent", [b"", b"H", b"HTTP/1.1 2", OK, b"HTTP/1.1 100 Continue\r\n\r\n", CHUNKED, CHUNKED + chunk(b"data")]
 )
-async def test_d06_a_connection_is_stale_only_while_nothing_of_the_answer_has_come(
+async def test_d6_a_connection_is_stale_only_while_nothing_of_the_answer_has_come(
     open_aiohttp: Open, authority: Authority, sent: bytes, tls: bool, reset: bool
 ):
     async def script(peer: Peer) -> None:
@@ -154,7 +154,7 @@ async def test_d06_a_connection_is_stale_only_while_nothing_of_the_answer_has_co
             assert (caught.value.stale, caught.value.answered) == (not sent, bool(sent))
 
 
-async def test_d06_a_fresh_call_takes_no_idle_connection(open_aiohttp: Open):
+async def test_d6_a_fresh_call_takes_no_idle_connection(open_aiohttp: Open):
     async with upstream(every_request(answer(b"ok"))) as server:
         transport = open_aiohttp(server.url, max_connections=2)
         for count in (1, 1, 2, 2, 3):
@@ -164,7 +164,7 @@ async def test_d06_a_fresh_call_takes_no_idle_connection(open_aiohttp: Open):
             assert server.connections == count
 
 
-async def test_d03_the_name_is_looked_up_again_after_a_failure(open_aiohttp: Open, monkeypatch: pytest.MonkeyPatch):
+async def test_d3_the_name_is_looked_up_again_after_a_failure(open_aiohttp: Open, monkeypatch: pytest.MonkeyPatch):
     """An address is remembered for minutes: not one that leads nowhere."""
     looked_up: list[str] = []
     resolve_ = ThreadedResolver.resolve

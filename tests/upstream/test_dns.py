@@ -58,7 +58,7 @@ async def failing(transport: Any) -> str:
 
 
 @pytest.mark.parametrize("code", [socket.EAI_NONAME, socket.EAI_AGAIN, socket.EAI_FAIL])
-async def test_d03_no_such_name(open_to: Open, names: Callable[[Resolver], None], code: int):
+async def test_d3_no_such_name(open_to: Open, names: Callable[[Resolver], None], code: int):
     def resolver(host: str, port: int) -> Addresses:
         raise socket.gaierror(code, "no")
 
@@ -66,7 +66,7 @@ async def test_d03_no_such_name(open_to: Open, names: Callable[[Resolver], None]
     assert await failing(open_to("http://localhost:80")) == "connect"
 
 
-async def test_d03_a_resolver_that_stalls(open_to: Open, names: Callable[[Resolver], None]):
+async def test_d3_a_resolver_that_stalls(open_to: Open, names: Callable[[Resolver], None]):
     """Every call ends in time, the loop runs on, and when the resolver is back, so is the upstream."""
     stalled, back = threading.Event(), threading.Event()
 
@@ -93,7 +93,7 @@ async def test_d03_a_resolver_that_stalls(open_to: Open, names: Callable[[Resolv
                     assert error.kind == "connect_timeout"
 
 
-async def test_d03_a_name_that_comes_and_goes(open_aiohttp: Open, names: Callable[[Resolver], None]):
+async def test_d3_a_name_that_comes_and_goes(open_aiohttp: Open, names: Callable[[Resolver], None]):
     """An address is remembered while it serves, and looked up again when it does not."""
     async with upstream(every_request(answer(b"ok"))) as server:
         with socket.socket() as dead:  # bound and not listening
@@ -107,7 +107,7 @@ async def test_d03_a_name_that_comes_and_goes(open_aiohttp: Open, names: Callabl
 
 
 @pytest.mark.parametrize("dead", ["refused", "swallowed"])
-async def test_d03_a_dead_v6_address_before_a_v4_one_that_serves(
+async def test_d3_a_dead_v6_address_before_a_v4_one_that_serves(
     open_to: Open, names: Callable[[Resolver], None], dead: str
 ):
     """A host behind a broken tunnel: the other address is tried after a quarter of a second, not after the deadline."""

@@ -186,7 +186,7 @@ async def test_an_http2_answer_that_is_cut(open_httpx: Open, authority: Authorit
 
 
 @pytest.mark.parametrize(("way", "stale"), [("hang_up", True), ("reset", False)])
-async def test_d06_an_http2_connection_is_stale_when_it_closes_not_when_it_resets_a_stream(
+async def test_d6_an_http2_connection_is_stale_when_it_closes_not_when_it_resets_a_stream(
     open_httpx: Open, authority: Authority, way: str, stale: bool
 ):
     asked = 0

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from proxy.upstream import pool as pools
-from proxy.upstream.pool import Pool
+from proxy.upstream.pool import KEEP_IDLE, Pool
 from proxy.upstream.transport import TransportError
 from tests.upstream.conftest import Authority, Open
 from tests.upstream.scripted import CHUNKED, Peer, Upstream, answer, chunk, every_request, soon, upstream, whole
@@ -253,27 +252,49 @@ class Plain:
         return gone
 
 
-Clock = Callable[[float], None]
+@dataclass
+class Timer:
+    when: float
+    callback: Callable[[], object]
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
 
 
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    now = 1000.0
+class Clock:
+    """A clock that tests move. While `late`, as in a loop that is busy, it calls nobody back."""
 
-    def forward(seconds: float) -> None:
-        nonlocal now
-        now += seconds
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.late = False
+        self.timers: list[Timer] = []
 
-    monkeypatch.setattr(pools, "monotonic", lambda: now)
-    return forward
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, callback: Callable[[], object], /) -> Any:
+        self.timers.append(Timer(when, callback))
+        return self.timers[-1]
+
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
+        due = [] if self.late else [timer for timer in self.waiting if timer.when <= self.now]
+        self.timers = [timer for timer in self.waiting if timer not in due]
+        for timer in due:
+            timer.callback()
+
+    @property
+    def waiting(self) -> list[Timer]:
+        return [timer for timer in self.timers if not timer.cancelled]
 
 
-def plain_pool(made: list[Plain]) -> Pool[str]:
+def plain_pool(made: list[Plain], clock: Clock | None = None) -> Pool[str]:
     async def connect() -> Plain:
         made.append(Plain())
         return made[-1]
 
-    return Pool(2, 1.0, connect)
+    return Pool(2, 1.0, connect, clock or Clock())
 
 
 async def exchange(pool: Pool[str], together: int = 1) -> None:
@@ -311,7 +332,7 @@ async def test_a_fresh_connection_is_just_another_one_where_none_is_idle():
 
 @pytest.mark.parametrize("answered", [False, True])
 @pytest.mark.parametrize("kind", ["closed", "protocol"])
-async def test_d06_what_makes_a_connection_stale(kind: str, answered: bool):
+async def test_d6_what_makes_a_connection_stale(kind: str, answered: bool):
     class Second(Plain):
         async def ask(self, request: str) -> Any:
             self.asked = getattr(self, "asked", 0) + 1
@@ -322,7 +343,7 @@ async def test_d06_what_makes_a_connection_stale(kind: str, answered: bool):
         return Second()
 
     for fails_at in (1, 2):
-        pool: Pool[str] = Pool(1, 1.0, connect)
+        pool: Pool[str] = Pool(1, 1.0, connect, Clock())
         with pytest.raises(TransportError) as caught:
             for _ in range(2):
                 await exchange(pool)
@@ -339,27 +360,67 @@ async def test_a_connection_that_is_not_usable_is_closed_and_replaced():
     assert [one.closed for one in made] == [1, 0]
 
 
-async def test_a_connection_is_not_used_after_it_was_idle_for_long(passes: Clock):
+async def test_a_connection_is_not_used_after_it_was_idle_for_long():
     made: list[Plain] = []
-    pool = plain_pool(made)
+    clock = Clock()
+    clock.late = True
+    pool = plain_pool(made, clock)
     await exchange(pool)
-    passes(29.9)
+    clock.passes(KEEP_IDLE - 0.1)
     await exchange(pool)
     assert len(made) == 1
-    passes(30)
+    clock.passes(KEEP_IDLE)
     await exchange(pool)
     assert [one.closed for one in made] == [1, 0]
 
 
-async def test_surplus_idle_connections_are_closed_while_others_work(passes: Clock):
+async def test_idle_connections_are_closed_while_others_work():
     made: list[Plain] = []
-    pool = plain_pool(made)
+    clock = Clock()
+    pool = plain_pool(made, clock)
     await exchange(pool, together=2)
-    passes(20)
+    clock.passes(20)
     await exchange(pool)
-    passes(20)
-    await exchange(pool)
+    clock.passes(20)
     assert [one.closed for one in made] == [0, 1]
+
+
+async def test_idle_connections_are_closed_when_nothing_else_happens():
+    """With one timer, and only while one is idle."""
+    made: list[Plain] = []
+    clock = Clock()
+    pool = plain_pool(made, clock)
+    async with pool.call("ask"):
+        assert not clock.waiting
+        await exchange(pool)
+        clock.passes(20)
+    assert [timer.when for timer in clock.waiting] == [1000 + KEEP_IDLE]
+    clock.passes(KEEP_IDLE - 20)
+    assert [one.closed for one in made] == [0, 1]
+    assert [timer.when for timer in clock.waiting] == [1020 + KEEP_IDLE]
+    clock.passes(20)
+    assert [one.closed for one in made] == [1, 1]
+    assert not clock.waiting
+
+
+async def test_one_that_is_used_again_is_idle_anew():
+    made: list[Plain] = []
+    clock = Clock()
+    pool = plain_pool(made, clock)
+    for _ in range(4):
+        await exchange(pool)
+        clock.passes(20)
+    assert (len(made), made[0].closed, len(clock.waiting)) == (1, 0, 1)
+
+
+async def test_a_closed_pool_waits_for_nothing():
+    made: list[Plain] = []
+    clock = Clock()
+    pool = plain_pool(made, clock)
+    await exchange(pool)
+    assert clock.waiting
+    await pool.close()
+    assert not clock.waiting
 
 
 async def test_a_closed_pool_keeps_nothing():

@@ -25,6 +25,7 @@ MOST_TOKENS: Final = 10**9
 # Finish reasons that Mistral has and OpenAI has not. The SDKs' parse helpers know a cut answer by "length" alone.
 _FINISH = {"model_length": "length", "error": "stop"}
 _TIER = {"standard": "default"}
+_NO_TEXT = ("reference", "image_url", "input_audio", "document_url", "file", "tool_file")
 _DETAILS = ("prompt_tokens_details", "completion_tokens_details")
 _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 _NOT_OPENAI_USAGE = frozenset(("num_cached_tokens", "prompt_token_details", "service_tier"))
@@ -113,7 +114,7 @@ def plain_content(message: Json, context: Context) -> Json:
         elif kind == "thinking":
             thoughts.append(_thinking(part))
         else:
-            context.report("drop", f"content.{kind}" if isinstance(kind, str) else "content")
+            context.report("drop", f"content.{kind}" if kind in _NO_TEXT else "content")
     if not thoughts:
         return message | {"content": "".join(texts)}
     return message | {"content": "".join(texts) if texts else None, "reasoning_content": "".join(thoughts)}

@@ -327,6 +327,10 @@ CHAT_REQUEST = Table(
 """Reads `context.notes["model"]` (str). Leaves in `context.notes`: "include_usage" (true) when the client wants a usage
 chunk, "functions" (true) when it speaks the older functions, "prefix" (str) when the answer repeats that text."""
 
+MOST_VALUES = 1 << 20
+"""Values in an answer. Log probabilities are the most of them: 100 for each token, with the 20 others that may be asked
+for."""
+
 CHAT = Endpoint(
     operation="chat.create",
     method="POST",
@@ -337,6 +341,7 @@ CHAT = Endpoint(
     meter=Meter.TOKENS,
     cache=Cache.EXACT,
     retry=Retry.SAFE,
+    most_values=MOST_VALUES,
     request=CHAT_REQUEST,
     answer=chat_answer,
     events=ChatStream,

@@ -41,6 +41,9 @@ MOST_AT_ONCE = 256
 MOST_DIMENSIONS = 1 << 16
 """More than any model's vectors have: a number above it is a mistake."""
 
+MOST_VALUES = MOST_AT_ONCE * 8192
+"""Values in one call's answer: more dimensions than any model of today has, in as many vectors as there can be."""
+
 PACKED = "embeddings_packed"
 """Note of the context: the client asked for base64."""
 
@@ -204,6 +207,7 @@ EMBEDDINGS = Endpoint(
     meter=Meter.TOKENS,
     cache=Cache.EXACT,
     retry=Retry.SAFE,
+    most_values=MOST_VALUES,
     request=Table(
         compute("model", _model, "aliases of proxy.yaml and of the shipped list are resolved"),
         compute("input", _input, f"text only; more than {MOST_AT_ONCE} texts are sent in several calls"),

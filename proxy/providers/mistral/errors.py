@@ -289,6 +289,7 @@ _PASSED_ON = (("mistral-correlation-id", b"x-upstream-request-id"),)
 
 
 def answer_headers(header: Header) -> Headers:
-    """The headers of an answer that clients may see, under the names they see: visible ASCII, at most 128 bytes."""
-    found = ((name, re.sub(r"[^!-~]", "", header(theirs) or "")[:128]) for theirs, name in _PASSED_ON)
-    return [(name, value.encode()) for name, value in found if value]
+    """The headers of an answer that clients may see, under the names they see: visible ASCII. What is longer than
+    128 bytes is left out: half of a secret would not be recognised as one."""
+    found = ((name, re.sub(r"[^!-~]", "", header(theirs) or "")) for theirs, name in _PASSED_ON)
+    return [(name, value.encode()) for name, value in found if 0 < len(value) <= 128]

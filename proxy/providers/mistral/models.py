@@ -14,6 +14,9 @@ from proxy.core.errors import UpstreamFailed
 from proxy.core.json import Json
 from proxy.core.table import Context
 
+MOST_VALUES = 1 << 16
+"""Values in an answer. A model is described with about 40."""
+
 _WRONG = "The provider's answer was not a description of models."
 
 
@@ -65,6 +68,7 @@ MODELS = Endpoint(
     meter=Meter.NOTHING,
     cache=Cache.NEVER,
     retry=Retry.SAFE,
+    most_values=MOST_VALUES,
     answer=_list,
 )
 
@@ -78,5 +82,6 @@ MODEL = Endpoint(
     meter=Meter.NOTHING,
     cache=Cache.NEVER,
     retry=Retry.SAFE,
+    most_values=MOST_VALUES,
     answer=_one,
 )

@@ -31,6 +31,15 @@ from proxy.providers.mistral.answer import (
 INCOMPLETE: Final = "The upstream ended the stream before it was complete."
 TOO_LONG: Final = "The upstream sent an event of more than 1 MiB."
 
+MOST_CHOICES: Final = 128
+"""Choices of one stream, should fewer be asked for."""
+
+MOST_CALLS: Final = 128
+"""Tool calls of one choice: as many as a request may offer tools."""
+
+_LONGEST_NAME = 256
+"""Characters of what calls are told apart by. All of it is kept until the stream ends."""
+
 _DONE = b"[DONE]"
 _DONE_EVENT = b"data: [DONE]\n\n"
 _ID = frozenset((b"id",))
@@ -169,6 +178,8 @@ class ChatStream:
 
     def _choice(self, index: int) -> _Choice:
         if index not in self._choices:
+            if len(self._choices) >= max(self._expected, MOST_CHOICES):
+                raise UpstreamFailed(NONSENSE)
             self._choices[index] = _Choice(self._context, self._context.notes.get("prefix", ""))
         return self._choices[index]
 
@@ -305,7 +316,7 @@ class _Calls:
             self._open[index].drop_repeats(piece, function)
         else:
             piece["type"] = source.get("type") or "function"
-            self._begin(index, _Call(identity, function.get("name")))
+            self._begin(index, _Call(identity, _kept(function.get("name"))))
         return piece | {"function": function}
 
     def _index(self, given: Any, identity: str | None, named: bool) -> int:
@@ -317,6 +328,8 @@ class _Calls:
         return self._next if identity or named else self._last
 
     def _begin(self, index: int, call: _Call) -> None:
+        if len(self._open) >= MOST_CALLS:
+            raise UpstreamFailed(NONSENSE)
         if self.first is None:
             self.first = index
         self._open[index] = call
@@ -330,7 +343,7 @@ class _Call:
     """A tool call as its first piece names it."""
 
     identity: str | None
-    name: Any
+    name: str | None
 
     def may_be(self, identity: str | None) -> bool:
         return identity is None or self.identity in (None, identity)
@@ -349,5 +362,9 @@ class _Call:
 
 def _identity(call: Json) -> str | None:
     # "null" is the default of an id in Mistral's schema.
-    identity = call.get("id")
-    return identity if isinstance(identity, str) and identity not in ("", "null") else None
+    identity = _kept(call.get("id"))
+    return identity if identity not in ("", "null") else None
+
+
+def _kept(name: Any) -> str | None:
+    return name if isinstance(name, str) and len(name) <= _LONGEST_NAME else None

@@ -107,6 +107,13 @@ def test_parts_that_have_no_place_are_reported():
     assert list(seen.rewrites) == ["drop:content.tool_file", "drop:content.image_url"]
 
 
+@pytest.mark.parametrize("kind", ["any-word", "", 7, None, [], {}])
+def test_a_report_has_no_word_of_the_upstreams(kind):
+    seen = context()
+    chat_answer(answer({"content": [{"type": kind}, text("x")]}), seen)
+    assert list(seen.rewrites) == ["drop:content"]
+
+
 @pytest.mark.parametrize(
     ("content", "becomes", "reasoning"),
     [

@@ -589,6 +589,12 @@ def test_without_an_id_there_is_no_header():
     assert answer_headers(headers({"mistral-correlation-id": "\r\n é"})) == []
 
 
+@pytest.mark.parametrize(("length", "there"), [(128, True), (129, False)])
+def test_an_id_is_not_cut(length, there):
+    found = answer_headers(headers({"mistral-correlation-id": "é" + "a" * length}))
+    assert found == ([(b"x-upstream-request-id", b"a" * 128)] if there else [])
+
+
 @given(st.text(max_size=300))
 def test_the_upstream_id_is_visible_ascii(text):
     for _, value in answer_headers(headers({"mistral-correlation-id": text})):

@@ -14,7 +14,7 @@ from proxy.core import json
 from proxy.core.errors import UpstreamFailed, render
 from proxy.core.model import Model
 from proxy.core.table import Context
-from proxy.providers.mistral.stream import ChatStream
+from proxy.providers.mistral.stream import MOST_CALLS, MOST_CHOICES, ChatStream
 from tests.core.test_sse import cut
 from tests.providers.mistral.test_answer import USAGE, some, text, thinking
 
@@ -586,6 +586,48 @@ def test_each_choice_counts_its_own_calls():
     first, second = {"id": "a", "function": function("f")}, {"id": "b", "function": function("g")}
     out, _ = run(event(choice({"tool_calls": [first]}, 0), choice({"tool_calls": [second]}, 1)))
     assert [delta["tool_calls"][0]["index"] for delta in deltas(out)] == [0, 0]
+
+
+@pytest.mark.parametrize("n", [None, 200])
+def test_d25_more_choices_than_there_can_be_are_nonsense(n):
+    most = max(n or 1, MOST_CHOICES)
+    events = ChatStream(Context(Model("m"), {"n": n}))
+    for index in range(most):
+        assert events.feed(word("x", index)) == word("x", index)
+    assert events.feed(word("x", 0)) == word("x", 0)
+    assert events.feed(word("x", most)) == b""
+    assert events.error is not None
+    assert events.error.message == "The upstream sent something that is not a chat completion."
+
+
+def test_d25_more_calls_than_there_can_be_are_nonsense():
+    events = stream()
+    for index in range(MOST_CALLS):
+        assert events.feed(called({"id": f"id{index}", "function": function("f")}))
+    assert events.feed(called({"id": "id0", "function": function(arguments="x")}))
+    assert events.feed(called({"id": "one more", "function": function("f")})) == b""
+    assert events.error is not None
+    assert events.error.message == "The upstream sent something that is not a chat completion."
+
+
+@pytest.mark.parametrize(("length", "known"), [(256, True), (257, False)])
+def test_d25_what_is_too_long_for_an_id_is_none(length, known):
+    """They are kept for as long as the stream goes on. What comes without one belongs to the call that is going on."""
+    first, second = "a" * length, "b" * length
+    out, _ = run(
+        called({"id": first, "function": function("f")}),
+        called({"id": second, "function": function("g")}),
+        called({"id": first, "function": function(arguments="x")}),
+    )
+    pieces = [delta["tool_calls"][0] for delta in deltas(out)]
+    assert [piece["index"] for piece in pieces] == ([0, 1, 0] if known else [0, 1, 1])
+
+
+@pytest.mark.parametrize(("length", "known"), [(256, True), (257, False)])
+def test_d25_what_is_too_long_for_a_name_is_not_kept(length, known):
+    first = {"index": 0, "id": "a", "function": function("f" * length)}
+    out, _ = run(called(first), called({"index": 0, "function": function("f" * length, "x")}))
+    assert ("name" in deltas(out)[1]["tool_calls"][0]["function"]) == (not known)
 
 
 def test_the_older_functions_get_the_first_call_only():
