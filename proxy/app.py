@@ -34,18 +34,22 @@ class Application:
             if generation is not self.current:
                 self._retire(generation)
 
-    async def replace(self, settings: Settings, config: str | None, number: int) -> None:
-        """Put a new generation in force. Whatever goes wrong before that is raised, and changes nothing."""
+    async def replace(self, settings: Settings, config: str | None, number: int) -> bool:
+        """Put a new generation in force. Whatever goes wrong before that is raised, and changes nothing. False: nothing
+        is replaced any more, because a drain has begun."""
         before, provider = self.current, settings.providers.mistral
+        kept = provider == before.settings.providers.mistral
         parts = await asyncio.to_thread(prepare, settings)
-        if provider == before.settings.providers.mistral:
-            upstream = before.upstream  # its connections are warm
-        else:
-            upstream = Upstream(provider, open_transport(provider, await asyncio.to_thread(trust, provider)))
+        trusted = None if kept else await asyncio.to_thread(trust, provider)
+        if self.process.draining:
+            return False
+        # Connections that are kept are warm.
+        upstream = before.upstream if kept else Upstream(provider, open_transport(provider, trusted))
         self.current = Generation(number, settings, config, parts, upstream, self.process)
         self.process.log.become(settings.logging.level, settings.logging.format)
         self._earlier.add(before)
         self._retire(before)
+        return True
 
     def redact(self, text: str) -> str:
         """Without the secrets of any configuration that a request still runs under."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ WRONG, CANNOT_START, INTERRUPTED = 1, 2, 130
 @click.version_option(__version__, prog_name="mistral-proxy")
 def main() -> None:
     """OpenAI SDKs in front, Mistral behind: the proxy a team trusts with its AI key."""
+    _open_streams()
 
 
 @main.command()
@@ -34,18 +36,26 @@ def serve(config: Path | None, host: str | None, port: int | None, workers: int 
     Without a configuration, MISTRAL_API_KEY is all it needs: it listens on 127.0.0.1:8080 and prints a key for your
     SDK.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until somebody listens to it, and looks at the files then anyway
+    options = {"server.host": host, "server.port": port, "server.workers": workers}
+    given = {path: value for path, value in options.items() if value is not None}
+    try:
+        _serve(config, given, simulate=simulate)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _serve(config: Path | None, options: dict[str, str | int], *, simulate: bool) -> None:
     if os.environ.pop("SSLKEYLOGFILE", None):  # before anything opens it: with it, a recording tells the provider's key
         click.echo("mistral-proxy: SSLKEYLOGFILE is ignored.", err=True)
     from proxy.serving import server as alone
     from proxy.serving.plan import CannotStart, plan
     from proxy.settings.load import SettingsError, Sources
 
-    options = {"server.host": host, "server.port": port, "server.workers": workers}
     # A configuration that names the usual variable can be tried before there is a key.
     environ = {"MISTRAL_API_KEY": "simulated"} | dict(os.environ) if simulate else os.environ
     try:
-        given = {path: value for path, value in options.items() if value is not None}
-        planned = plan(Sources.read(_config_file(config), environ, given), simulate=simulate)
+        planned = plan(Sources.read(_config_file(config), environ, options), simulate=simulate)
         if planned.settings.server.workers == 1:
             alone.run(planned)
         else:
@@ -53,11 +63,9 @@ def serve(config: Path | None, host: str | None, port: int | None, workers: int 
 
             several.run(planned)
     except SettingsError as error:
-        _stop("\n".join(str(problem) for problem in error.problems))
-    except CannotStart as error:
         _stop(str(error))
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    except CannotStart as error:
+        _stop(f"mistral-proxy: {error}")
 
 
 @main.command()
@@ -65,12 +73,14 @@ def serve(config: Path | None, host: str | None, port: int | None, workers: int 
 @click.option("--port", type=click.IntRange(0, 65535), default=8081, show_default=True, help="Port to listen on.")
 def simulate(host: str, port: int) -> None:
     """Run a simulated Mistral API, for tests without a key: point MISTRAL_BASE_URL or any Mistral client at it."""
-    from proxy.simulator.server import run
-
     try:
+        from proxy.simulator.server import run
+
         sys.exit(run(host, port))
     except OSError as error:
-        _stop(f"Cannot listen on {host}:{port}: {error.strerror or error}.")
+        _stop(f"mistral-proxy: Cannot listen on {host}:{port}: {error.strerror or error}.")
+    except UnicodeError:
+        _stop(f"mistral-proxy: Cannot listen on {host}:{port}: this is no host name.")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
@@ -86,7 +96,7 @@ def check(config: Path | None) -> None:
     try:
         loaded = settings_of(Sources.read(file, os.environ))
     except SettingsError as error:
-        click.echo("\n".join(str(problem) for problem in error.problems))
+        click.echo(error)
         sys.exit(WRONG)
     for warning in loaded.warnings:
         click.echo(f"warning: {warning}", err=True)
@@ -112,5 +122,12 @@ def _config_file(asked: Path | None) -> Path | None:
 
 
 def _stop(text: str) -> None:
-    click.echo(f"mistral-proxy: {text}" if "\n" not in text else text, err=True)
+    click.echo(text, err=True)
     sys.exit(CANNOT_START)
+
+
+def _open_streams() -> None:
+    """Without one of the standard streams, the next file that is opened would have its number, and be written to."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (nobody closes it)

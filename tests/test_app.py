@@ -14,7 +14,7 @@ import pytest
 from proxy.app import Application
 from proxy.core.secret import Secret
 from proxy.dispatch import Dispatch
-from proxy.generation import Generation, Process
+from proxy.generation import Generation, Process, prepare
 from proxy.logs import Writer
 from proxy.settings.model import Settings
 from proxy.stages import auth, body, host, model
@@ -264,7 +264,20 @@ async def test_readiness_ends_with_the_drain() -> None:
         app.process.draining = True
         for _ in range(2):
             assert await ready(app) == {"status": "draining"}
-            await app.replace(settings(), None, 2)
+            assert not await app.replace(settings(), None, 2)
+
+
+async def test_a_generation_that_the_drain_overtakes_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with application() as (app, _):
+        first = app.current
+
+        def begin_to_drain(settings: Settings) -> Any:
+            app.process.draining = True
+            return prepare(settings)
+
+        monkeypatch.setattr("proxy.app.prepare", begin_to_drain)
+        assert not await app.replace(settings(base_url="http://127.0.0.1:10"), None, 2)
+        assert app.current is first
 
 
 async def test_nobody_waits_for_a_reload() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from proxy import __version__
-from proxy.cli import main
+from proxy.cli import _open_streams, main
 from proxy.serving import server
 from proxy.serving.plan import CannotStart, Plan
 
@@ -17,12 +20,15 @@ ENVIRONMENT = ("MISTRAL_API_KEY", "MISTRAL_BASE_URL", "MISTRAL_TIMEOUT_SECS", "M
 
 
 @pytest.fixture(autouse=True)
-def _nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder and no settings in the environment."""
+def _nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty folder and no settings in the environment; signals stay as they are."""
+    before = signal.getsignal(signal.SIGHUP)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     for name in (*ENVIRONMENT, "DEFAULT_MAX_TOKENS", "DEFAULT_TEMPERATURE"):
         monkeypatch.delenv(name, raising=False)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
@@ -125,8 +131,8 @@ def test_serve_without_a_key(started: list[Plan]) -> None:
 def test_serve_with_more_workers_than_there_can_be(started: list[Plan]) -> None:
     code, lines = exit_and_lines("serve", "--simulate", "--workers", "2")
     assert code == 2
-    assert lines == ["mistral-proxy: " + line.removeprefix("mistral-proxy: ") for line in lines]
-    assert "--workers: more than 1 needs" in lines[0]
+    assert len(lines) == 1
+    assert lines[0].startswith("command line: --workers: more than 1 needs")
     assert run("serve", "--simulate", "--workers", "1").exit_code == 0
 
 
@@ -140,12 +146,58 @@ def test_what_cannot_start_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) 
     )  # fmt: skip
 
 
-def test_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_(plan: Plan) -> None:
+@pytest.mark.parametrize("where", ["proxy.serving.server.run", "proxy.serving.plan.plan", "proxy.cli._config_file"])
+def test_an_interrupt(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(server, "run", run_)
-    assert run("serve", "--simulate").exit_code == 130
+    monkeypatch.setattr(where, interrupt)
+    assert exit_and_lines("serve", "--simulate") == (130, [])
+
+
+@pytest.mark.parametrize(("command", "module"), [("serve", "proxy.serving"), ("simulate", "proxy.simulator.server")])
+def test_an_interrupt_while_it_is_still_importing(monkeypatch: pytest.MonkeyPatch, command: str, module: str) -> None:
+    class Interrupted:
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name == module:
+                raise KeyboardInterrupt
+
+    for name in list(sys.modules):
+        if name.startswith(module):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert exit_and_lines(command) == (130, [])
+
+
+def test_k6_a_sighup_is_ignored_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    monkeypatch.setattr("proxy.serving.plan.plan", lambda *_, **__: found.append(signal.getsignal(signal.SIGHUP)))
+    assert run("serve", "--simulate").exit_code == 1  # there is no plan
+    assert found == [signal.SIG_IGN]
+
+
+def test_one_problem_is_printed_as_check_prints_it(started: list[Plan]) -> None:
+    Path("proxy.yaml").write_text("server:\n  prt: 1\n")
+    assert exit_and_lines("serve", "--simulate") == (2, (checked := exit_and_lines("check"))[1])
+    assert checked[1][0].startswith("proxy.yaml:2: server.prt: ")
+
+
+def test_a_host_that_is_none() -> None:
+    code, lines = exit_and_lines("simulate", "--host", "a..b")
+    assert (code, lines) == (2, ["mistral-proxy: Cannot listen on a..b:8081: this is no host name."])
+
+
+def test_streams_that_are_missing_lead_nowhere(monkeypatch: pytest.MonkeyPatch, started: list[Plan]) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    _open_streams()
+    opened = [sys.stdin, sys.stdout, sys.stderr]
+    print("for nobody")
+    print("for nobody", file=sys.stderr)
+    assert sys.stdin.read() == ""
+    for stream in opened:
+        stream.close()
+    assert [stream.name for stream in opened] == ["/dev/null"] * 3
 
 
 def test_a_missing_file_that_was_asked_for(started: list[Plan]) -> None:

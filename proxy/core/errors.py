@@ -218,6 +218,14 @@ class ClientGone(Exception):
     """The client left before its answer was complete: nothing can be sent, everything must be released."""
 
 
+def place_of(error: BaseException) -> str:
+    """Where it was raised, `function:line`. For the log: its text, which may quote a request or a key, is not."""
+    place, trace = "unknown", error.__traceback__
+    while trace is not None:
+        place, trace = f"{trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno}", trace.tb_next
+    return place
+
+
 def render(error: ProxyError) -> bytes:
     """The JSON body of an error answer; the same object goes into a stream as its error frame."""
     body = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from proxy.core.secret import Secret
 from proxy.serving import local_key
-from proxy.settings.load import Sources, settings_of
+from proxy.settings.load import SettingsError, Sources, settings_of
 from proxy.settings.model import Settings
 from proxy.settings.problems import Problem
 from proxy.stages.auth import Team, TeamKey
@@ -24,13 +24,15 @@ class CannotStart(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What has been decided. `local` is the minted key's text and place, when there are no teams."""
+    """What has been decided. `local` is the minted key's text and place, when there are no teams; `waiting` names what
+    the sources say of FIXED and only a restart brings about."""
 
     sources: Sources
     settings: Settings
     simulate: bool
     local: tuple[Secret, Path] | None = None
     warnings: tuple[Problem, ...] = ()
+    waiting: tuple[str, ...] = ()
 
 
 def plan(sources: Sources, *, simulate: bool) -> Plan:
@@ -71,10 +73,20 @@ def exposure(settings: Settings) -> str | None:
     )
 
 
-def held(settings: Settings, running: Settings) -> tuple[Settings, list[str]]:
-    """The settings with the `running` values of what no running proxy can change, and the names of those that it would
-    have to change: they need a restart."""
-    kept = {name: getattr(running.server, name) for name in FIXED}
-    waiting = [f"server.{name}" for name, value in kept.items() if getattr(settings.server, name) != value]
-    server = settings.server.model_copy(update=kept)
-    return settings.model_copy(update={"server": server}), waiting
+def next_plan(sources: Sources, running: Plan) -> Plan:
+    """What these sources make of a running proxy. Raises SettingsError or CannotStart, as a start would with them."""
+    if sources.file and not sources.data.strip():
+        # Most likely somebody is about to write it; and every key would be gone.
+        raise SettingsError([Problem(sources.file, None, "", "the file is empty")])
+    planned = _with_fixed_of(running, plan(sources, simulate=running.simulate))
+    if planned.local and (exposed := exposure(planned.settings.model_copy(update={"teams": {}}))):
+        raise CannotStart(exposed)
+    return planned
+
+
+def _with_fixed_of(running: Plan, planned: Plan) -> Plan:
+    fixed = {name: getattr(running.settings.server, name) for name in FIXED}
+    asked = planned.settings.server
+    settings = planned.settings.model_copy(update={"server": asked.model_copy(update=fixed)})
+    waiting = tuple(f"server.{name}" for name, value in fixed.items() if getattr(asked, name) != value)
+    return replace(planned, settings=settings, waiting=waiting)

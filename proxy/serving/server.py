@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 import uvicorn
 import uvloop
@@ -20,12 +21,13 @@ from proxy.app import Application
 from proxy.core.secret import Secret
 from proxy.generation import Process
 from proxy.http.descriptors import limits_within, raised
-from proxy.http.protocol import Protocol, Refused
+from proxy.http.protocol import Protocol as HttpProtocol
+from proxy.http.protocol import Refused
 from proxy.logs import FromLibraries, Writer
 from proxy.serving.banner import banner
+from proxy.serving.current import Current, report
 from proxy.serving.plan import CannotStart, Plan
-from proxy.serving.reload import Reloader, report
-from proxy.serving.reload import follow as follow_files
+from proxy.serving.reload import Reloader, follow, from_threads
 from proxy.settings.model import Settings
 
 AFTER_DRAIN = 5.0
@@ -37,21 +39,69 @@ AT_ONCE = 1.0
 LAST_WORDS = 0.1
 """Seconds between the end of a request by force and the end of its connection."""
 
-TERMINATED = 128 + signal.SIGTERM
-"""The exit code that stands for that signal."""
+LINGER = 1.0
+"""Seconds, and up to twice that, in which a client that is still sending may read its answer while the process ends."""
 
 KEEP_ALIVE = 75
 """Seconds that an idle client connection stays open: longer than the pools of the SDKs keep theirs, so that the client
 closes first and no request meets a closing connection."""
 
 
-def run(plan: Plan) -> None:
+class Leader(Protocol):
+    """Who says what a server serves, and when it is to end: the `plan` to begin with and its `generation`; `always` are
+    fields of every log line."""
+
+    plan: Plan
+    generation: int
+    always: Mapping[str, Any]
+
+    def server(self, app: Application, log: Writer) -> Server: ...
+
+    async def lead(self, server: Server, reloader: Reloader) -> None:
+        """Runs beside the server."""
+
+
+class ByFiles:
+    """A process by itself is led by its files and by signals."""
+
+    def __init__(self, plan: Plan, listener: socket.socket) -> None:
+        self.plan, self.generation = plan, 1
+        self.always: Mapping[str, Any] = {}
+        self._banner = banner(plan, listener.getsockname()[1])
+
+    def server(self, app: Application, log: Writer) -> Server:
+        return Server(app, log, lambda: announce(self._banner))
+
+    async def lead(self, server: Server, reloader: Reloader) -> None:
+        await follow(Current(self.plan, from_threads(reloader.log)), reloader)
+
+
+def run(plan: Plan) -> NoReturn:
     """Serve until a signal, which ends the process then. Raises CannotStart when the port cannot be had."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until `follow` looks at the files again, which it does at once
     listener = listen(plan.settings.server.host, plan.settings.server.port)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(plan, listener))
-    sys.exit(TERMINATED)  # by the SIGTERM that ends any process but the first one of a container
+    try:
+        run_open(serve(ByFiles(plan, listener), listener))
+    except KeyboardInterrupt:
+        leave(signal.SIGINT)
+    leave(signal.SIGTERM)  # which has ended any process by now but the first one of a container
+
+
+def run_open(serving: Coroutine[Any, Any, None]) -> None:
+    """Run, for a process that ends then: the loop is not closed, which would wait for threads that look up a name."""
+    asyncio.Runner(loop_factory=uvloop.new_event_loop).run(serving)
+
+
+def leave(number: int) -> NoReturn:
+    """End at once with the exit code that stands for this signal. `sys.exit` would wait for the same threads."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(128 + number)
+
+
+def announce(text: str) -> None:
+    """Print it, for whoever reads it."""
+    with suppress(OSError):
+        print(text, flush=True)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -68,44 +118,30 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def serve(
-    plan: Plan,
-    listener: socket.socket,
-    follow: Callable[[Reloader, Server], Awaitable[None]] | None = None,
-    make: Callable[[Application, Writer, str], Server] | None = None,
-    number: int = 1,
-    **always: Any,
-) -> None:
-    """Serve on the bound socket until a signal. `follow` runs beside it, has the configuration replaced and may end the
-    server that `make` makes; without them, files and signals do. The first configuration is generation `number`;
-    `always` are fields of every log line."""
+async def serve(leader: Leader, listener: socket.socket) -> None:
+    """Serve on the bound socket until a signal or the leader ends it."""
+    plan = leader.plan
     async with AsyncExitStack() as stack:
-        aim: Callable[[Settings], Settings] = _as_it_is
-        if plan.simulate:
-            from proxy.simulator import server as simulator  # only this mode pays for it
-
-            running = await simulator.start("127.0.0.1", 0)
-            stack.push_async_callback(running.stop)
-            aim = pointed_at(running.url)
+        aim = pointed_at(await _simulator(stack)) if plan.simulate else lambda settings: settings
         settings = aim(plan.settings)
-        log = Writer(sys.stdout.buffer, level=settings.logging.level, format=settings.logging.format, **always)
-        process = Process(log, simulated=plan.simulate)
-        app = Application(settings, plan.sources.digest, process, number)
+        log = Writer(sys.stdout.buffer, level=settings.logging.level, format=settings.logging.format, **leader.always)
+        app = Application(settings, plan.sources.digest, Process(log, simulated=plan.simulate), leader.generation)
         logging.getLogger().addHandler(FromLibraries(log, app.redact))
         report(log, "warning", "config_warning", plan.warnings)
-        server = (make or Server)(app, log, banner(plan, listener.getsockname()[1]))
-        following = asyncio.ensure_future((follow or _files)(Reloader(app, plan, aim), server))
-        stack.callback(following.cancel)
+        server = leader.server(app, log)
+        leading = asyncio.ensure_future(leader.lead(server, Reloader(app, aim)))
+        stack.callback(leading.cancel)
         await asyncio.sleep(0)  # it hears of signals before anybody hears of us
         await server.serve(sockets=[listener])
 
 
-async def _files(reloader: Reloader, server: Server) -> None:
-    await follow_files(reloader, leave=lambda: signal.raise_signal(signal.SIGTERM))
+async def _simulator(stack: AsyncExitStack) -> str:
+    """The URL of one that runs until the stack ends."""
+    from proxy.simulator import server as simulator  # only this mode pays for it
 
-
-def _as_it_is(settings: Settings) -> Settings:
-    return settings
+    running = await simulator.start("127.0.0.1", 0)
+    stack.push_async_callback(running.stop)
+    return running.url
 
 
 def pointed_at(url: str) -> Callable[[Settings], Settings]:
@@ -133,13 +169,14 @@ def refusals(log: Writer) -> Refused:
 
 class Server(uvicorn.Server):
     """uvicorn with our drain: at the first signal readiness ends and no connection is accepted; what is open after
-    `server.drain` seconds, or at the second signal, ends with an error that says so."""
+    `server.drain` seconds, or at the second signal, ends with an error that says so. `announce` is called when
+    requests are answered."""
 
-    def __init__(self, app: Application, log: Writer, banner: str) -> None:
+    def __init__(self, app: Application, log: Writer, announce: Callable[[], None]) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Protocol.bounded(limits_within(raised()), refusals(log)),
+                http=HttpProtocol.bounded(limits_within(raised()), refusals(log)),
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
@@ -153,16 +190,12 @@ class Server(uvicorn.Server):
         )
         self._application = app
         self._log = log
-        self._banner = banner
+        self._announce = announce
         self._loop = asyncio.get_running_loop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self.announce()
-
-    def announce(self) -> None:
-        """Tell that requests are answered now."""
-        print(self._banner, flush=True)
+        self._announce()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._captured_signals.append(sig)
@@ -187,6 +220,14 @@ class Server(uvicorn.Server):
     def _end(self, drain: float, rest: float) -> None:
         self._loop.call_later(drain, self._application.drain)
         self._loop.call_later(drain + rest, self._cancel)
+        self._hurry(set())
+
+    def _hurry(self, before: set[Any]) -> None:
+        """Wait no longer for clients that had their answer last time and are still sending."""
+        closing = {one for one in self.server_state.connections if one.transport.is_closing()}
+        for connection in closing & before:
+            connection.transport.close()
+        self._loop.call_later(LINGER, self._hurry, closing)
 
     def _cancel(self) -> None:
         """End what has not ended by itself; a request without an answer still gets one."""
@@ -203,4 +244,4 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
         await self._application.close()
-        self._log.flush()  # the signal is raised again after this, and may end the process at once
+        self._log.close()  # the signal is raised again after this, and may end the process at once

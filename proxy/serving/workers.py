@@ -3,163 +3,148 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import secrets
 import signal
-import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from email.utils import formatdate
 from importlib import import_module
-from typing import NoReturn
-
-import uvloop
+from typing import Any, NoReturn
 
 from proxy import supervisor
 from proxy.app import Application
-from proxy.core.errors import Overloaded, render
+from proxy.core.errors import Overloaded, place_of
 from proxy.generation import prepare
+from proxy.http.framing import refusal
 from proxy.logs import Writer
 from proxy.serving.banner import banner
-from proxy.serving.plan import CannotStart, Plan, held
-from proxy.serving.reload import Reloader, next_plan, report
-from proxy.serving.server import Server, listen, serve
-from proxy.settings.load import SettingsError, Sources
-from proxy.settings.problems import Problem
-from proxy.settings.reload import Looks, Watch
+from proxy.serving.current import Current, report
+from proxy.serving.plan import CannotStart, Plan, next_plan
+from proxy.serving.reload import Reloader
+from proxy.serving.server import Server, announce, leave, listen, refusals, run_open, serve
 from proxy.supervisor import Applied, CannotServe, Drain, End, NoWorkerStarts, Ready, Refused, Reload, Supervisor
 from proxy.upstream import trust
 
 
 def run(plan: Plan) -> NoReturn:
     """Serve until a signal, which ends the process then. Raises CannotStart, also when no worker can start."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the supervisor listens to it
     server, logging = plan.settings.server, plan.settings.logging
     listener = listen(server.host, server.port)
     log = Writer(sys.stdout.buffer, level=logging.level, format=logging.format)
     text = banner(plan, listener.getsockname()[1])
     report(log, "warning", "config_warning", plan.warnings)
-    current = Current(replace(plan, warnings=()), log)
+    shared = Shared(replace(plan, warnings=()), log)
     # What is imported now is in memory once, for all workers.
     import_module(f"proxy.upstream.{plan.settings.providers.mistral.transport}_transport")
 
     def work(worker: supervisor.Worker) -> None:
-        _work(worker, current, listener)
-
-    def announce() -> None:
-        print(text, flush=True)
+        try:
+            run_open(serve(ByOrders(worker, shared.current), listener))
+        except CannotStart as error:
+            raise CannotServe(str(error)) from None
 
     try:
-        number = Supervisor(server.workers, work, current, listener, log, announce, away=_away()).run()
+        number = Supervisor(
+            server.workers, work, shared, listener, log, lambda: announce(text), away=nobody_serves(log)
+        ).run()
     except NoWorkerStarts as error:
         raise CannotStart(f"No worker could start: {error}.") from None
-    signal.raise_signal(number)
-    sys.exit(128 + number)  # by the SIGTERM that ends any process but the first one of a container
+    log.close()
+    log.close()
+    if number == signal.SIGTERM:
+        signal.raise_signal(number)  # which ends any process but the first one of a container
+    leave(number)
 
 
-def _away() -> bytes:
-    body = render(Overloaded("No worker of the proxy is running at the moment. Send the request again later."))
-    return (
-        b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 5\r\n"
-        b"connection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
-    )
+def nobody_serves(log: Writer) -> Callable[[str], bytes]:
+    """Makes the answer to a connection from this address, and the log line of it."""
+    refused = refusals(log)
+    error = Overloaded("No worker of the proxy is running at the moment. Send the request again later.")
+
+    def answer(client: str) -> bytes:
+        request_id = secrets.token_hex(16)
+        refused(error.status, error.code, request_id, client.removeprefix("::ffff:"))
+        return b"".join(refusal(error, request_id, [(b"date", formatdate(usegmt=True).encode())]))
+
+    return answer
 
 
-class Current:
-    """The configuration that is to be served: the last one in which nothing was found to be wrong."""
+class Shared:
+    """What all workers serve, as the supervisor sees it."""
 
     def __init__(self, plan: Plan, log: Writer) -> None:
-        self.plan, self.generation = plan, 1
+        self.current = Current(plan, log)
         self._log = log
-        self._looks = Looks(plan.sources, log)
-        self._watch = Watch(plan.sources.files)
-        self._attended = os.isatty(0)
 
     @property
-    def sources(self) -> bytes:
-        return self.plan.sources.to_bytes()
+    def changes(self) -> bytes:
+        return self.current.plan.sources.changes()
+
+    @property
+    def generation(self) -> int:
+        return self.current.generation
 
     @property
     def drain(self) -> float:
-        return self.plan.settings.server.drain
+        return self.current.plan.settings.server.drain
 
     def look(self, *, asked: bool) -> bool:
-        """Whether there is a new one. What is wrong with one that there is not is in the log."""
-        if asked and self._attended and not os.isatty(0):
-            signal.raise_signal(signal.SIGTERM)  # somebody has closed the window of our terminal
+        """Whether there is a new one, with which all has been done that may fail in a worker."""
+        self._log.flush()  # there is no event loop here that would: lines may wait for room
+        planned = self.current.look(asked=asked)
+        if planned is None:
             return False
-        if not asked and not self._watch.changed():
-            return False
+        settings = planned.settings
         try:
-            return self._differs(asked=asked) and self._succeed()
-        except SettingsError as error:
-            problems = error.problems
-        except CannotStart as error:
-            problems = [Problem(self._looks.last.file or "environment", None, "", str(error))]
-        self._looks.ended(well=False)
-        report(self._log, "error", "reload_failed", problems)
-        return False
-
-    def _differs(self, *, asked: bool) -> bool:
-        """Read again; whether there is something to be tried."""
-        sources = self._looks.last.again()
-        if self._watch.files != sources.files:
-            self._watch = Watch(sources.files)
-        return self._looks.found(sources, self.plan.sources, self.generation, asked=asked)
-
-    def _succeed(self) -> bool:
-        """Do all that may fail in a worker; then it is the current one."""
-        planned = next_plan(self._looks.last, self.plan)
-        settings, _ = held(planned.settings, self.plan.settings)
-        prepare(settings)
-        trust(settings.providers.mistral)
-        self.plan, self.generation = replace(planned, settings=settings), self.generation + 1
-        self._looks.ended(well=True)
+            prepare(settings)
+            trust(settings.providers.mistral)
+        except Exception as error:
+            self.current.failed(error)
+            return False
+        self.current.took(planned)
         self._log.become(settings.logging.level, settings.logging.format)
         return True
 
 
-def _work(worker: supervisor.Worker, current: Current, listener: socket.socket) -> None:
-    """What one worker does, from its first moment to its last."""
+class ByOrders:
+    """A worker is led by the supervisor."""
 
-    async def follow(reloader: Reloader, server: Server) -> None:
-        await _obey(worker, reloader, server)
-
-    def make(app: Application, log: Writer, banner: str) -> Server:
-        return Led(app, log, worker)
-
-    serving = serve(current.plan, listener, follow, make, current.generation, worker=worker.number)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            runner.run(serving)
-        except CannotStart as error:
-            raise CannotServe(str(error)) from None
-
-
-async def _obey(worker: supervisor.Worker, reloader: Reloader, server: Server) -> None:
-    try:
-        async for order in worker.orders():
-            match order:
-                case Reload(generation, sources):
-                    applied = await reloader.apply(Sources.from_bytes(sources), generation)
-                    worker.tell(Applied(generation) if applied else Refused(generation))
-                case Drain():
-                    server.drain()
-                case End():
-                    server.end()
-    finally:
-        server.drain()  # the supervisor is gone, and nobody else would end this process
-
-
-class Led(Server):
-    """A worker's server: who leads it says when it ends."""
-
-    def __init__(self, app: Application, log: Writer, worker: supervisor.Worker) -> None:
-        super().__init__(app, log, "")
+    def __init__(self, worker: supervisor.Worker, current: Current) -> None:
+        self.plan, self.generation = current.plan, current.generation
+        self.always: Mapping[str, Any] = {"worker": worker.number}
         self._worker = worker
 
-    def announce(self) -> None:
-        self._worker.tell(Ready(self._application.current.number))
+    def server(self, app: Application, log: Writer) -> Server:
+        return WorkerServer(app, log, lambda: self._worker.tell(Ready(app.current.number)))
+
+    async def lead(self, server: Server, reloader: Reloader) -> None:
+        try:
+            async for order in self._worker.orders():
+                match order:
+                    case Reload():
+                        self._worker.tell(await self._reloaded(order, reloader))
+                    case Drain():
+                        server.drain()
+                    case End():
+                        server.end()
+        finally:
+            server.drain()  # the supervisor is gone, and nobody else would end this process
+
+    async def _reloaded(self, order: Reload, reloader: Reloader) -> Applied | Refused:
+        try:
+            sources = self.plan.sources.changed(order.changes)
+            planned = await asyncio.to_thread(next_plan, sources, self.plan)
+            applied = await reloader.apply(planned, order.generation)
+        except Exception as error:  # what is wrong with the settings the supervisor has found before
+            reloader.log("error", "unexpected", kind=type(error).__name__, place=place_of(error))
+            applied = False
+        return Applied(order.generation) if applied else Refused(order.generation)
+
+
+class WorkerServer(Server):
+    """Who leads it says when it ends."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,7 @@ from proxy.settings.schema import section
 __all__ = ["Loaded", "Problem", "SettingsError", "Sources", "load", "settings_of"]
 
 
-_decode = msgspec.msgpack.Decoder(
-    tuple[bytes | None, bytes, dict[bytes, bytes], dict[str, str | int], dict[bytes, SecretFile], bool]
-).decode
+_decode = msgspec.msgpack.Decoder(tuple[bytes, dict[bytes, SecretFile], bool]).decode
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -78,24 +76,18 @@ class Sources:
         file. Only the file counts: a digest of secrets would help to guess them."""
         return hashlib.sha256(self.data).hexdigest()[:12] if self.file else None
 
-    def to_bytes(self) -> bytes:
-        """For a pipe to another process of ours, never for a log or a disk: secrets are in it."""
-        # The environment and the names of files need not be text: what is no UTF-8 in them came in as surrogates.
-        environ = {os.fsencode(name): os.fsencode(value) for name, value in self.environ.items()}
+    def changes(self) -> bytes:
+        """What may be new since the start, for a pipe to another process of ours, never for a log or a disk: secrets
+        are in it."""
+        # The names of files need not be text: what is no UTF-8 in them came in as surrogates.
         secrets = {os.fsencode(name): found for name, found in self.secrets.items()}
-        file = None if self.file is None else os.fsencode(self.file)
-        return msgspec.msgpack.encode((file, self.data, environ, self.options, secrets, self.writable))
+        return msgspec.msgpack.encode((self.data, secrets, self.writable))
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Sources:
-        file, content, environ, options, secrets, writable = _decode(data)
-        return cls(
-            None if file is None else os.fsdecode(file),
-            content,
-            {os.fsdecode(name): os.fsdecode(value) for name, value in environ.items()},
-            options,
-            {os.fsdecode(name): found for name, found in secrets.items()},
-            writable,
+    def changed(self, changes: bytes) -> Sources:
+        """As those are that these `changes` are of, which had the same start."""
+        data, secrets, writable = _decode(changes)
+        return replace(
+            self, data=data, secrets={os.fsdecode(name): found for name, found in secrets.items()}, writable=writable
         )
 
     def _with_secrets(self) -> Sources:
@@ -109,7 +101,7 @@ class Sources:
 
         with suppress(SettingsError):  # whoever makes settings of it will say so
             _read(self, open_secret)
-        return Sources(self.file, self.data, self.environ, self.options, found, self.writable)
+        return replace(self, secrets=found)
 
 
 @dataclass(frozen=True, slots=True)

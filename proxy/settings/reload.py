@@ -53,18 +53,18 @@ def _look(file: str) -> tuple[int, ...] | None:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-class Looks:
-    """What was looked at last, beside what is in force, and what follows from another look."""
+class LastTried:
+    """The `sources` that were looked at last, beside those in force, and what follows from another look."""
 
     def __init__(self, running: Sources, log: Log) -> None:
-        self.last = running
+        self.sources = running
         """Of a broken configuration too, so that its mending is noticed."""
         self._log = log
         self._failed = False
 
     def found(self, sources: Sources, running: Sources, generation: int, *, asked: bool) -> bool:
         """Whether `sources` are to be tried: they are not in force, and new unless somebody has `asked`."""
-        before, self.last = self.last, sources
+        before, self.sources = self.sources, sources
         if sources != running:
             return asked or sources != before
         if asked or self._failed:

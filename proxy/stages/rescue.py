@@ -6,7 +6,7 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proxy.core.errors import Draining, ProxyError, render
+from proxy.core.errors import Draining, ProxyError, place_of, render
 from proxy.core.exchange import Exchange
 from proxy.core.services import Log, Middleware, Services
 
@@ -39,19 +39,12 @@ class Rescue:
             error = Draining("The proxy is shutting down. Send the request again.")
         except Exception as unexpected:
             error = ProxyError("Something went wrong in the proxy. Its log has the cause under this request id.")
-            self._report(Exchange.of(scope), unexpected)
+            kind, request_id = type(unexpected).__name__, Exchange.of(scope).request_id
+            self._log("error", "unexpected", request_id=request_id, kind=kind, place=place_of(unexpected))
         exchange = Exchange.of(scope)
         exchange.error = error
         if exchange.status is None:  # once an answer has begun, the server's closing it is all that is left
             await answer(send, error)
-
-    def _report(self, exchange: Exchange, error: Exception) -> None:
-        # The exception's text may quote a request or a key, so only its type and where it was raised are told.
-        trace, place = error.__traceback__, ""
-        while trace is not None:
-            code = trace.tb_frame.f_code
-            place, trace = f"{code.co_qualname}:{trace.tb_lineno}", trace.tb_next
-        self._log("error", "unexpected", request_id=exchange.request_id, kind=type(error).__name__, place=place)
 
 
 async def answer(send: Send, error: ProxyError) -> None:

@@ -11,10 +11,11 @@ import msgspec
 
 
 class Reload(msgspec.Struct, frozen=True, tag=True):
-    """To a worker: from now on serve what these sources say. They hold secrets, so the repr shows nothing of them."""
+    """To a worker: from now on serve what these changes make of that with which it began. They hold secrets, so the
+    repr shows nothing of them."""
 
     generation: int
-    sources: bytes
+    changes: bytes
 
     def __repr__(self) -> str:
         return f"Reload({self.generation})"

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from proxy.core.errors import place_of
 from proxy.core.services import Log
 from proxy.supervisor.backoff import FIRST, Backoff
 from proxy.supervisor.channel import Applied, Channel, Drain, End, Failed, Order, Ready, Refused, Reload, Report
@@ -25,13 +26,14 @@ class NoWorkerStarts(Exception):
 
 
 class Configuration(Protocol):
-    """What the workers are to serve: `sources` as bytes, their `generation`, and the `drain` they ask for, in seconds.
+    """What the workers are to serve: `changes` to what they began with, as bytes, the `generation`, and the `drain`
+    that is asked for, in seconds.
 
     A worker that is forked has this object as it is then.
     """
 
     @property
-    def sources(self) -> bytes: ...
+    def changes(self) -> bytes: ...
 
     @property
     def generation(self) -> int: ...
@@ -78,7 +80,7 @@ class Slot:
 
 class Supervisor:
     """`run()` keeps `count` workers at `work` until a signal ends them; `announce` is called once all are ready. `away`
-    is what whoever connects is answered while there is no worker and none is about to come."""
+    makes what whoever connects, from this address, is answered while there is no worker and none is about to come."""
 
     def __init__(
         self,
@@ -89,7 +91,7 @@ class Supervisor:
         log: Log,
         announce: Callable[[], None],
         *,
-        away: bytes = b"",
+        away: Callable[[str], bytes],
         timing: Timing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -184,7 +186,7 @@ class Supervisor:
                 slot.ready, slot.applied, self._ever_ready = self._now(), generation, True
             case Applied(generation):
                 slot.applied = generation
-            case Refused(generation):
+            case Refused(generation) if self._stopped_by is None:
                 # Settings are the same on every worker or there are none: the next one begins with the new ones.
                 self._log("error", "worker_refused", worker=slot.number, pid=slot.pid, generation=generation)
                 slot.tell(Drain())
@@ -253,12 +255,12 @@ class Supervisor:
             self._listener.setblocking(False)
             with suppress(OSError):
                 while True:
-                    self._answer(self._listener.accept()[0])
+                    self._answer(*self._listener.accept())
 
-    def _answer(self, client: socket.socket) -> None:
+    def _answer(self, client: socket.socket, address: tuple[str, int]) -> None:
         with client, suppress(OSError):
             client.setblocking(False)
-            client.send(self._away)
+            client.send(self._away(address[0]))
             client.shutdown(socket.SHUT_WR)
             client.recv(1 << 16)  # what is left unread would make the system take the answer back
 
@@ -296,16 +298,16 @@ class Supervisor:
     def _look(self, *, asked: bool) -> None:
         if self._stopped_by is not None:
             if asked:
-                self._log("warning", "reload_ignored", reason="the proxy is shutting down")
+                self._log("info", "reload_ignored", what="the proxy is shutting down")
             return
         try:
             new = self._configuration.look(asked=asked)
         except Exception as error:  # a fault here must not end what serves
-            self._log("error", "unexpected", kind=type(error).__name__)
+            self._log("error", "unexpected", kind=type(error).__name__, place=place_of(error))
             return
         if new:
             for slot in self._alive():
-                slot.tell(Reload(self._configuration.generation, self._configuration.sources))
+                slot.tell(Reload(self._configuration.generation, self._configuration.changes))
 
     # Time.
 

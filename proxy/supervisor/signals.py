@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from types import TracebackType
+from types import FrameType, TracebackType
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 """What the supervisor acts on."""
@@ -33,15 +33,17 @@ def of_a_worker(supervisor: int) -> None:
 
 
 class Signals:
-    """While this is open, signals arrive as bytes in a socket: none is missed and none interrupts."""
+    """While this is open, signals are kept until they are asked for, and a socket can be waited on for them: none is
+    missed and none interrupts."""
 
     def __init__(self) -> None:
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
+        self._arrived: list[int] = []
 
     def __enter__(self) -> Signals:
-        self._before = [(number, signal.signal(number, lambda *_: None)) for number in NUMBERS]
+        self._before = [(number, signal.signal(number, self._arrive)) for number in NUMBERS]
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         return self
 
@@ -60,8 +62,14 @@ class Signals:
     def fileno(self) -> int:
         return self._reader.fileno()
 
-    def received(self) -> bytes:
-        """The numbers that have come."""
+    def _arrive(self, number: int, frame: FrameType | None) -> None:
+        # The socket, which is there to wake us, has no room for what comes behind a storm of others.
+        if number not in self._arrived or number in (signal.SIGTERM, signal.SIGINT):
+            self._arrived.append(number)
+
+    def received(self) -> list[int]:
+        """The numbers that have come since the last call; SIGHUP and SIGCHLD only once."""
         with suppress(BlockingIOError):
-            return self._reader.recv(4096)
-        return b""
+            self._reader.recv(1 << 16)
+        arrived, self._arrived = self._arrived, []
+        return arrived

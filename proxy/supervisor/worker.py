@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from proxy.core.errors import place_of
 from proxy.supervisor import signals
 from proxy.supervisor.channel import LENGTH, Failed, Order, Report, order, packed
 
@@ -91,17 +92,8 @@ def _live(worker: Worker, work: Work, forget: Callable[[], None], supervisor: in
     except CannotServe as reason:
         worker.tell(Failed(str(reason)))
     except BaseException as error:
-        # The text of an exception may quote a setting: its type and its place are enough.
-        worker.tell(Failed(f"{type(error).__name__} at {_place(error)}"))
+        worker.tell(Failed(f"{type(error).__name__} at {place_of(error)}"))
     finally:
         with suppress(BaseException):
             sys.stdout.flush()
         os._exit(code)
-
-
-def _place(error: BaseException) -> str:
-    trace, place = error.__traceback__, "unknown"
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        place, trace = f"{code.co_qualname}:{trace.tb_lineno}", trace.tb_next
-    return place

@@ -98,8 +98,8 @@ ROWS = (
     Row(
         "A22",
         "more connections than there are file descriptors",
-        "idle ones make room, oldest first; when all are busy 503 `overloaded` or closed; health answers, and all is well "
-        "once they leave",
+        "idle ones make room, oldest first; when all are busy 503 `overloaded` or closed; health answers, and all is "
+        "well once they leave",
     ),
     Row("A23", "IPv6 clients and listeners, IPv4 addresses in IPv6 form", "served; the address is normalised"),
     Row("A24", "a made-up `X-Forwarded-For`", "ignored, unless it comes from `server.trusted_proxies`"),

@@ -167,6 +167,29 @@ async def test_k5_a_stream_longer_than_the_drain_ends_with_an_error(start: Any, 
     assert not stage.proxy.program.err
 
 
+async def test_k5_what_waits_behind_a_stream_on_its_connection_never_begins(start: Start) -> None:
+    """The connection ends with the answer before it, by which a client knows that it may ask again elsewhere."""
+    stage = start("200ms")
+    asked: list[str] = []
+
+    async def script(peer: Peer, received: Received) -> None:
+        asked.append(received.line)
+        await peer.send(STREAM + chunk(event("Hello")))
+        await peer.gone()
+
+    async with stage.upstream(script), connect(stage.url) as client:
+        await client.send(chat(stream=True) * 3)
+        assert (await client.head()).status == 200
+        assert await client.chunk() == event("Hello")
+        stage.proxy.program.signal(signal.SIGTERM)
+        assert frame(await client.chunk())["code"] == "draining"
+        assert await client.chunk() == b""
+        assert await client.end() == b""
+        assert await ends(stage) == 143
+    assert len(asked) == 1
+    assert not stage.proxy.program.err
+
+
 async def test_k5_what_has_not_begun_is_told_to_come_again(start: Start) -> None:
     """Requests that wait for the upstream, and one that waits for a place: an ordinary 503."""
     stage = start("200ms")

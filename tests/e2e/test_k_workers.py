@@ -438,3 +438,39 @@ async def test_simulating_workers_simulate_each_by_itself(tmp_path: Path) -> Non
         assert {(answer.status, answer.header("x-proxy-simulated")) for answer in answers} == {(200, "true")}
     finally:
         assert program.stop() in (143, -signal.SIGTERM)
+
+
+NO_NAMES = """\
+import time, uvloop
+
+
+class Loop(uvloop.Loop):
+    async def getaddrinfo(self, *args, **options):
+        print("looking up", flush=True)
+        return await self.run_in_executor(None, time.sleep, 3600)
+
+
+uvloop.new_event_loop = Loop
+"""
+"""As FAULT is: whoever looks up a name has a thread that no cancelling ends."""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_k7_the_end_waits_for_no_resolver(tmp_path: Path, workers: int) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NO_NAMES)
+    text = CONFIG.format(workers=workers, drain="100ms", upstream="https://provider.invalid", transport="aiohttp")
+    (tmp_path / "proxy.yaml").write_text(text)
+    keys = {"PROVIDER_KEY": PROVIDER_KEY, "TEAM_KEY": TEAM_KEY, "PYTHONPATH": str(tmp_path)}
+    program = Program("serve", env=keys, cwd=tmp_path)
+    try:
+        url = await asyncio.to_thread(program.url)
+        asked = asyncio.create_task(ask(url, chat()))
+        await asyncio.to_thread(until, lambda: "looking up\n" in program.out, "the name is looked up")
+        program.signal(signal.SIGINT)
+        assert (await soon(asked)).error()["code"] == "draining"
+        assert await asyncio.to_thread(program.ended) == 130
+    finally:
+        program.process.kill()
+        program.stop()
+    assert not program.logged("worker_died")
+    assert not program.err

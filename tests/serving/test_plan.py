@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proxy.core.secret import Secret
-from proxy.serving.plan import CannotStart, complete, exposure, held, plan
+from proxy.serving.plan import CannotStart, complete, exposure, next_plan, plan
 from proxy.settings.load import SettingsError, Sources
 from proxy.settings.model import Settings
 
@@ -101,9 +102,13 @@ def test_a_plan_of_broken_sources(tmp_path: Path) -> None:
         plan(Sources.read(file, {}), simulate=True)
 
 
-def test_what_no_running_proxy_can_change_is_held() -> None:
-    running = settings(server={"port": 1, "host": "127.0.0.2", "drain": "1s"})
-    made, waiting = held(settings(server={"port": 2, "host": "127.0.0.2", "drain": "9s"}), running)
-    assert (made.server.port, made.server.host, made.server.drain) == (1, "127.0.0.2", 9.0)
-    assert waiting == ["server.port"]
-    assert held(running, running) == (running, [])
+def test_what_no_running_proxy_can_change_waits_for_a_restart() -> None:
+    start = Sources("proxy.yaml", b"server: {port: 1, host: 127.0.0.2, drain: 1s}", {}, {})
+    teams = b"\nteams: {a: {keys: ['sha256:%s']}}" % (b"0" * 64)
+    running = plan(replace(start, data=start.data + teams), simulate=True)
+    made = next_plan(replace(start, data=b"server: {port: 2, host: 127.0.0.2, drain: 9s}" + teams), running)
+    server = made.settings.server
+    assert (server.port, server.host, server.drain) == (1, "127.0.0.2", 9.0)
+    assert made.waiting == ("server.port",)
+    again = next_plan(running.sources, made)
+    assert (again.settings.server, again.waiting) == (running.settings.server, ())

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from proxy.app import Application
-from proxy.generation import Process
+from proxy.generation import Process, prepare
 from proxy.logs import Writer
+from proxy.serving.current import MOST_PROBLEMS, Current
 from proxy.serving.plan import plan
-from proxy.serving.reload import MOST_PROBLEMS, Reloader, follow
+from proxy.serving.reload import Reloader, follow, from_threads, look
 from proxy.settings.load import Sources
 
 GOOD = 'server: {port: 0}\nteams: {research: {keys: ["${TEAM_KEY}"]}}\n'
@@ -28,6 +29,7 @@ class Setting:
 
     app: Application
     reloader: Reloader
+    current: Current
 
     def __init__(self, folder: Path, text: str = GOOD, **environ: str) -> None:
         self.file = folder / "proxy.yaml"
@@ -40,7 +42,8 @@ class Setting:
     async def begun(cls, *arguments: Any, **environ: str) -> Setting:
         made = await asyncio.to_thread(cls, *arguments, **environ)
         made.app = Application(made.plan.settings, made.plan.sources.digest, Process(Writer(made.lines)))
-        made.reloader = Reloader(made.app, made.plan)
+        made.reloader = Reloader(made.app)
+        made.current = Current(made.plan, from_threads(made.reloader.log))
         return made
 
     async def read(self, text: str | None = None, *, asked: bool = False) -> list[dict[str, Any]]:
@@ -49,7 +52,9 @@ class Setting:
             await asyncio.to_thread(self.file.write_text, text)
         self.lines.seek(0)
         self.lines.truncate()
-        await self.reloader.read(asked=asked)
+        for _ in range(1 if asked else 3):  # a file has to be at rest
+            await look(self.current, self.reloader, asked=asked)
+        await asyncio.sleep(0)  # what comes from another thread is written in the next turn
         return self.logged()
 
     def logged(self) -> list[dict[str, Any]]:
@@ -164,7 +169,18 @@ async def test_k4_warnings_are_logged(setting: Setting) -> None:
 
 async def test_during_the_drain_nothing_is_replaced(setting: Setting) -> None:
     setting.app.process.draining = True
-    [line] = await setting.read(GOOD + "# changed\n")
+    [line] = await setting.read(GOOD + "# changed\n", asked=True)
+    assert (line["level"], line["event"], setting.number) == ("info", "reload_ignored", 1)
+    assert await setting.read() == []
+
+
+async def test_a_reload_that_the_drain_overtakes_is_ignored(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(settings: Any) -> Any:
+        setting.app.process.draining = True
+        return prepare(settings)
+
+    monkeypatch.setattr("proxy.app.prepare", slow)
+    [line] = await setting.read(GOOD + "# changed\n", asked=True)
     assert (line["event"], setting.number) == ("reload_ignored", 1)
 
 
@@ -180,14 +196,6 @@ async def test_k15_a_fault_of_ours_ends_nothing(setting: Setting, monkeypatch: p
     assert (line["event"], setting.number) == ("reloaded", 2)
 
 
-async def test_sources_may_come_from_elsewhere(setting: Setting) -> None:
-    """As a worker gets them, with the number that they have everywhere."""
-    await asyncio.to_thread(setting.file.write_text, GOOD + "models: {default: m}\n")
-    sources = await asyncio.to_thread(setting.reloader.sources.again)
-    assert await setting.reloader.apply(Sources.from_bytes(sources.to_bytes()), 7)
-    assert (setting.number, setting.app.current.settings.models.default) == (7, "m")
-
-
 # The loop.
 
 
@@ -199,7 +207,7 @@ async def within(setting: Setting, number: int) -> None:
 
 async def test_k6_a_signal_and_a_change_are_followed(setting: Setting, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGHUP)
-    following = asyncio.create_task(follow(setting.reloader, 0.005))
+    following = asyncio.create_task(follow(setting.current, setting.reloader, 0.005))
     try:
         setting.file.write_text(GOOD + f"models: {{default: m}}\n# {tmp_path}\n")
         await within(setting, 2)
@@ -216,5 +224,30 @@ async def test_k6_a_signal_and_a_change_are_followed(setting: Setting, tmp_path:
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
-        signal.signal(signal.SIGHUP, before)
+        after = signal.signal(signal.SIGHUP, before)
+    assert after == signal.SIG_IGN
     assert [line["generation"] for line in setting.logged() if line["event"] == "reloaded"] == [2, 3, 4]
+
+
+async def test_k15_a_fault_is_not_the_end_of_looking(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ours, at some look: it is in the log, and the next look finds what there is to find."""
+    look, faults = setting.current.look, [RuntimeError("sk-team-key-0123456789")]
+
+    def fails_once(*, asked: bool) -> Any:
+        if faults:
+            raise faults.pop()
+        return look(asked=asked)
+
+    before = signal.getsignal(signal.SIGHUP)
+    monkeypatch.setattr(setting.current, "look", fails_once)
+    await asyncio.to_thread(setting.file.write_text, GOOD + "# changed\n")
+    following = asyncio.create_task(follow(setting.current, setting.reloader, 0.005))
+    try:
+        await within(setting, 2)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        signal.signal(signal.SIGHUP, before)
+    line = setting.logged()[0]
+    assert (line["level"], line["event"], line["kind"]) == ("error", "unexpected", "RuntimeError")
+    assert "fails_once:" in line["place"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import signal
 import socket
+import threading
 from typing import Any, cast
 
 import pytest
@@ -84,7 +86,7 @@ async def test_the_log_is_written_out_before_the_signal_ends_the_process(monkeyp
 
     monkeypatch.setattr(uvicorn.Server, "shutdown", shutdown)
     application = Application(log, 1.0)
-    await serve.Server(cast(Any, application), log, "").shutdown()
+    await serve.Server(cast(Any, application), log, lambda: None).shutdown()
     assert b'"last"' in stream.getvalue()
     assert application.closed
 
@@ -98,7 +100,7 @@ async def test_the_drain_ends_after_its_time_or_at_the_second_signal(
 
     monkeypatch.setattr(uvicorn.Server, "startup", startup)
     application = Application(Writer(io.BytesIO()), drain)
-    server = serve.Server(cast(Any, application), application.process.log, "the banner")
+    server = serve.Server(cast(Any, application), application.process.log, lambda: serve.announce("the banner"))
     await server.startup()
     assert capsys.readouterr().out == "the banner\n"
     for _ in range(signals):
@@ -109,42 +111,118 @@ async def test_the_drain_ends_after_its_time_or_at_the_second_signal(
     await asyncio.wait_for(application.drained.wait(), 5)
 
 
+class Connection:
+    """A connection of the server's, and its transport."""
+
+    transport = property(lambda self: self)
+
+    def __init__(self, *, closing: bool) -> None:
+        self.closing = closing
+        self.closed, self.aborted = asyncio.Event(), asyncio.Event()
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        self.closed.set()
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+
 @pytest.mark.parametrize("signals", [1, 2])
 async def test_k7_whoever_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch, signals: int) -> None:
     """A connection whose client reads nothing, and a task that waits for ever."""
     monkeypatch.setattr(serve, "AFTER_DRAIN" if signals == 1 else "AT_ONCE", 0.0)
     application = Application(Writer(io.BytesIO()), 0.0 if signals == 1 else 3600.0)
-    server = serve.Server(cast(Any, application), application.process.log, "")
-    gone = asyncio.Event()
-
-    class Connection:
-        transport = property(lambda self: self)
-
-        def abort(self) -> None:
-            gone.set()
-
+    server = serve.Server(cast(Any, application), application.process.log, lambda: None)
+    connection = Connection(closing=False)
     task = asyncio.ensure_future(asyncio.Event().wait())
-    server.server_state.connections.add(cast(Any, Connection()))
+    server.server_state.connections.add(cast(Any, connection))
     server.server_state.tasks.add(cast(Any, task))
     for _ in range(signals):
-        assert not gone.is_set()
+        assert not connection.aborted.is_set()
         server.handle_exit(signal.SIGTERM, None)
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 5)
-    await asyncio.wait_for(gone.wait(), 5)
+    await asyncio.wait_for(connection.aborted.wait(), 5)
     assert server.force_exit
+    assert not connection.closed.is_set()
 
 
-def test_the_first_process_of_a_container_ends_with_the_code_of_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel does not end it by a signal, so it comes to its end by itself."""
+async def test_k5_the_drain_does_not_wait_for_who_goes_on_sending_after_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such a connection is closing already; to close it once more is to wait no longer."""
+    monkeypatch.setattr(serve, "LINGER", 0.001)
+    application = Application(Writer(io.BytesIO()), 3600.0)
+    server = serve.Server(cast(Any, application), application.process.log, lambda: None)
+    lingering, busy = Connection(closing=True), Connection(closing=False)
+    server.server_state.connections |= {cast(Any, lingering), cast(Any, busy)}
+    server.handle_exit(signal.SIGTERM, None)
+    await asyncio.wait_for(lingering.closed.wait(), 5)
+    assert not busy.closed.is_set()
+    busy.closing = True
+    await asyncio.wait_for(busy.closed.wait(), 5)
 
-    async def ended(*_: Any) -> None:
+
+async def test_k5_whoever_has_just_been_answered_may_read_it() -> None:
+    application = Application(Writer(io.BytesIO()), 3600.0)
+    server = serve.Server(cast(Any, application), application.process.log, lambda: None)
+    lingering = Connection(closing=True)
+    server.server_state.connections.add(cast(Any, lingering))
+    server.handle_exit(signal.SIGTERM, None)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not lingering.closed.is_set()
+
+
+@pytest.mark.parametrize(("interrupted", "code"), [(False, 143), (True, 130)])
+def test_k7_the_process_ends_without_waiting_for_its_threads(
+    monkeypatch: pytest.MonkeyPatch, interrupted: bool, code: int
+) -> None:
+    """Also the first one of a container, which the kernel does not end by a signal: it comes to its end by itself, and
+    `os._exit` is the one way that asks no thread. One may be looking up a name."""
+
+    class Ended(BaseException):
         pass
 
+    looking_up, done = threading.Event(), threading.Event()
+
+    def look_up() -> None:
+        looking_up.set()
+        done.wait(60)
+
+    async def ended(*_: Any) -> None:
+        asyncio.get_running_loop().run_in_executor(None, look_up)
+        await asyncio.to_thread(looking_up.wait)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def exit(code: int) -> None:
+        assert not done.is_set()
+        raise Ended(code)
+
     monkeypatch.setattr(serve, "serve", ended)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    plan = Plan(Sources(None, b"", {}, {}), Settings.model_validate({"server": {"port": 0}}), simulate=True)
-    monkeypatch.setattr(serve, "listen", lambda host, port: None)
-    with pytest.raises(SystemExit) as raised:
-        serve.run(plan)
-    assert raised.value.code == 143
+    monkeypatch.setattr(os, "_exit", exit)
+    plan = Plan(Sources(None, b"", {}, {}), Settings(), simulate=True)
+    listener = serve.listen("127.0.0.1", 0)
+    monkeypatch.setattr(serve, "listen", lambda host, port: listener)
+    try:
+        with listener, pytest.raises(Ended) as raised:
+            serve.run(plan)
+    finally:
+        done.set()
+    assert raised.value.args == (code,)
+
+
+def test_nobody_need_read_the_banner(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", Full())
+        serve.announce("the banner")
+        patch.setattr(os, "_exit", lambda code: None)
+        serve.leave(signal.SIGTERM)

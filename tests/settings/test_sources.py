@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_the_same_sources_make_the_same_settings_without_any_file(file: Path, tm
     sources = Sources.read(file, ENVIRON, {"server.port": 1})
     file.unlink()
     (tmp_path / "secret").unlink()
-    other = Sources.from_bytes(sources.to_bytes())
+    other = Sources(str(file), b"", ENVIRON, {"server.port": 1}).changed(sources.changes())
     assert other == sources
     assert keys(other) == keys(sources) == [KEY, "sk-of-the-file-0123456789"]
     settings = settings_of(other).settings
@@ -51,13 +52,20 @@ def test_the_same_sources_make_the_same_settings_without_any_file(file: Path, tm
 def test_without_a_file(tmp_path: Path) -> None:
     sources = Sources.read(None, ENVIRON)
     assert (sources.file, sources.digest, sources.files) == (None, None, ())
-    assert Sources.from_bytes(sources.to_bytes()) == sources == sources.again()
+    assert sources.changed(sources.changes()) == sources == sources.again()
 
 
-def test_an_environment_that_is_no_text(file: Path) -> None:
-    environ = ENVIRON | {"ODD": os.fsdecode(b"a\xffb")}
-    sources = Sources.read(file, environ)
-    assert Sources.from_bytes(sources.to_bytes()) == sources
+def test_a_name_of_a_file_that_is_no_text(file: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"a\xffb")
+    (tmp_path / odd).write_text("sk-of-the-odd-file-0123456789")
+    sources = Sources.read(file, ENVIRON | {"ONE": f"file:{tmp_path}/{odd}"})
+    assert replace(sources, secrets={}).changed(sources.changes()) == sources
+    assert keys(sources)[0] == "sk-of-the-odd-file-0123456789"
+
+
+def test_what_cannot_change_is_no_change(file: Path) -> None:
+    """The environment may be large, and is full of secrets."""
+    assert KEY.encode() not in Sources.read(file, ENVIRON).changes()
 
 
 def test_they_are_what_has_to_be_watched(file: Path, tmp_path: Path) -> None:
@@ -96,7 +104,8 @@ def test_what_is_wrong_with_a_secret_file_is_said_by_its_line(
     (tmp_path / "secret").unlink()
     if content is not None:
         secret(tmp_path, content)
-    sources = Sources.from_bytes(Sources.read(file, ENVIRON).to_bytes())
+    sources = Sources.read(file, ENVIRON)
+    sources = sources.changed(sources.changes())
     with pytest.raises(SettingsError) as raised:
         settings_of(sources)
     [problem] = raised.value.problems
@@ -146,11 +155,12 @@ def test_k4_a_secret_file_that_everybody_can_read(file: Path, tmp_path: Path) ->
     assert settings_of(Sources.read(file, ENVIRON)).warnings == ()
     (tmp_path / "secret").chmod(0o644)
     sources = Sources.read(file, ENVIRON)
-    [warning] = settings_of(Sources.from_bytes(sources.to_bytes())).warnings
+    [warning] = settings_of(replace(sources, secrets={}).changed(sources.changes())).warnings
     assert str(warning) == f"{file}:1: teams.a.keys[1]: every user of this machine can read the secret file"
 
 
 def test_k4_a_configuration_that_everybody_can_change(file: Path) -> None:
     file.chmod(0o666)
-    [warning] = settings_of(Sources.read(file, ENVIRON)).warnings
+    sources = Sources.read(file, ENVIRON)
+    [warning] = settings_of(replace(sources, writable=False).changed(sources.changes())).warnings
     assert str(warning) == f"{file}: every user of this machine can change this file"

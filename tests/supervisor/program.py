@@ -41,7 +41,7 @@ def log(level: str, event: str, **fields: Any) -> None:
 class Configuration:
     def __init__(self, file: Path) -> None:
         self._file = file
-        self.sources, self.generation, self.drain = file.read_bytes(), 1, 0.5
+        self.changes, self.generation, self.drain = file.read_bytes(), 1, 0.5
 
     def look(self, *, asked: bool) -> bool:
         new = self._file.read_bytes()
@@ -49,9 +49,9 @@ class Configuration:
             log("info", "asked")
         if new == b"a fault":
             raise RuntimeError("a secret")
-        if new == self.sources or new.startswith(b"broken"):
+        if new == self.changes or new.startswith(b"broken"):
             return False
-        self.sources, self.generation = new, self.generation + 1
+        self.changes, self.generation = new, self.generation + 1
         return True
 
 
@@ -59,7 +59,7 @@ class Server:
     """What one worker serves."""
 
     def __init__(self, worker: Worker, configuration: Configuration) -> None:
-        self.worker, self.sources, self.generation = worker, configuration.sources, configuration.generation
+        self.worker, self.sources, self.generation = worker, configuration.changes, configuration.generation
         self.ended = asyncio.Event()
         self.draining = False
         self.open: set[asyncio.StreamWriter] = set()
@@ -123,10 +123,13 @@ def main(folder: Path, count: int) -> None:
     def announce() -> None:
         print(f"ready on http://{address[0]}:{address[1]}", flush=True)
 
+    def away(client: str) -> bytes:
+        return f"nobody for {client}\n".encode()
+
     given = {name: float(os.environ[name]) for name in ("ready", "again", "wait", "last") if name in os.environ}
     timing = Timing(**{"look": 0.02, "ready": 20.0, "last": 20.0} | given)
     try:
-        number = Supervisor(count, work, configuration, listener, log, announce, away=b"nobody\n", timing=timing).run()
+        number = Supervisor(count, work, configuration, listener, log, announce, away=away, timing=timing).run()
     except NoWorkerStarts as error:
         sys.exit(f"no worker: {error}")
     log("info", "over", signal=signal.Signals(number).name)

@@ -92,8 +92,8 @@ def test_a_worker_that_does_not_read_keeps_nobody_and_gets_only_the_newest(pair:
     first, newest, drain = read(theirs, channel)
     assert isinstance(first, Reload)
     assert isinstance(newest, Reload)
-    assert (first.generation, len(first.sources)) == (2, BIG)
-    assert (newest.generation, len(newest.sources)) == (8, BIG)
+    assert (first.generation, len(first.changes)) == (2, BIG)
+    assert (newest.generation, len(newest.changes)) == (8, BIG)
     assert drain == Drain()
 
 
