@@ -25,7 +25,7 @@ from uvicorn.server import ServerState
 
 from bench.measure import Cores, on_cores
 from bench.traffic import MODEL
-from proxy.core import json
+from proxy.core import strict_json
 from proxy.http.protocol import Protocol
 
 Samples = dict[str, dict[str, list[float]]]
@@ -38,7 +38,7 @@ WHOLE = "guard and checks, request of 600 B"
 """The row that has a goal: the protocol and the parse of one request together."""
 
 PROTOCOLS: dict[str, type[asyncio.Protocol]] = {"plain": HttpToolsProtocol, "ours": Protocol}
-PARSES: dict[str, Callable[[bytes], object]] = {"plain": msgspec.json.Decoder().decode, "ours": json.parse}
+PARSES: dict[str, Callable[[bytes], object]] = {"plain": msgspec.json.Decoder().decode, "ours": strict_json.parse}
 
 _TURNS = 100
 """Of the loop: more than any answer takes."""

@@ -1,11 +1,18 @@
-"""Log lines: one JSON object, or one console line, per event."""
+"""Log lines: one JSON object, or one console line, per event. Nobody waits until they are read."""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import os
+import select
+import socket
+import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
 from typing import Any, BinaryIO
 
 import msgspec
@@ -14,15 +21,28 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 FLUSH_AFTER = 0.05
 """Seconds that a line may wait for others, so that a busy worker writes once for many requests."""
 
+RETRY_AFTER = 0.01
+"""Seconds between two attempts to write what there is no room for: a pipe has 64 KiB, so 6 MB a second get through."""
+
 MOST_AT_ONCE = 4096
-"""Bytes that a pipe takes in one piece (PIPE_BUF of Linux), so that lines of several workers do not mix in it."""
+"""Bytes that a pipe takes whole or not at all (PIPE_BUF of Linux)."""
+
+MOST_LINES, MOST_BYTES = 10_000, 8 << 20
+"""What waits for a reader that does not read. Lines beyond are lost, and counted."""
+
+LAST_ATTEMPT = 1.0
+"""Seconds that the end of the process waits for that reader."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Writer:
     """Called as `log(level, event, **fields)`; lines below the level are not made. `now` gives Unix seconds, `always`
-    are fields of every line."""
+    are fields of every line.
+
+    Once a line is lost, all are until the ones before them are written: a gap is in one place, and `log_lost` there
+    tells how many lines it has.
+    """
 
     def __init__(
         self,
@@ -33,12 +53,14 @@ class Writer:
         now: Callable[[], float] = time.time,
         **always: Any,
     ) -> None:
-        self._stream = stream
+        self._write = without_waiting(stream)
         self._now = now
         self._always = always
         self.become(level, format)
         self._second, self._written = -1, ""
-        self._waiting: list[bytes] = []
+        self._waiting: deque[bytes] = deque()
+        self._bytes = self._lost = 0
+        self._flushed_by: asyncio.AbstractEventLoop | None = None
 
     def become(self, level: str, format: str) -> None:
         """Write the lines to come from this level on, in this format."""
@@ -48,14 +70,79 @@ class Writer:
     def __call__(self, level: str, event: str, **fields: Any) -> None:
         if LEVELS[level] < self._least:
             return
-        fields |= self._always
-        self._waiting.append(self._line(self._timestamp(), level, event, fields))
-        if len(self._waiting) > 1:
-            return
-        try:
-            asyncio.get_running_loop().call_later(FLUSH_AFTER, self.flush)
-        except RuntimeError:  # no loop: before it starts and after it ends
+        if self._lost or len(self._waiting) >= MOST_LINES or self._bytes >= MOST_BYTES:
+            self._lost += 1
+        else:
+            self._add(level, event, fields)
+        if not self._flush_later():
             self.flush()
+
+    def flush(self) -> None:
+        """Write what there is room for at once, and see to the rest later: no request waits for whoever reads this."""
+        self._flushed_by = None
+        try:
+            self._write_waiting()
+        except (OSError, ValueError):
+            self._flush_later(RETRY_AFTER)
+
+    def close(self) -> None:
+        """At the end of the process: write what waits, if there is room for it within LAST_ATTEMPT."""
+        end = time.monotonic() + LAST_ATTEMPT
+        while time.monotonic() < end:
+            try:
+                self._write_waiting()
+                return
+            except BlockingIOError:
+                time.sleep(RETRY_AFTER)
+            except (OSError, ValueError):  # nobody reads any more
+                return
+
+    def _write_waiting(self) -> None:
+        while self._waiting and (size := self._write(self._piece())):
+            self._forget(size)
+            if not self._waiting:
+                self._tell_what_is_lost()
+
+    def _flush_later(self, seconds: float = FLUSH_AFTER) -> bool:
+        """Whether there is a loop to do so: there is none before it starts, after it ends, and in the supervisor."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        if self._flushed_by is not loop:
+            self._flushed_by = loop
+            loop.call_later(seconds, self.flush)
+        return True
+
+    def _tell_what_is_lost(self) -> None:
+        lost, self._lost = self._lost, 0
+        if lost:
+            self._add("error", "log_lost", {"lines": lost})
+
+    def _add(self, level: str, event: str, fields: dict[str, Any]) -> None:
+        fields |= self._always
+        line = self._line(self._timestamp(), level, event, fields)
+        self._waiting.append(line)
+        self._bytes += len(line)
+
+    def _piece(self) -> bytes:
+        """Whole lines, as many as go at once; a longer line alone."""
+        size = count = 0
+        for line in self._waiting:
+            size += len(line)
+            if size > MOST_AT_ONCE and count:
+                break
+            count += 1
+        return b"".join(islice(self._waiting, count))
+
+    def _forget(self, size: int) -> None:
+        """So many bytes are written. Of a long line it may be the beginning."""
+        self._bytes -= size
+        while size:
+            line = self._waiting.popleft()
+            if size < len(line):
+                self._waiting.appendleft(line[size:])
+            size -= min(size, len(line))
 
     def _timestamp(self) -> str:
         """UTC, with milliseconds. The calendar is asked once a second, not once a line."""
@@ -64,28 +151,71 @@ class Writer:
             self._second, self._written = int(second), time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         return f"{self._written}.{int(fraction * 1000):03d}Z"
 
-    def flush(self) -> None:
-        lines, self._waiting = self._waiting, []
+
+# Where they go.
+
+
+def without_waiting(stream: BinaryIO) -> Callable[[bytes], int]:
+    """A function that writes bytes, or their beginning, and returns how many. Raises BlockingIOError instead of waiting
+    for the reader, and another OSError or a ValueError when there is none.
+
+    `stream` itself stays as it is: whoever started us may share it, and may not expect that it is non-blocking.
+    """
+    try:
+        descriptor = stream.fileno()
+        kind = os.fstat(descriptor).st_mode
+    except (OSError, ValueError):  # closed, or no file
+        return stream.write
+    if stat.S_ISREG(kind):
+        return lambda data: os.write(descriptor, data)  # nobody reads it, and every worker has the same place in it
+    if stat.S_ISSOCK(kind):
+        sock = socket.socket(fileno=os.dup(descriptor))
+        return lambda data: sock.send(data, socket.MSG_DONTWAIT)
+    try:
+        ours = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:  # no /proc, or it belongs to another user
+        return _IfReady(descriptor)
+    return _Whole(ours) if stat.S_ISFIFO(kind) else lambda data: os.write(ours, data)
+
+
+class _IfReady:
+    """Writes to a descriptor that is shared, and may be blocking."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __call__(self, data: bytes) -> int:
+        ready = select.poll()
+        ready.register(self._descriptor, select.POLLOUT)
+        if not ready.poll(0):
+            raise BlockingIOError
+        return os.write(self._descriptor, data[:MOST_AT_ONCE])  # there is room for as much
+
+
+class _Whole:
+    """Writes to a pipe through a descriptor of our own. A long line goes in pieces, between which no other worker
+    writes: whoever writes holds the pipe's lock until the line is at its end, and nobody waits for the lock."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._inside = False
+
+    def __call__(self, data: bytes) -> int:
+        if not self._inside:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
-            for piece in _pieces(lines):
-                # An unbuffered stream (PYTHONUNBUFFERED) writes less than all when a signal comes in between.
-                rest = memoryview(piece)
-                while rest:
-                    rest = rest[self._stream.write(rest) or len(rest) :]
-                self._stream.flush()
-        except (OSError, ValueError):  # the reader of our output is gone; the requests are not its fault
-            return
+            size = os.write(self._descriptor, data)
+            self._inside = data[size - 1 : size] != b"\n"
+            return size
+        except BrokenPipeError:
+            self._inside = False
+            raise
+        finally:
+            if not self._inside:
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
 
-def _pieces(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Whole lines, as many as go at once; a longer line alone."""
-    piece = b""
-    for line in lines:
-        if piece and len(piece) + len(line) > MOST_AT_ONCE:
-            yield piece
-            piece = b""
-        piece += line
-    yield piece
+# What they look like.
 
 
 def _json_line(time: str, level: str, event: str, fields: dict[str, Any]) -> bytes:

@@ -1,18 +1,26 @@
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import io
 import json
 import logging
-from typing import Any
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import data
+from proxy import data, logs
 from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
 from proxy.logs import MOST_AT_ONCE, FromLibraries, Writer
+from tests.programs import PATIENCE
 
 REDACT = Redactor(data.read("redaction.yaml"), [Secret("sk-very-secret-key")], [])
 
@@ -81,6 +89,247 @@ def test_a_closed_output_is_not_the_requests_fault() -> None:
     stream = io.BytesIO()
     stream.close()
     Writer(stream)("info", "x")
+
+
+# A reader that does not read.
+
+
+def stream(descriptor: int) -> BinaryIO:
+    return open(descriptor, "wb", closefd=False)
+
+
+class Pipe:
+    """A pipe with little room. `stream()` is its writing end as a process inherits it: blocking, and shared."""
+
+    def __init__(self) -> None:
+        self.reading, self.writing = os.pipe()
+        fcntl.fcntl(self.writing, fcntl.F_SETPIPE_SZ, 4096)
+        os.set_blocking(self.reading, False)
+
+    def stream(self) -> BinaryIO:
+        return stream(self.writing)
+
+    def read(self) -> bytes:
+        """What is in it now."""
+        with suppress(BlockingIOError):
+            return os.read(self.reading, 1 << 20)
+        return b""
+
+    def drained(self, *logs: Writer) -> bytes:
+        """What comes out of it when it is read, and they go on, until nothing more comes."""
+        out = b""
+        while got := self.read():
+            out += got
+            for log in logs:
+                log.flush()
+        return out
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    pipe = Pipe()
+    yield pipe
+    for end in (pipe.reading, pipe.writing):
+        with suppress(OSError):
+            os.close(end)
+
+
+def events(out: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def numbers(out: bytes) -> list[int]:
+    return [line["number"] for line in events(out)]
+
+
+def test_no_line_waits_for_the_reader_and_none_is_lost(pipe: Pipe) -> None:
+    log = Writer(pipe.stream())
+    for number in range(500):
+        log("info", "x", number=number)
+    assert numbers(pipe.drained(log)) == list(range(500))
+
+
+def test_what_we_inherited_stays_as_it_was(pipe: Pipe) -> None:
+    Writer(pipe.stream())("info", "x")
+    assert os.get_blocking(pipe.writing)
+
+
+async def test_in_a_loop_it_is_tried_again_by_itself(pipe: Pipe) -> None:
+    log = Writer(pipe.stream())
+    for number in range(500):
+        log("info", "x", number=number)
+    log.flush()
+    out = b""
+    async with asyncio.timeout(PATIENCE):
+        while out.count(b"\n") < 500:
+            out += pipe.read()
+            await asyncio.sleep(0.001)
+    assert numbers(out) == list(range(500))
+
+
+def test_too_many_lines_are_lost_and_counted(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MOST_LINES", 100)
+    log = Writer(pipe.stream(), level="error", worker=1)
+    for number in range(1000):
+        log("error", "x", number=number)
+    *told, last = events(pipe.drained(log))
+    assert [line["number"] for line in told] == list(range(len(told)))
+    assert len(told) > 100
+    assert (last["event"], last["level"], last["worker"]) == ("log_lost", "error", 1)
+    assert last["lines"] == 1000 - len(told)
+    log("error", "x", number=1000)
+    assert numbers(pipe.drained(log)) == [1000]
+
+
+def test_too_many_bytes_are_lost_and_counted(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "MOST_BYTES", 100_000)
+    log = Writer(pipe.stream())
+    for _ in range(50):
+        log("info", "x", text="y" * 10_000)
+    *told, last = events(pipe.drained(log))
+    assert 10 <= len(told) <= 11
+    assert last["lines"] == 50 - len(told)
+
+
+def test_lines_are_lost_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not here one and there one, whenever there was room for one."""
+
+    class Slow(io.BytesIO):
+        room = 0
+
+        def write(self, data: Any) -> int:
+            if not self.room:
+                raise BlockingIOError
+            self.room -= 1
+            return super().write(data)
+
+    monkeypatch.setattr(logs, "MOST_LINES", 20)
+    stream = Slow()
+    log = Writer(stream)
+    for number in range(100):
+        stream.room += number % 10 == 0
+        log("info", "x", number=number, text="y" * MOST_AT_ONCE)
+    stream.room = 1000
+    log.flush()
+    *told, last = events(stream.getvalue())
+    assert [line["number"] for line in told] == list(range(len(told)))
+    assert last["lines"] == 100 - len(told)
+
+
+def test_the_end_waits_for_the_reader(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, out = Writer(pipe.stream()), []
+    monkeypatch.setattr("time.sleep", lambda _: out.append(pipe.read()))
+    monkeypatch.setattr(logs, "LAST_ATTEMPT", PATIENCE)
+    for number in range(500):
+        log("info", "x", number=number)
+    log.close()
+    assert numbers(b"".join([*out, pipe.read()])) == list(range(500))
+
+
+def test_the_end_does_not_wait_for_long(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "LAST_ATTEMPT", 0.02)
+    log = Writer(pipe.stream())
+    for number in range(500):
+        log("info", "x", number=number)
+    log.close()
+
+
+def test_a_pipe_that_nobody_reads_any_more_is_not_the_requests_fault(pipe: Pipe) -> None:
+    log = Writer(pipe.stream())
+    os.close(pipe.reading)
+    for _ in range(3):
+        log("info", "x")
+    log.close()
+
+
+def test_a_pipe_of_another_user_is_no_reason_to_wait(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it cannot be opened once more, each piece is only written when there is room for it."""
+
+    def denied(*_: object) -> int:
+        raise PermissionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.open", denied)
+        log = Writer(pipe.stream())
+    for number in range(100):
+        log("info", "x", number=number, text="y" * 100 * number)
+    assert numbers(pipe.drained(log)) == list(range(100))
+
+
+def test_a_terminal_that_was_stopped_is_no_reason_to_wait() -> None:
+    ours, theirs = os.openpty()
+    os.set_blocking(ours, False)
+    log = Writer(stream(theirs))
+    for number in range(1000):
+        log("info", "x", number=number)
+    out = b""
+    with suppress(BlockingIOError):
+        while out.count(b"\n") < 1000:
+            out += os.read(ours, 1 << 16)
+            log.flush()
+    os.close(ours)
+    os.close(theirs)
+    assert numbers(out) == list(range(1000))
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_socket_that_is_full_is_no_reason_to_wait() -> None:
+    """As systemd gives us one."""
+    near, far = socket.socketpair()
+    with near, far:
+        log = Writer(stream(near.fileno()))
+        for number in range(9000):
+            log("info", "x", number=number)
+        out = b""
+        while out.count(b"\n") < 9000:
+            out += far.recv(1 << 20)
+            log.flush()
+        assert near.getblocking()
+        assert numbers(out) == list(range(9000))
+
+
+def test_a_file_has_room(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    with file.open("ab") as stream:
+        stream.write(b"the banner\n")
+        stream.flush()
+        for worker in (1, 2, 1):
+            Writer(stream, worker=worker)("info", "x")
+    banner, *lines = file.read_bytes().splitlines()
+    assert banner == b"the banner"
+    assert [json.loads(line)["worker"] for line in lines] == [1, 2, 1]
+
+
+def test_long_lines_of_several_workers_do_not_mix_in_a_pipe(pipe: Pipe) -> None:
+    workers = [Writer(pipe.stream(), worker=number) for number in range(4)]
+    for round in range(20):
+        for log in workers:
+            log("info", "x", text="y" * 700 * round, number=round)
+    lines = events(pipe.drained(*workers))
+    for number in range(4):
+        assert [line["number"] for line in lines if line["worker"] == number] == list(range(20))
+
+
+def test_a_worker_that_ends_within_a_line_does_not_keep_the_others_from_writing(pipe: Pipe) -> None:
+    one, other = Writer(pipe.stream()), Writer(pipe.stream())
+    one("info", "x", text="y" * 10_000)
+    other("info", "x", number=1)
+    assert b"number" not in pipe.drained(other)
+    os.close(one._write._descriptor)  # type: ignore[attr-defined]
+    other.flush()
+    assert pipe.read().endswith(b'"number":1}\n')
+
+
+def test_a_line_whose_reader_went_away_does_not_keep_the_others_from_writing(pipe: Pipe) -> None:
+    one, other = Writer(pipe.stream()), Writer(pipe.stream())
+    one("info", "x", text="y" * 10_000)
+    os.close(pipe.reading)
+    one.flush()
+    with pytest.raises(BrokenPipeError):
+        other._write(b"x\n")
+
+
+# The lines.
 
 
 def test_level_and_format_may_change() -> None:

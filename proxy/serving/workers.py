@@ -52,7 +52,6 @@ def run(plan: Plan) -> NoReturn:
     except NoWorkerStarts as error:
         raise CannotStart(f"No worker could start: {error}.") from None
     log.close()
-    log.close()
     if number == signal.SIGTERM:
         signal.raise_signal(number)  # which ends any process but the first one of a container
     leave(number)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proxy.core import json
+from proxy.core import strict_json
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import (
     BadRequest,
@@ -26,17 +26,18 @@ from proxy.core.errors import (
 )
 from proxy.core.exchange import Exchange
 from proxy.core.interrupt import Interruptible
+from proxy.core.json import Json, Malformed
 from proxy.core.services import Drainable, Middleware, Services
 
 _CLOSE = [(b"connection", b"close")]  # the rest of the body is not read, so the connection cannot be used again
 
-_ERRORS: dict[type[json.Malformed], type[BadRequest]] = {
-    json.Malformed: InvalidJson,
-    json.NotUtf8: InvalidEncoding,
-    json.TooDeep: JsonTooDeep,
-    json.TooLarge: JsonTooLarge,
-    json.Duplicate: DuplicateKey,
-    json.OutOfRange: NumberOutOfRange,
+_ERRORS: dict[type[Malformed], type[BadRequest]] = {
+    Malformed: InvalidJson,
+    strict_json.NotUtf8: InvalidEncoding,
+    strict_json.TooDeep: JsonTooDeep,
+    strict_json.TooLarge: JsonTooLarge,
+    strict_json.Duplicate: DuplicateKey,
+    strict_json.OutOfRange: NumberOutOfRange,
 }
 
 
@@ -106,11 +107,11 @@ class Body:
             message = await receive()
         raise ClientGone
 
-    def _parse(self, data: bytes | bytearray) -> json.Json:
+    def _parse(self, data: bytes | bytearray) -> Json:
         try:
-            return json.parse(data)
-        except json.Malformed as error:
-            key = error.key if isinstance(error, json.Duplicate) else None
+            return strict_json.parse(data)
+        except Malformed as error:
+            key = error.key if isinstance(error, strict_json.Duplicate) else None
             param = key if key in self._fields else None
             raise _ERRORS[type(error)](f"The body cannot be read: {error}.", param=param) from None
 

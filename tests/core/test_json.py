@@ -1,4 +1,4 @@
-"""JSON: what a request's body may be, and what is wrong with one that may not be."""
+"""JSON of the upstream, and what stands outside of its strings."""
 
 from __future__ import annotations
 
@@ -6,200 +6,25 @@ import json as standard
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core import json
-from tests.fuzz import bodies
-
-LEAVES = st.none() | st.booleans() | st.integers(-(2**65), 2**65) | st.floats(allow_nan=False) | st.text(max_size=5)
-VALUES = st.recursive(
-    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
-)
-NAMES = st.sampled_from(["model", "stream", "", "a", '"', "\\", "é", "😀", "a:1", '","a":'])
-SPACES = st.sampled_from(["", "", " ", "\n\t", "\r "])
+from tests.core.test_strict_json import VALUES
 
 
-@st.composite
-def objects(draw: st.DrawFn) -> bytes:
-    """Objects whose keys come in every spelling, often more than once, with space wherever it may be."""
-
-    def spaced(text: str) -> str:
-        return draw(SPACES) + text + draw(SPACES)
-
-    def spelled(name: str) -> str:
-        text = standard.dumps(name, ensure_ascii=draw(st.booleans()))
-        return "".join(f"\\u{ord(one):04x}" if one.isalnum() and ord(one) < 128 and draw(st.booleans()) else one
-                       for one in text) if '"' not in name and "\\" not in text else text  # fmt: skip
-
-    members = [
-        spaced(spelled(draw(NAMES))) + ":" + spaced(standard.dumps(draw(VALUES), ensure_ascii=draw(st.booleans())))
-        for _ in range(draw(st.integers(0, 4)))
-    ]
-    return spaced("{" + (",".join(members) or draw(SPACES)) + "}").encode()
+def test_an_answer_may_be_what_a_request_may_not() -> None:
+    assert json.decode(b'{"a":1,"a":[[2]]}') == {"a": [[2]]}
+    assert json.decode(b"[18446744073709551616]") == [2**64]
 
 
-def reason(data: bytes) -> type[json.Malformed]:
-    with pytest.raises(json.Malformed) as caught:
-        json.parse(data)
-    with pytest.raises(json.Malformed) as again:
-        json.parse(bytearray(data))
-    assert (type(again.value), str(again.value)) == (type(caught.value), str(caught.value))
-    return type(caught.value)
+@pytest.mark.parametrize("data", [b"", b"{", b"NaN", b'"\xff"', b"[" * 5000])
+def test_an_answer_that_is_no_json(data: bytes) -> None:
+    with pytest.raises(json.Malformed):
+        json.decode(data)
 
 
-# What is one object.
-
-
-@given(objects())
-@example(b'{"a":12,"a":1}')
-@example(b'{"a":"\\"a\\":1","a":1}')
-@example(b'{ "a" : 1 , "b" : 2 , "a" : 1 }')
-@example(b'{"model":1,"mod\\u0065l":2}')
-@example(b'{"a": 1,"b": 2,"c": 3,"d":0,"d": 4}')
-def test_it_reads_as_another_parser_does(data: bytes) -> None:
-    bodies.check(data)
-
-
-@given(st.binary(max_size=40) | st.text('{}[]",:\\u0dDe1-+.  aN', max_size=40).map(str.encode))
-def test_any_bytes_are_read_as_another_parser_does(data: bytes) -> None:
-    bodies.check(data)
-    bodies.check(b'{"a":' + data + b"}")
-
-
-@given(objects(), st.data())
-def test_a_damaged_object_is_read_as_another_parser_does(data: bytes, draw: st.DataObject) -> None:
-    at = draw.draw(st.integers(0, len(data)))
-    bodies.check(data[:at] + draw.draw(st.sampled_from([b"", b'"', b",", b"\\", b"}", b"\xff", b"1"])) + data[at + 1 :])
-
-
-# What is none.
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"", b" ", b"null", b"[]", b'"x"', b"1", b"{", b'{"a": 1}}', b'{"a": 1} {}', b"{'a': 1}", b'{"a": 1,}', b"{,}",
-        b"// no\n{}", b'{"a": /**/ 1}', b'{"a": 01}', b'{"a": +1}', b'{"a": .5}', b'{"a": 0x1}', b'{"a": tru',
-        b'{"a": "\n"}', b'{"a": "\\x"}', b'{"a": "\\ud83d', b'{a: 1}', b'{"a" 1}', b'{"a": nan}', b'{"a": undefined}',
-        b"[" * 65, b'[{"a":1,"a":2}]',
-    ],
-)  # fmt: skip
-def test_what_is_not_one_object(text: bytes) -> None:
-    assert reason(text) is json.Malformed or text == b"[" * 65
-
-
-@pytest.mark.parametrize(("text", "place"), [(b'{"a": ?}', "byte 6"), (b'{"secret": "abc', "byte 15")])
-def test_the_place_is_told_and_nothing_that_stands_there(text: bytes, place: str) -> None:
-    with pytest.raises(json.Malformed, match=place) as caught:
-        json.parse(text)
-    assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "number",
-    ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" * 400 + ".0", "18446744073709551616",
-     "-18446744073709551616", "1" * 5000, "-" + "1" * 5000, "1" * 5000 + ".5"],
-)  # fmt: skip
-@pytest.mark.parametrize("frame", ['{"a":%s}', '{"a":[{"b":[1, %s]}]}', '{"b":1 , "a": %s }'])
-def test_numbers_that_readers_disagree_on(frame: str, number: str) -> None:
-    assert reason((frame % number).encode()) is json.OutOfRange
-
-
-@pytest.mark.parametrize("number", [2**63, 2**64 - 1, -(2**64) + 1, 2**53 + 1, 1e308, 5e-324, 0.1234567890123456789012])
-def test_numbers_that_they_agree_on(number: float) -> None:
-    body = {"a": number, "b": "1" * 30, "1" * 30: 1}
-    assert json.parse(standard.dumps(body).encode()) == body
-
-
-@pytest.mark.parametrize("depth", [65, 66, 500, 900, 1100, 100_000, 1_000_000])
-@pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a":', "}"), ('[{"a":', "}]")])
-@pytest.mark.parametrize("closed", [True, False])
-def test_what_is_too_deep(depth: int, start: str, end: str, closed: bool) -> None:
-    depth //= len(end)
-    text = '{"a":' + start * depth + ("1" + end * depth + "}" if closed else "")
-    if len(end) * depth + 1 > 64:
-        assert reason(text.encode()) is json.TooDeep
-
-
-def test_the_deepest_that_is_read() -> None:
-    for start, end in (("[", "]"), ('{"a":', "}")):
-        data = ('{"a":' + start * 63 + "1" + end * 63 + "}").encode()
-        assert standard.loads(data) == json.parse(data)
-
-
-def test_brackets_in_text_are_no_depth() -> None:
-    body = {"a": ["[" * 1000 + '\\"{' * 1000] * 70}
-    assert json.parse(standard.dumps(body).encode()) == body
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        b'{"a":"\xff"}', b'{"\xff":1}', b'{"a":"\xc0\xaf"}', b'{"a":"\xed\xa0\x80"}', b'{"a":"\xf4\x90\x80\x80"}',
-        b"\xef\xbb\xbf{}", *('{"a":"b"}'.encode(name) for name in ("utf-16", "utf-16-le", "utf-16-be", "utf-32",
-        "utf-32-le", "utf-32-be")), "{}".encode("utf-16-le"), "{}".encode("utf-16-be"), b'{}\xff', b"\xff",
-        b'{"a":"\xc3',
-    ],
-)  # fmt: skip
-def test_what_is_not_utf_8(text: bytes) -> None:
-    assert reason(text) is json.NotUtf8
-
-
-@pytest.mark.parametrize(
-    "half",
-    ["\\ud800", "\\udbff", "\\uDC00", "\\ud800x", "\\ud800\\n", "\\ud800\\u0041", "\\ud800\\ud800", "\\udc00\\ud800"],
-)
-@pytest.mark.parametrize("frame", ['{"%s":1}', '{"a":"%s"}', '{"a":"x%s"}  ', '{"a":["%s",1,2,3,4]}'])
-def test_half_of_a_surrogate_pair(half: str, frame: str) -> None:
-    assert reason((frame % half).encode()) is json.NotUtf8
-
-
-def test_a_pair_and_a_backslash_are_whole() -> None:
-    assert json.parse(b'{"a":"\\ud83d\\ude00\\\\ud800"}') == {"a": "😀\\ud800"}
-
-
-@pytest.mark.parametrize("key", ["model", "mod\\u0065l", "\\u006dodel"])
-@pytest.mark.parametrize(
-    "frame", ['{"model":1,"%s":2}', '{"%s":1,"model":1}', ' { "%s" : 1 , "x": [{"model":2}], "model" :1}']
-)
-def test_a_key_twice(frame: str, key: str) -> None:
-    with pytest.raises(json.Duplicate) as caught:
-        json.parse((frame % key).encode())
-    assert caught.value.key == "model"
-    assert "model" not in str(caught.value)
-
-
-def test_it_is_the_right_key_of_which_is_told() -> None:
-    with pytest.raises(json.Duplicate) as caught:
-        json.parse(b'{"a":{"x":1,"b":2},"b":9,"a":123456}')
-    assert caught.value.key == "a"
-
-
-def test_a_key_twice_further_inside_is_the_last_one() -> None:
-    assert json.parse(b'{"a":{"b":1,"b":2}, "b":{"b":3}}') == {"a": {"b": 2}, "b": {"b": 3}}
-
-
-# How much of it.
-
-
-def test_so_many_values_and_no_more() -> None:
-    most = json.MOST_VALUES - 2  # the object, and the array's bracket
-    assert len(json.parse(b'{"a":[' + b",".join([b'",[{"'] * (most + 1)) + b"]}")["a"]) == most + 1
-    assert reason(b'{"a":[' + b",".join([b"1"] * (most + 2)) + b"]}") is json.TooLarge
-
-
-@pytest.mark.parametrize("unit", [b"[]", b"{}", b'""', b'"\\""', b"1", b'{"a":1}', b"[[]]", b'"a,b"', b"null"])
-def test_many_small_values(unit: bytes) -> None:
-    assert reason(b'{"a":[' + b",".join([unit] * 100_000) + b"]}") is json.TooLarge
-    assert reason(b'{"a":[' + b",".join([unit] * 100_000)) is json.TooLarge
-
-
-@pytest.mark.parametrize("text", ["[{,", "a, b, c ", "\\", '"', '\\"', "[1, 2], ", "é,", "\n,"])
-def test_text_is_one_value_however_long(text: str) -> None:
-    body = {"a": text * 100_000, "b": [text] * 100, text: 1}
-    assert json.parse(standard.dumps(body).encode()) == body
-    assert json.parse(json.encode(body)) == body
+# How many values.
 
 
 @given(st.lists(st.sampled_from(['"', "\\", ",", "[", "{", "a", "😀"]), max_size=30).map("".join), VALUES)
@@ -207,7 +32,16 @@ def test_what_is_counted_is_what_stands_outside_of_text(text: str, value: Any) -
     body = {text: [text, value, text]}
     data = standard.dumps(body).encode()
     plain = standard.dumps(_without_text(body)).encode()
-    assert _count(json._skeleton(data)) == _count(plain)
+    assert _count(json.outside_of_strings(data, 1000)) == _count(plain)
+
+
+@pytest.mark.parametrize("unit", [b"{},", b"[],", b"1,", b'"a",', b'{"a":"b"},', b'"\\\\",', b'"\\"",'])
+@pytest.mark.parametrize("count", [998, 999])
+def test_how_many_values(unit: bytes, count: int) -> None:
+    data = b"[" + unit * (count // (2 if unit[0] in b"[{" else 1)) + b"0]"
+    assert json.exceeds(data, 999) == (data.count(b"[") + data.count(b"{") + data.count(b",") > 999)
+    assert not json.exceeds(json.encode("[{," * 10_000), 999)
+    assert not json.exceeds(json.encode(["[{,"] * 998), 999)
 
 
 def _count(data: bytes) -> list[int]:
@@ -220,17 +54,3 @@ def _without_text(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_text(one) for one in value]
     return "" if isinstance(value, str) else value
-
-
-# Answers of the upstream.
-
-
-def test_an_answer_may_be_what_a_request_may_not() -> None:
-    assert json.decode(b'{"a":1,"a":[[2]]}') == {"a": [[2]]}
-    assert json.decode(b"[18446744073709551616]") == [2**64]
-
-
-@pytest.mark.parametrize("data", [b"", b"{", b"NaN", b'"\xff"', b"[" * 5000])
-def test_an_answer_that_is_no_json(data: bytes) -> None:
-    with pytest.raises(json.Malformed):
-        json.decode(data)

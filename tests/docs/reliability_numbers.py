@@ -48,6 +48,8 @@ def _of_requests(door: Limits, settings: Settings) -> Iterator[tuple[str, str]]:
     yield "speed of a body, on average", f"{size(int(pace.rate))} a second"
     yield "arrays and objects inside each other", f"{strict_json.DEEPEST}"
     yield "values in a body", f"{strict_json.MOST_VALUES:,}"
+    keys = f"{strict_json.MOST_KEYS:,}, of {strict_json.LONGEST_KEYS:,} characters together"
+    yield "keys at the top level of a body", keys
     yield "integers", f"below {strict_json.LARGEST:,} in magnitude; less where a field's range is"
 
 

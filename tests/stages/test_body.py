@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from proxy.core import json
 from proxy.core.errors import (
     BodyTooLarge,
     Draining,
@@ -23,6 +22,7 @@ from proxy.core.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
+from proxy.core.json import Malformed
 from proxy.providers.mistral.embeddings import EMBEDDINGS
 from proxy.providers.mistral.models import MODELS
 from proxy.stages import body
@@ -128,6 +128,7 @@ async def test_a_client_that_leaves_while_sending_is_no_request() -> None:
         (b'{"a":' * 5000, JsonTooDeep, None),
         (b"[" * 100_000, JsonTooDeep, None),
         (b'{"a":[' + b"1," * 100_000, JsonTooLarge, None),
+        (b"{" + b",".join(b'"%d":1' % at for at in range(2000)) + b"}", JsonTooLarge, None),
         (b'{"a": NaN}', NumberOutOfRange, None),
         (b'{"model":1,"mod\\u0065l":1}', DuplicateKey, "model"),
         (b'{"sk-secret":1,"sk-secret":1}', DuplicateKey, None),
@@ -142,7 +143,7 @@ async def test_what_is_wrong_is_told_by_its_code(text: bytes, kind: type[ProxyEr
 
 
 def test_every_fault_has_an_error() -> None:
-    assert set(body._ERRORS) == {json.Malformed, *json.Malformed.__subclasses__()}
+    assert set(body._ERRORS) == {Malformed, *Malformed.__subclasses__()}
 
 
 @given(st.lists(st.binary(max_size=60), max_size=4))
