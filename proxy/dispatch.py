@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.core import json
 from proxy.core.endpoint import Batch, Endpoint, EventStream, Meter, ModelFrom, Retry
-from proxy.core.errors import BadRequest, ClientGone, InvalidJson, ProxyError, UpstreamFailed, UpstreamRefusal
+from proxy.core.errors import BadRequest, ClientGone, ProxyError, UpstreamFailed, UpstreamRefusal
 from proxy.core.exchange import Exchange
 from proxy.core.json import Json
 from proxy.core.provider import Provider
@@ -196,7 +196,7 @@ class Responder:
 
     async def _once(self, body: Json | None, use: Callable[[Answer], Awaitable[T]]) -> T:
         """One request, which is sent again if it met a connection that the upstream was just about to close."""
-        data = None if body is None else _encode(body)
+        data = None if body is None else json.encode(body)
         try:
             try:
                 return await self._attempt(data, use)
@@ -254,13 +254,6 @@ def _forget_frames(error: ProxyError | ClientGone) -> None:
 def _is_costly(raw: bytes, most: int) -> bool:
     """An escape that may be one of the key's costs as much as a value: both are counted."""
     return raw.count(b"\\u00") > most or json.exceeds(raw, most)
-
-
-def _encode(body: Json) -> bytes:
-    try:
-        return json.encode(body)
-    except RecursionError:
-        raise InvalidJson("The body is nested too deeply.") from None
 
 
 async def _send_json(send: Send, body: bytes) -> None:

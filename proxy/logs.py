@@ -24,6 +24,9 @@ FLUSH_AFTER = 0.05
 RETRY_AFTER = 0.01
 """Seconds between two attempts to write what there is no room for: a pipe has 64 KiB, so 6 MB a second get through."""
 
+TROUBLE = 1.0
+"""Seconds until the next attempt when nobody can read any more, or the disk is full."""
+
 MOST_AT_ONCE = 4096
 """Bytes that a pipe takes whole or not at all (PIPE_BUF of Linux)."""
 
@@ -82,8 +85,10 @@ class Writer:
         self._flushed_by = None
         try:
             self._write_waiting()
-        except (OSError, ValueError):
+        except BlockingIOError:
             self._flush_later(RETRY_AFTER)
+        except (OSError, ValueError):
+            self._flush_later(TROUBLE)
 
     def close(self) -> None:
         """At the end of the process: write what waits, if there is room for it within LAST_ATTEMPT."""

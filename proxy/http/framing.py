@@ -109,6 +109,11 @@ def headers_too_large(limits: Limits) -> HeadersTooLarge:
     )
 
 
+def peer(address: str) -> str:
+    """The address of a client as people write it: a socket for both protocols shows IPv4 ones as ::ffff:192.0.2.7."""
+    return address.removeprefix("::ffff:")
+
+
 def refusal(error: ProxyError, request_id: str, always: Headers) -> tuple[bytes, bytes]:
     """Head and body of an answer that ends its connection; `always` are headers that every answer has."""
     body = render(error)

@@ -29,7 +29,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from proxy.core.errors import BadFraming, Overloaded, ProxyError, RequestTimeout
 from proxy.http.crowd import Crowd
-from proxy.http.framing import Limits, check, refusal, uri_too_long
+from proxy.http.framing import Limits, check, peer, refusal, uri_too_long
 from proxy.http.offer import declined
 from proxy.http.outgoing import Outgoing
 from proxy.http.progress import BODY, ENDED, HEAD, QUIET, Progress
@@ -47,8 +47,6 @@ _CHUNKS = 1000
 thousand of them, and what is read from a socket at once forty thousand."""
 
 _HEALTH = b"/health"
-_MAPPED = "::ffff:"
-"""How IPv4 addresses look to a socket that listens for IPv6."""
 
 
 class _NoMore(Exception):
@@ -106,8 +104,8 @@ class Protocol(HttpToolsProtocol):
         self.crowd.enters(self, len(self.connections))
         if self._deaf:
             return
-        if self.client and self.client[0].startswith(_MAPPED):
-            self.client = self.client[0].removeprefix(_MAPPED), self.client[1]
+        if self.client:
+            self.client = peer(self.client[0]), self.client[1]
         if sock := transport.get_extra_info("socket"):
             with suppress(OSError):  # the client is gone already
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.limits.send_buffer)

@@ -17,7 +17,7 @@ from proxy import supervisor
 from proxy.app import Application
 from proxy.core.errors import Overloaded, place_of
 from proxy.generation import prepare
-from proxy.http.framing import refusal
+from proxy.http.framing import peer, refusal
 from proxy.logs import Writer
 from proxy.serving.banner import banner
 from proxy.serving.current import Current, report
@@ -64,7 +64,7 @@ def nobody_serves(log: Writer) -> Callable[[str], bytes]:
 
     def answer(client: str) -> bytes:
         request_id = secrets.token_hex(16)
-        refused(error.status, error.code, request_id, client.removeprefix("::ffff:"))
+        refused(error.status, error.code, request_id, peer(client))
         return b"".join(refusal(error, request_id, [(b"date", formatdate(usegmt=True).encode())]))
 
     return answer

@@ -65,7 +65,7 @@ class AccessLog:
         finally:
             fields = self._fields(exchange, scope)
             if self._limit and exchange.team and exchange.team.log_content:
-                fields["request_content"] = self._content(_as_text(exchange.body))
+                fields["request_content"] = self._content(json.encode(exchange.body))
                 cut = len(answer) >= _MOST_CAPTURED or exchange.client_gone or exchange.error is not None
                 fields["answer_content"] = self._content(_joined(answer, cut) if exchange.streamed else bytes(answer))
             self._log(_level(exchange, fields["endpoint"]), "request", **fields)
@@ -150,13 +150,6 @@ def _said(line: bytes) -> Iterator[tuple[str, str]]:
             yield from ((f"{choice['index']}.{kind}", text) for kind, text in texts if isinstance(text, str))
     except (json.Malformed, KeyError, TypeError, AttributeError):
         return  # the end mark, a comment, an error frame
-
-
-def _as_text(body: json.Json | None) -> bytes:
-    try:
-        return json.encode(body)
-    except RecursionError:
-        return b"(nested too deeply)"
 
 
 def _count(value: object) -> int | None:

@@ -119,7 +119,7 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
         address = ip_address(match[match.lastindex or 0]) if match else None
     except ValueError:
         return None
-    # A socket for both protocols shows IPv4 peers as IPv6 ones (::ffff:192.0.2.7).
+    # What others say of their clients may have them as IPv6 addresses (::ffff:192.0.2.7).
     return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
 
 
