@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench import guard, report, soak
+from bench import guard, mischief, reload, report, soak
 from bench.load import Route, TargetFailedError, burst, connections, once, open_streams, take_turns
 from bench.measure import Cores, Processes, clock_id, on_cores
 from bench.report import figure, guard_table, headroom, markdown, table, text, warnings
@@ -376,11 +376,11 @@ async def soaking(upstream):
     """The soak's clients, straight at an upstream in this process."""
     async with await asyncio.start_server(upstream, "127.0.0.1", 0) as server:
         route = Route(server.sockets[0].getsockname()[1], {"authorization": "Bearer x"})
-        yield soak.Clients(route, random.Random(1))
+        yield mischief.Clients(route, random.Random(1))
 
 
 async def test_the_soaks_clients_find_their_own_answers():
-    async with soaking(soak.Upstream(random.Random(1)).serve) as clients:
+    async with soaking(mischief.Upstream(random.Random(1)).serve) as clients:
         await clients.good()
         await clients.good_stream()
     assert clients.seen == {"answer": 1, "stream": 1}
@@ -391,7 +391,7 @@ async def test_the_soaks_clients_find_their_own_answers():
 async def test_the_soaks_clients_find_somebody_elses_answer(kind):
     async def another(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + soak._completion("good 2") + b"\n" + soak._event("good 2"))
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + mischief._completion("good 2") + b"\n" + mischief._event("good 2"))
         writer.close()
 
     async with soaking(another) as clients:
@@ -401,7 +401,7 @@ async def test_the_soaks_clients_find_somebody_elses_answer(kind):
 
 
 async def test_every_kind_of_the_soaks_clients_comes_and_goes():
-    async with soaking(soak.Upstream(random.Random(1)).serve) as clients:
+    async with soaking(mischief.Upstream(random.Random(1)).serve) as clients:
         for kind in (clients.leaves, clients.leaves_a_stream, clients.garbage):
             await kind()
 
@@ -449,3 +449,10 @@ def test_an_unknown_target_is_refused():
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
     assert done.returncode == 2
     assert "no such target: nginx (there are forwarder, mistral-proxy, forwarder-again)" in done.stderr
+
+
+async def test_a_reload_is_seen_on_every_worker() -> None:
+    for workers in (1, 2):
+        found = await reload.seconds(workers, 2)
+        assert len(found) == 2
+        assert all(one > 0 for one in found)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from proxy import data, logs
 from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
-from proxy.logs import MOST_AT_ONCE, FromLibraries, Writer
+from proxy.logs import FLUSH_AFTER, MOST_AT_ONCE, RETRY_AFTER, TROUBLE, FromLibraries, Writer
 from tests.programs import PATIENCE
 
 REDACT = Redactor(data.read("redaction.yaml"), [Secret("sk-very-secret-key")], [])
@@ -377,3 +377,23 @@ def test_lines_of_libraries_are_redacted_and_have_no_traceback() -> None:
     assert line["message"] == "failed with ***"
     assert line["kind"] == "ValueError"
     assert b"sk-very" not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "seconds"), [(BlockingIOError, RETRY_AFTER), (BrokenPipeError, TROUBLE), (OSError, TROUBLE)]
+)
+async def test_who_may_read_soon_is_tried_again_soon(
+    monkeypatch: pytest.MonkeyPatch, trouble: type[OSError], seconds: float
+) -> None:
+    """A pipe that is full has room again in a moment; one that is closed stays closed."""
+
+    class Stream(io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise trouble
+
+    waits: list[float] = []
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", lambda wait, _: waits.append(wait))
+    log = Writer(Stream())
+    log("info", "one")
+    log.flush()
+    assert waits == [FLUSH_AFTER, seconds]
