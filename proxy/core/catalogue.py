@@ -1,46 +1,59 @@
 """Which models there are, and which one a name means.
 
-Built from the parsed config/models.yaml and the aliases of proxy.yaml. A name is resolved in two steps: `resolve` turns
-what the client wrote into the name that is sent to Mistral, `model` gives the facts behind a Mistral name.
+Built from the parsed config/models.yaml and the aliases and prices of proxy.yaml. A name is resolved in two steps:
+`resolve` turns what the client wrote into the name that is sent to Mistral, `model` gives the facts behind that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import astuple, replace
 from decimal import Decimal, InvalidOperation
+from hashlib import sha256
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, Final
 
 from proxy.core.json import Json
-from proxy.core.model import Model
+from proxy.core.model import Model, Price
 
 _NO_ALIASES: Final[Mapping[str, str]] = MappingProxyType({})
+_NO_PRICES: Final[Mapping[str, Price]] = MappingProxyType({})
 _TOKEN_PRICES: Final = {"input": "input_price", "output": "output_price", "cached": "cached_price"}
 _HIGHEST_PRICE: Final = 1_000_000
 
 
 class Catalogue:
     """`data` is the parsed models.yaml, `aliases` are those of proxy.yaml, which go before the shipped ones: a pattern
-    such as `gpt-*` given there also replaces what is shipped for `gpt-4o`.
+    such as `gpt-*` given there also replaces what is shipped for `gpt-4o`. So do its `prices`, by any name of a model
+    or by one that the catalogue does not know, such as a fine-tune's.
 
     `models` are in the order of the file, `aliases` are all that hold, `as_of` is the day of the facts (YYYY-MM-DD).
-    Nothing is remembered about the names that clients invent. Raises ValueError, naming the row, for bad data.
+    `price_version` tells one set of prices from another. Nothing is remembered about the names that clients invent.
+    Raises ValueError, naming the row, for bad data.
     """
 
-    def __init__(self, data: Json, aliases: Mapping[str, str] = _NO_ALIASES) -> None:
+    def __init__(
+        self,
+        data: Json,
+        aliases: Mapping[str, str] = _NO_ALIASES,
+        prices: Mapping[str, Price] = _NO_PRICES,
+    ) -> None:
         self.as_of: str = data["as_of"]
+        self.price_version = _version(self.as_of, prices)
+        self._priority = _percent(data["priority"])
         retired = ({"state": "retired"} | row for row in data["retired"])
-        self.models: tuple[Model, ...] = tuple(_model(row) for row in chain(data["models"], retired))
+        shipped = [self._row(row) for row in chain(data["models"], retired)]
+        self.models: tuple[Model, ...] = tuple(_priced(shipped, prices))
         self._by_name = _by_name(self.models)
-        shipped: dict[str, str] = data["aliases"]
-        self._layers = (_Layer(aliases), _Layer(shipped))
+        targets: dict[str, str] = data["aliases"]
+        self._layers = (_Layer(aliases), _Layer(targets))
         self.aliases: Mapping[str, str] = MappingProxyType(
-            dict(aliases) | {name: target for name, target in shipped.items() if name not in aliases}
+            dict(aliases) | {name: target for name, target in targets.items() if name not in aliases}
         )
         # Every name that can be known beforehand is decided now, so that a request pays one look-up.
         self._decided = {name: self._decide(name) for name in chain(self._by_name, self.aliases)}
+        self._others = {name: self._other(name, price) for name, price in prices.items() if name not in self._by_name}
 
     def resolve(self, name: str) -> str:
         """The name to send to Mistral for the one the client asked for. Applied once: the target of an alias is not
@@ -50,9 +63,19 @@ class Catalogue:
 
     def model(self, name: str) -> Model:
         """The facts behind a Mistral name; `Model(id=name)` for an unknown one. A fine-tune (`ft:<base>:…`) has the
-        facts of its base but no price, because Mistral prices it apart.
+        facts of its base but no price, because Mistral prices it apart: proxy.yaml may give one.
         """
-        return self._by_name.get(name) or self._fine_tune(name) or Model(id=name)
+        return self._by_name.get(name) or self._others.get(name) or self._fine_tune(name) or Model(id=name)
+
+    def _row(self, row: Mapping[str, Any]) -> Model:
+        return replace(_model(row), priority=self._priority)
+
+    def _other(self, name: str, price: Price) -> Model:
+        """A model that only proxy.yaml knows a price of."""
+        target = self.resolve(name)
+        if target != name:
+            raise ValueError(f"prices: {name} is never sent, it is an alias of {target}")
+        return replace(_with(self._fine_tune(name) or Model(id=name), name, price), priority=self._priority)
 
     def _decide(self, name: str) -> str:
         for layer in self._layers:
@@ -120,6 +143,36 @@ def micro_usd(price: str | int | float) -> int:
     if rest:
         raise ValueError(f"{price!r} is finer than a millionth of a USD")
     return micro
+
+
+def _percent(factor: str) -> int:
+    """ "1.75" as 175."""
+    percent, rest = divmod(micro_usd(factor), 10_000)
+    if rest:
+        raise ValueError(f"{factor!r} is finer than a hundredth")
+    return percent
+
+
+def _version(as_of: str, prices: Mapping[str, Price]) -> str:
+    if not prices:
+        return as_of
+    own = repr(sorted((name, astuple(price)) for name, price in prices.items()))
+    return f"{as_of}+{sha256(own.encode()).hexdigest()[:8]}"
+
+
+def _priced(models: Iterable[Model], prices: Mapping[str, Price]) -> Iterator[Model]:
+    for model in models:
+        given = [name for name in (model.id, *model.names) if name in prices]
+        if len(given) > 1:
+            raise ValueError(f"prices: {' and '.join(given)} are one model")
+        yield _with(model, given[0], prices[given[0]]) if given else model
+
+
+def _with(model: Model, name: str, price: Price) -> Model:
+    # What is reserved for a request is reckoned without the cache.
+    if price.cached is not None and price.cached > price.input:
+        raise ValueError(f"prices: {name}: cached tokens cost more than others")
+    return replace(model, input_price=price.input, output_price=price.output, cached_price=price.cached)
 
 
 def _model(row: Mapping[str, Any]) -> Model:

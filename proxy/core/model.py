@@ -29,15 +29,26 @@ def is_id(text: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Price:
+    """What proxy.yaml says of one model, in micro-USD per million tokens: of the prompt, of the answer (None: it gives
+    none, as with embeddings), and of prompt tokens found in the provider's cache (None: as the others)."""
+
+    input: int
+    output: int | None = None
+    cached: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """Facts that translation, routing and the `models` command read. A model that is not in the catalogue (a fine-tune,
     a name newer than this release) is passed through with these defaults.
 
     `id` is the name pinned to this version, `names` its other names at Mistral; `known` is whether the catalogue has
     this very name. `context` is in tokens. Token prices are micro-USD per million tokens, None when unknown or not by
-    token; `unit_prices` are micro-USD per one page, annotated_page, audio_minute or character. `efforts` are the
-    accepted values of reasoning_effort; empty means the model takes none. `state` is active, preview, experimental,
-    retired or unknown; `retirement` a date (YYYY-MM-DD), `replacement` an id.
+    token; `unit_prices` are micro-USD per one page, annotated_page, audio_minute or character. In the priority tier all
+    of them are `priority` percent. `efforts` are the accepted values of reasoning_effort; empty means the model takes
+    none. `state` is active, preview, experimental, retired or unknown; `retirement` a date (YYYY-MM-DD), `replacement`
+    an id.
     """
 
     id: str
@@ -50,6 +61,7 @@ class Model:
     output_price: int | None = None
     cached_price: int | None = None
     unit_prices: Mapping[str, int] = field(default_factory=_no_prices, hash=False)
+    priority: int = 100
     state: str = "unknown"
     retirement: str | None = None
     replacement: str | None = None
@@ -58,3 +70,25 @@ class Model:
     def reasons(self) -> bool:
         """Whether thinking may be sent to it and asked of it."""
         return bool(self.efforts) or "reasoning" in self.capabilities
+
+    def price_of(
+        self, *, prompt: int, completion: int, cached: int = 0, audio_seconds: int = 0, priority: bool = False
+    ) -> int | None:
+        """What so much costs in nano-USD, rounded up once; None when there is no price for it. `cached` tokens are a
+        part of the `prompt`; without a price of their own they cost as much as the others. Sound costs by the second
+        where the model has such a price, and is part of the prompt's tokens where it has none.
+        """
+        paid, said = self.input_price, self.output_price
+        if paid is None or (said is None and completion):
+            return None
+        kept = paid if self.cached_price is None else self.cached_price
+        # A micro-USD per million tokens is a pico-USD per token.
+        pico = (prompt - cached) * paid + cached * kept + completion * (said or 0)
+        if not audio_seconds:
+            return _up(pico * self.priority, 100_000) if priority else _up(pico, 1000)
+        by_minute = audio_seconds * self.unit_prices.get("audio_minute", 0) * 1_000_000
+        return _up((pico * 60 + by_minute) * (self.priority if priority else 100), 60 * 100_000)
+
+
+def _up(number: int, by: int) -> int:
+    return -(-number // by)

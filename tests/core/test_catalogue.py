@@ -17,7 +17,7 @@ from openai.types.audio import SpeechModel
 from openai.types.shared import ChatModel
 
 from proxy.core.catalogue import Catalogue, Pattern, micro_usd
-from proxy.core.model import Model
+from proxy.core.model import Model, Price
 
 DATA: dict[str, Any] = yaml.safe_load(Path("config/models.yaml").read_text())
 SHIPPED = Catalogue(DATA)
@@ -57,7 +57,7 @@ def test_every_row_is_complete() -> None:
             assert model.replacement
         else:
             assert model.capabilities
-            assert (model.input_price is not None) != bool(model.unit_prices)
+            assert model.input_price is not None or model.unit_prices
         assert model.retirement is None or re.fullmatch(r"20\d\d-\d\d-\d\d", model.retirement)
 
 
@@ -109,11 +109,44 @@ def test_facts_by_any_name(name: str, id: str, context: int, prices: tuple[int |
         ("voxtral-mini-transcribe-realtime-3", {"audio_minute": 8_000}),
         ("voxtral-mini-tts-latest", {"character": 16}),
         ("voxtral-mini-tts-3", {"character": 13}),
+        ("voxtral-small-latest", {"audio_minute": 4_000}),
+        ("mistral-ocr-2505", {"page": 1_000, "annotated_page": 3_000}),
         ("mistral-large-latest", {}),
     ],
 )
 def test_prices_by_other_units(name: str, prices: dict[str, int]) -> None:
     assert SHIPPED.model(name).unit_prices == prices
+
+
+@pytest.mark.parametrize(
+    ("name", "prices"),
+    [
+        ("open-mistral-7b", (250_000, 250_000, None)),
+        ("open-mixtral-8x7b", (700_000, 700_000, None)),
+        ("open-mixtral-8x22b", (2_000_000, 6_000_000, None)),
+        ("mistral-small-2402", (1_000_000, 3_000_000, None)),
+        ("mistral-medium-2312", (2_700_000, 8_100_000, None)),
+        ("mistral-large-2402", (4_000_000, 12_000_000, None)),
+        ("mistral-large-2407", (4_000_000, 12_000_000, None)),
+        ("mistral-tiny-2312", (250_000, 250_000, None)),
+        ("mistral-small-2312", (700_000, 700_000, None)),
+        ("mistral-large-2411", (2_000_000, 6_000_000, None)),
+        ("devstral-medium-latest", (400_000, 2_000_000, 40_000)),
+        ("mistral-saba-latest", (None, None, None)),
+    ],
+)
+def test_the_last_prices_of_retired_models(name: str, prices: tuple[int | None, ...]) -> None:
+    model = SHIPPED.model(name)
+    assert (model.state, model.input_price, model.output_price, model.cached_price) == ("retired", *prices)
+
+
+def test_no_shipped_price_is_below_that_of_the_cache() -> None:
+    for model in SHIPPED.models:
+        assert (model.cached_price or 0) <= (model.input_price or 0), model.id
+
+
+def test_the_priority_tier_costs_the_same_factor_everywhere() -> None:
+    assert {model.priority for model in SHIPPED.models} == {175}
 
 
 def test_who_takes_reasoning_effort() -> None:
@@ -318,7 +351,77 @@ def test_what_is_no_price_is_refused(price: str) -> None:
         micro_usd(price)
 
 
+# Prices of proxy.yaml
+
+FINE_TUNE = "ft:mistral-small-latest:587a6b29:20261120:7e773925"
+
+
+@pytest.mark.parametrize("name", ["mistral-large-2512", "mistral-large-latest", "mistral-large-3"])
+def test_an_own_price_holds_for_all_names_of_the_model(name: str) -> None:
+    catalogue = Catalogue(DATA, prices={name: Price(1, 2)})
+    for called in ("mistral-large-2512", "mistral-large-latest", "mistral-large-3"):
+        model = catalogue.model(called)
+        assert (model.input_price, model.output_price, model.cached_price) == (1, 2, None)
+        assert (model.id, model.known, model.context) == ("mistral-large-2512", True, 262144)
+    assert catalogue.model("mistral-large-2512") in catalogue.models
+    assert catalogue.model("mistral-small-latest") == SHIPPED.model("mistral-small-latest")
+
+
+def test_a_fine_tune_can_be_given_a_price() -> None:
+    model = Catalogue(DATA, prices={FINE_TUNE: Price(3, 4, 2)}).model(FINE_TUNE)
+    assert (model.id, model.known, model.context) == (FINE_TUNE, False, 262144)
+    assert (model.input_price, model.output_price, model.cached_price, model.priority) == (3, 4, 2, 175)
+
+
+def test_so_can_a_model_that_is_newer_than_this_release() -> None:
+    catalogue = Catalogue(DATA, {"mine": "mistral-small-2701"}, {"mistral-small-2701": Price(3, 4)})
+    expected = Model("mistral-small-2701", input_price=3, output_price=4, priority=175)
+    assert catalogue.model(catalogue.resolve("mine")) == expected
+    assert catalogue.model("mistral-small-2702") == Model("mistral-small-2702")
+
+
+def test_other_units_keep_their_prices() -> None:
+    model = Catalogue(DATA, prices={"voxtral-small-latest": Price(1, 1)}).model("voxtral-small-latest")
+    assert (model.input_price, model.unit_prices) == (1, {"audio_minute": 4_000})
+
+
+@pytest.mark.parametrize(
+    ("prices", "reason"),
+    [
+        ({"mistral-embed": Price(1), "mistral-embed-2312": Price(1)}, "mistral-embed-2312 and mistral-embed are one"),
+        ({"gpt-4o": Price(1, 1)}, "gpt-4o is never sent, it is an alias of mistral-large-latest"),
+        ({"gpt-9": Price(1, 1)}, "gpt-9 is never sent"),
+        ({"mistral-embed": Price(1, cached=2)}, "mistral-embed: cached tokens cost more"),
+        ({"mine": Price(1, 1, 2)}, "mine: cached tokens cost more"),
+    ],
+)
+def test_a_price_that_cannot_be_meant_is_refused(prices: dict[str, Price], reason: str) -> None:
+    with pytest.raises(ValueError, match=f"prices: {reason}"):
+        Catalogue(DATA, prices=prices)
+
+
+def test_the_version_of_the_prices_tells_them_apart() -> None:
+    one, same, other, more = (
+        Catalogue(DATA, prices=prices).price_version
+        for prices in (
+            {"a": Price(1, 2), "b": Price(3)},
+            {"b": Price(3), "a": Price(1, 2)},
+            {"a": Price(1, 2), "b": Price(4)},
+            {"a": Price(1, 2), "b": Price(3), "c": Price(0)},
+        )
+    )
+    assert SHIPPED.price_version == Catalogue(DATA, prices={}).price_version == "2026-11-20"
+    assert re.fullmatch(r"2026-11-20\+[0-9a-f]{8}", one)
+    assert one == same
+    assert len({one, other, more}) == 3
+
+
 # Bad data
+
+
+def test_the_factor_of_a_tier_has_two_decimals() -> None:
+    with pytest.raises(ValueError, match="finer than a hundredth"):
+        Catalogue(DATA | {"priority": "1.755"})
 
 
 @pytest.mark.parametrize(

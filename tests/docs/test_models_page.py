@@ -23,10 +23,11 @@ def code(words: Iterable[str]) -> str:
 
 
 def prices(model: Model) -> str:
-    """The prices in USD: `input / output / cached` by token, or each other unit by name."""
-    if model.unit_prices:
-        return ", ".join(f"{usd(price)} per {unit.replace('_', ' ')}" for unit, price in model.unit_prices.items())
-    return " / ".join(usd(price) or "–" for price in (model.input_price, model.output_price, model.cached_price))
+    """The prices in USD: `input / output / cached` by token, and each other unit by name."""
+    by_token = (model.input_price, model.output_price, model.cached_price)
+    told = [" / ".join(usd(price) or "–" for price in by_token)] if model.input_price is not None else []
+    told += [f"{usd(price)} per {unit.replace('_', ' ')}" for unit, price in model.unit_prices.items()]
+    return ", ".join(told)
 
 
 def served(catalogue: Catalogue) -> Iterator[str]:
@@ -39,11 +40,12 @@ def served(catalogue: Catalogue) -> Iterator[str]:
 
 
 def retired(catalogue: Catalogue) -> Iterator[str]:
-    yield "| model | since | successor |"
-    yield "|---|---|---|"
+    yield "| model | since | successor | last price, USD: in / out / cached |"
+    yield "|---|---|---|---|"
     for model in catalogue.models:
         if model.state == "retired":
-            yield f"| {code([model.id, *model.names])} | {model.retirement or ''} | {code([model.replacement or ''])} |"
+            names, successor = code([model.id, *model.names]), code([model.replacement or ""])
+            yield f"| {names} | {model.retirement or ''} | {successor} | {prices(model)} |"
 
 
 def aliases(catalogue: Catalogue) -> Iterator[str]:
@@ -80,6 +82,8 @@ def test_the_page_has_every_name_and_price() -> None:
     assert "0.15 / 0.6 / 0.015" in rows["mistral-small-2603"]
     assert "0.000016 per character" in rows["voxtral-mini-tts-2603"]
     assert "0.1 / – / –" in rows["mistral-embed-2312"]
+    assert "0.1 / 0.4 / 0.01, 0.004 per audio minute" in rows["voxtral-small-2507"]
+    assert "2.7 / 8.1 / –" in rows["mistral-medium-2312"]
 
 
 if __name__ == "__main__":
