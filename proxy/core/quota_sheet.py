@@ -1,0 +1,94 @@
+"""The rules that a request falls under, made ready: what is claimed of each, what is settled, what the client is told.
+
+Most teams have one sheet for all of their requests; one that limits a model apart has another one for that model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+from proxy.core.charge import NOTHING, Charge, Estimate
+from proxy.core.errors import Headers
+from proxy.core.quota import Claim, Counter, Rule, Standing, Unit
+from proxy.core.rate_headers import Shown
+
+_RESERVED: Final[Mapping[Unit, Callable[[Estimate], int]]] = {
+    Unit.TOKENS: lambda estimate: estimate.tokens,
+    Unit.SPEND: lambda estimate: estimate.cost or 0,
+}
+"""The most that a request can use. A request is one request, and holds one slot."""
+
+_USED: Final[Mapping[Unit, Callable[[Charge], int]]] = {
+    Unit.REQUESTS: lambda charge: 1,  # whatever became of it
+    Unit.TOKENS: lambda charge: charge.prompt + charge.completion,
+    Unit.SPEND: lambda charge: charge.cost or 0,
+    Unit.CONCURRENCY: lambda charge: 0,
+}
+"""What one that has ended has used."""
+
+
+class Line:
+    """One rule of one team, and the counters that it has: one, or one for each key."""
+
+    def __init__(self, team: str, rule: Rule) -> None:
+        self.rule = rule
+        self.used = _USED[rule.unit]
+        self._team = team
+        self._amount = _RESERVED.get(rule.unit)
+        self._counters: dict[str | None, Counter] = {}
+        self._claims: dict[str | None, Claim] = {}
+        """Those that are the same for every request."""
+
+    def claim(self, key: str, estimate: Estimate | None) -> Claim:
+        whose = key if self.rule.per_key else None
+        if self._amount is None:
+            if whose not in self._claims:
+                self._claims[whose] = Claim(self._counter(whose), self.rule.limit, 1)
+            return self._claims[whose]
+        return Claim(self._counter(whose), self.rule.limit, self._amount(estimate) if estimate else 0)
+
+    def _counter(self, key: str | None) -> Counter:
+        if key not in self._counters:
+            rule = self.rule
+            self._counters[key] = Counter(self._team, rule.unit, rule.window, key, rule.model, rule.shadow)
+        return self._counters[key]
+
+
+class Sheet:
+    """`lines` of one team, all of which a request falls under. `spends`: one of them refuses by money."""
+
+    def __init__(self, lines: Iterable[Line]) -> None:
+        self.lines = tuple(lines)
+        self.spends = any(line.rule.unit is Unit.SPEND and not line.rule.shadow for line in self.lines)
+        self._shown = Shown([line.rule for line in self.lines])
+
+    def claims(self, key: str, estimate: Estimate | None) -> list[Claim]:
+        return [line.claim(key, estimate) for line in self.lines]
+
+    def used(self, charge: Charge | None) -> list[int]:
+        """In the order of the claims. Without a charge nothing got to the provider."""
+        ended = charge or NOTHING
+        return [line.used(ended) for line in self.lines]
+
+    def headers(self, standings: Sequence[Standing]) -> Headers:
+        return self._shown.headers(standings)
+
+    def unpriced(self) -> Sheet:
+        """The same without what is counted in money."""
+        return Sheet(line for line in self.lines if line.rule.unit is not Unit.SPEND)
+
+
+class Sheets:
+    """The sheets of one team, by the catalogue's id of the model that is asked."""
+
+    def __init__(self, team: str, rules: Iterable[Rule]) -> None:
+        lines = [Line(team, rule) for rule in rules]
+        models = {line.rule.model for line in lines}
+        self._of = {
+            model: Sheet(line for line in lines if line.rule.model in (None, model)) for model in models | {None}
+        }
+        self._any = self._of[None]
+
+    def sheet(self, model: str | None) -> Sheet:
+        return self._of.get(model, self._any)
