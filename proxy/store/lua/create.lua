@@ -1,0 +1,11 @@
+-- A calendar counter is born, unless it has been meanwhile.
+--
+-- {root, counter, start, end, used}
+if root == arg[1] then
+    local key = sum_key(arg[2], arg[3])
+    if redis.call('HSETNX', key, 't', digits(arg[5])) == 1 then
+        redis.call('HSET', key, 'b', digits(now))
+        redis.call('PEXPIRE', key, digits(math.max(arg[4] - now, 0) + SPARE_MS))
+    end
+end
+return cmsgpack.pack({OK, now})

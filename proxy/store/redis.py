@@ -1,0 +1,298 @@
+"""Counters that several workers and replicas share, in Redis: one script lets a request in, one settles it.
+
+The clock is Redis's own. Calendar counters are born from the ledger whenever Redis does not have them, and all of them
+anew when it may have lost some: after FLUSHALL, a restart or a failover, which is another `root` (lua/common.lua).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Literal
+
+from redis.asyncio.connection import AbstractConnection
+
+from proxy.core.calendar import Calendar
+from proxy.core.quota import Claim, History, Standing, StoreGone, Verdict
+from proxy.core.secret import Secret
+from proxy.store.redis_births import Birth, Births
+from proxy.store.redis_clock import Periods, StoreClock
+from proxy.store.redis_link import LEASE, LEAVE, RESERVE, SETTLE, Ask, Link, Log
+from proxy.store.redis_settlements import Settlements
+
+PREFIX: Final = "mistral-proxy:{quota}:"
+
+_SLIDING, _CALENDAR, _SLOTS = 1, 2, 3
+_OK, _REFUSED, _NO_LEASE, _OTHER_PERIOD, _ABSENT, _KNOWN = 0, 1, 2, 3, 4, 5
+"""As in lua/common.lua."""
+
+_ROUNDS: Final = 8
+"""Questions for one reservation at most; more than one only after an outage or at the turn of a period."""
+
+
+class StoreUnfit(Exception):
+    """This Redis would throw counters away. The text says what to change there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds. `deadline` of one question to Redis, `patience` of one reservation with all its questions, each of which
+    has at `least` so many. `birth`: how long a new counter is waited for, which is for the ledger and not for Redis;
+    `settle_in`: how long rows of other workers may be on their way to the ledger. A `lease` is renewed at each `beat`;
+    what was not heard is said again after `retry`."""
+
+    deadline: float = 0.2
+    patience: float = 0.45
+    least: float = 0.05
+    birth: float = 2.5
+    settle_in: float = 0.3
+    lease: float = 15.0
+    beat: float = 5.0
+    retry: float = 1.0
+
+
+@dataclass(slots=True)
+class Held:
+    """A call that was granted under `root`, at `now` of the store's clock."""
+
+    root: str
+    now: int
+    claims: Sequence[Claim]
+
+
+class RedisStore:
+    """A QuotaStore. `owner` is this worker among all that share the Redis. `wall` gives Unix milliseconds, `monotonic`
+    seconds; `sleep` is how its tasks wait. Make it anywhere, `start` it in the loop that uses it, after fork.
+    """
+
+    def __init__(
+        self,
+        url: Secret,
+        calendar: Calendar,
+        history: History | None,
+        *,
+        owner: str,
+        log: Log,
+        wall: Callable[[], int],
+        prefix: str = PREFIX,
+        timing: Timing = Timing(),
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._url = url
+        self._history = history
+        self._owner = owner
+        self._log = log
+        self._prefix = prefix
+        self._timing = timing
+        self._sleep = sleep
+        self._clock = StoreClock(wall, monotonic)
+        self._periods = Periods(calendar, self._clock)
+        self._root: str | None = None
+        self._peers = 1
+        self._held: dict[str, Held] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._link: Link
+        self._births: Births
+        self._settlements: Settlements
+
+    async def start(self) -> None:
+        """Raises StoreUnfit. A Redis that is not there yet is waited for by nobody: it will be gone until it comes."""
+        timing = self._timing
+        self._link = Link(self._url, self._prefix, timing.deadline, self._met, self._log)
+        self._births = Births(self._link, self._history, self._clock, timing.settle_in, self._sleep)
+        self._settlements = Settlements(self._link, self._log, self._sleep, timing.retry)
+        with suppress(StoreGone):
+            await self._link.use(self._say_that_we_live)
+        if self._link.policy.startswith("allkeys-"):
+            await self._link.close()
+            raise StoreUnfit(
+                f"its maxmemory-policy is {self._link.policy}, which throws counters away; set it to noeviction, "
+                "or give the quotas a Redis of their own"
+            )
+        self._tasks = [asyncio.create_task(self._settlements.run()), asyncio.create_task(self._heartbeat())]
+
+    async def close(self, within: float = 2.0) -> None:
+        """Settle what waits, for so many seconds at most, and give back the slots."""
+        if not await self.drain(within):
+            self._log("error", "settlement_lost", kind="StoreGone", count=len(self._settlements))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._births.close()
+        with suppress(StoreGone):
+            await self._link.run_script(LEAVE, (self._owner,))
+        await self._link.close()
+
+    @property
+    def calendar(self) -> Calendar:
+        """Of another time zone when the configuration says so: its counters are others, and born from the ledger."""
+        return self._periods.calendar
+
+    @calendar.setter
+    def calendar(self, calendar: Calendar) -> None:
+        self._periods = Periods(calendar, self._clock)
+
+    async def drain(self, within: float) -> bool:
+        """Whether everything is settled, after so many seconds at most."""
+        return await self._settlements.drained(within)
+
+    async def ping(self) -> None:
+        """Raises StoreGone."""
+        await self._link.ping()
+
+    def peers(self) -> int:
+        """How many workers share this store, this one included, as it was last heard."""
+        return self._peers
+
+    async def reserve(self, call: str, claims: Sequence[Claim]) -> Verdict:
+        ask = Ask()
+        try:
+            root, answer = await self._answer(call, claims, ask)
+        except BaseException:
+            if ask.sent:
+                self._undo(call, claims)
+            raise
+        granted = answer[0] == _OK
+        if granted:
+            self._held[call] = Held(root, answer[1], claims)
+        return Verdict(granted, _standings(answer))
+
+    async def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...]:
+        """How the counters are, with nothing reserved. Raises StoreGone."""
+        _, answer = await self._answer(False, claims, Ask())
+        return _standings(answer)
+
+    def settle(self, call: str, claims: Sequence[Claim], used: Sequence[int]) -> None:
+        held = self._held.pop(call, None)
+        if held is not None:
+            rows = [self._used(claim, much, held.now) for claim, much in zip(claims, used, strict=True)]
+            self._send(held.root, call, rows)
+
+    def _undo(self, call: str, claims: Sequence[Claim]) -> None:
+        """Nobody knows whether it was granted; it is settled with nothing if it was, or will be."""
+        self._send(False, call, [self._used(claim, 0, None) for claim in claims])
+
+    def _send(self, root: str | Literal[False], call: str, rows: list[tuple[Any, ...]]) -> None:
+        packet = self._link.packet(SETTLE, (self._owner, root, call, self._clock.now(), rows))
+        self._settlements.add(packet, lasting=any(row[0] != _SLIDING for row in rows))
+
+    async def _answer(self, call: str | Literal[False], claims: Sequence[Claim], ask: Ask) -> tuple[str, list[Any]]:
+        """What Redis says of the claims at last, and under which root. Raises StoreGone."""
+        loop, timing, patience = asyncio.get_running_loop(), self._timing, self._timing.patience
+        question = partial(self._question, call, claims, ask)
+        for _ in range(_ROUNDS):
+            began = loop.time()
+            root, answer = await self._link.use(question, max(patience, timing.least))
+            patience -= loop.time() - began
+            status = answer[0]
+            if status in (_OK, _REFUSED):
+                return root, answer
+            if status == _NO_LEASE and self._root == root:
+                self._root = None
+            elif status == _ABSENT:
+                await self._births.make(self._absent(root, claims, answer), loop.time() + timing.birth)
+            elif status == _KNOWN:
+                break
+        raise StoreGone("NoVerdict")
+
+    async def _question(
+        self, call: str | Literal[False], claims: Sequence[Claim], ask: Ask, connection: AbstractConnection
+    ) -> tuple[str, list[Any]]:
+        root = self._root or await self._say_that_we_live(connection)
+        rows = [self._row(claim) for claim in claims]
+        packet = self._link.packet(RESERVE, (self._owner, root, call, rows))
+        answer = await self._link.ask(connection, packet, ask)
+        if answer[0] != _OK:
+            ask.sent = False  # nothing is reserved
+        self._clock.learn(answer[1])
+        if answer[0] in (_OK, _REFUSED) and len(answer) != 2 + 4 * len(claims):
+            raise ValueError("no answer of ours")
+        return root, answer
+
+    def _row(self, claim: Claim) -> tuple[Any, ...]:
+        """A claim as lua/reserve.lua takes it."""
+        counter = claim.counter
+        window = counter.window
+        if window is None:
+            return _SLOTS, counter.name, claim.limit, claim.amount, counter.shadow
+        if window.span is not None:
+            return _SLIDING, counter.name, claim.limit, claim.amount, counter.shadow, window.span
+        return _CALENDAR, counter.name, claim.limit, claim.amount, counter.shadow, *self._periods.edges(window)
+
+    def _used(self, claim: Claim, used: int, granted: int | None) -> tuple[Any, ...]:
+        """A claim as lua/settle.lua takes it; `granted`: when it was, None if nobody knows."""
+        window, name = claim.counter.window, claim.counter.name
+        if window is None:
+            return _SLOTS, name, claim.amount
+        if window.span is not None:
+            return _SLIDING, name, claim.amount, used, window.span
+        return _CALENDAR, name, claim.amount, used, self._periods.start(window, granted) if granted else 0
+
+    def _absent(self, root: str, claims: Sequence[Claim], answer: list[Any]) -> list[Birth]:
+        births = []
+        for place, start in zip(answer[2::2], answer[3::2], strict=True):
+            counter = claims[place].counter
+            assert counter.window
+            births.append(Birth(root, counter, start, self._periods.end(counter.window, start)))
+        return births
+
+    # Being alive.
+
+    def _met(self) -> None:
+        """Another run of the server: what it has may be older than what we know."""
+        self._root = None
+
+    async def _heartbeat(self) -> None:
+        while True:
+            pause = self._timing.beat
+            try:
+                await self._link.use(self._beat)
+            except StoreGone:
+                pause = self._timing.retry
+            await self._sleep(pause)
+
+    async def _beat(self, connection: AbstractConnection) -> None:
+        root = self._root
+        if root is not None:
+            answer = await self._link.ask(connection, self._link.packet(LEASE, (self._owner, root, self._lease)))
+            if answer[0] == _OK:
+                self._peers = max(1, answer[2])
+                return
+        await self._say_that_we_live(connection)
+
+    async def _say_that_we_live(self, connection: AbstractConnection) -> str:
+        """The root under which we do. Our lease may have ended, and others may have taken our slots for free: they are
+        taken again."""
+        run = self._link.run
+        slots = [
+            (claim.counter.name, call, claim.amount)
+            for call, held in self._held.items()
+            for claim in held.claims
+            if claim.counter.window is None
+        ]
+        argument = (self._owner, False, self._lease, run, secrets.token_hex(8), *slots)
+        answer = await self._link.ask(connection, self._link.packet(LEASE, argument))
+        _, now, peers, root = answer
+        self._clock.learn(now)
+        self._peers = max(1, peers)
+        if run == self._link.run:
+            self._root = root
+        return str(root)
+
+    @property
+    def _lease(self) -> int:
+        return int(self._timing.lease * 1000)
+
+
+def _standings(answer: list[Any]) -> tuple[Standing, ...]:
+    numbers = iter(answer[2:])
+    return tuple(
+        Standing(used, reserved, reset, None if wait < 0 else wait)
+        for used, reserved, reset, wait in zip(numbers, numbers, numbers, numbers, strict=True)
+    )
