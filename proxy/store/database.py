@@ -1,0 +1,202 @@
+"""One database, SQLite or PostgreSQL, behind two kinds of transaction and two kinds of trouble.
+
+Nothing here waits for ever: not for a lock, not for an answer, not for a connection. It all blocks, so it runs in
+threads. Importing SQLAlchemy takes 0.2 s: whoever may need no database imports this module when it is needed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import QueuePool
+
+PATIENCE: Final = 2.0
+"""Seconds that a connection, a lock or the answer to a statement is waited for."""
+
+GRACE: Final = 0.5
+"""Seconds after which a server is dead that should have ended a statement by itself."""
+
+IDLE_TRANSACTION: Final = 10_000
+"""Milliseconds after which PostgreSQL ends the transaction of a process that is frozen, and frees its locks."""
+
+_URLS: Final = "sqlite:///path/file.db or postgresql://user:password@host/name"
+
+_OLDEST_SQLITE: Final = (3, 24, 0)
+"""The first with ON CONFLICT."""
+
+_HOPELESS_SQLITE: Final = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_MISMATCH})
+_HOPELESS_POSTGRES: Final = ("28", "3D", "42", "3F", "0A")
+"""Classes of SQLSTATE: not let in, no such database, no such table or right to it, no such schema, not supported."""
+
+
+class DatabaseUnfit(Exception):
+    """No retry mends this: its message tells what to do, and has no password in it."""
+
+
+class DatabaseGone(Exception):
+    """It does not answer, is locked, full or read-only: it may be well again later."""
+
+
+class Database:
+    """`dialect` is `sqlite` or `postgresql`. Connections are made when they are needed: two, and two
+    more for a moment when those are in use."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._driver_error = engine.dialect.loaded_dbapi.Error
+        self.dialect = engine.dialect.name
+        self.mark = "?" if self.dialect == "sqlite" else "%s"
+        """What stands for a value in a statement of text."""
+
+    @contextmanager
+    def begin(self, patience: float = PATIENCE) -> Iterator[Connection]:
+        """A transaction that writes: committed at the end, rolled back when anything is raised.
+
+        Raises DatabaseGone, also when the commit was sent and no reply came: then nobody knows whether it was done.
+        """
+        with self._transaction(True, patience) as connection:
+            yield connection
+
+    @contextmanager
+    def read(self, patience: float = PATIENCE) -> Iterator[Connection]:
+        """A transaction that reads one state of the database. Raises DatabaseGone."""
+        with self._transaction(False, patience) as connection:
+            yield connection
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self, writes: bool, patience: float) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection:
+                connection.execution_options(writes=writes, patience=patience)
+                with connection.begin():
+                    yield connection
+        except (DataError, IntegrityError):
+            raise
+        except PoolTimeout:
+            raise DatabaseGone("every connection to the database is in use") from None
+        except DBAPIError as error:
+            raise _trouble(error.orig, self._engine.url) from None
+        except self._driver_error as error:  # while a connection was made
+            raise _trouble(error, self._engine.url) from None
+
+
+def open_database(url: str) -> Database:
+    """`sqlite:///path` or `postgresql://user:password@host/name`. Connects to nothing yet. Raises DatabaseUnfit."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise DatabaseUnfit(f"its URL is not like {_URLS}") from None
+    if parsed.drivername == "sqlite":
+        return Database(_sqlite(parsed))
+    if parsed.drivername in ("postgresql", "postgresql+psycopg"):
+        return Database(_postgresql(parsed))
+    raise DatabaseUnfit(f"there is no support for {parsed.drivername!r}: its URL must be like {_URLS}")
+
+
+# SQLite: a transaction that reads first and writes later fails at once when another one wrote in between, whatever the
+# timeout. So those that write say so when they begin.
+
+
+def _sqlite(url: URL) -> Engine:
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        raise DatabaseUnfit(f"SQLite {sqlite3.sqlite_version} is too old: 3.24 is the first that will do")
+    if not url.database or url.database == ":memory:":
+        raise DatabaseUnfit("a SQLite database is a file: sqlite:///path/file.db")
+    engine = create_engine(
+        url.set(drivername="sqlite+pysqlite"),
+        poolclass=QueuePool,
+        pool_size=2,
+        max_overflow=2,
+        pool_timeout=PATIENCE,
+        connect_args={"timeout": PATIENCE, "isolation_level": None, "check_same_thread": False},
+        hide_parameters=True,
+    )
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    """FULL: what is committed outlives a power failure. It costs one fsync for each batch of calls."""
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "journal_size_limit = 67108864"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    patience = options["patience"]
+    if connection.info.get("patience", PATIENCE) != patience:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {_milliseconds(patience)}")
+        connection.info["patience"] = patience
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options["writes"] else "BEGIN")
+
+
+# PostgreSQL: the server ends a statement that takes too long, and the client a connection whose server does not even
+# do that.
+
+
+def _postgresql(url: URL) -> Engine:
+    try:
+        from proxy.store.postgres import Connection as Postgres
+    except ImportError:
+        raise DatabaseUnfit("PostgreSQL needs a driver: pip install 'mistral-proxy[postgres]'") from None
+    engine = create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        pool_size=2,
+        max_overflow=2,
+        pool_timeout=PATIENCE,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        connect_args={
+            "connect_timeout": int(PATIENCE),
+            "application_name": "mistral-proxy",
+            "options": f"-c statement_timeout={_milliseconds(PATIENCE)}"
+            f" -c idle_in_transaction_session_timeout={IDLE_TRANSACTION}",
+        },
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> Postgres:
+        return Postgres.connect(*arguments, **options)
+
+    event.listen(engine, "begin", _begin_postgresql)
+    return engine
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    patience = connection.get_execution_options()["patience"]
+    driver: Any = connection.connection.driver_connection
+    driver.patience = patience + GRACE
+    if patience != PATIENCE:
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {_milliseconds(patience)}")
+
+
+def _milliseconds(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+# What went wrong.
+
+
+def _trouble(cause: BaseException | None, url: URL) -> DatabaseGone | DatabaseUnfit:
+    said = str(cause).strip().split("\n")[0]
+    if url.password:
+        said = said.replace(str(url.password), "***")
+    if isinstance(cause, sqlite3.Error):
+        return DatabaseUnfit(said) if _code(cause) & 0xFF in _HOPELESS_SQLITE else DatabaseGone(said)
+    state = getattr(cause, "sqlstate", None) or ""
+    return DatabaseUnfit(said) if state.startswith(_HOPELESS_POSTGRES) else DatabaseGone(said)
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's extended result code; of an error of the driver's own 0."""
+    return getattr(error, "sqlite_errorcode", 0)

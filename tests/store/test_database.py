@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import sqlite3
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
+
+from proxy.store.database import Database, DatabaseGone, DatabaseUnfit, open_database
+from proxy.store.migrations import migrate
+from proxy.store.tables import META
+from tests.postgres_server import PASSWORD, PostgresServer
+from tests.store.conftest import Connect
+
+
+def version(database: Database) -> int:
+    with database.read() as connection:
+        number: int = connection.execute(select(META.c.version)).scalar_one()
+    return number
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "",
+        "ledger.db",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "mysql://user:secret-word@host/name",
+        "postgresql://user:secret-word@host:port/name",
+        "postgresql+psycopg2://user:secret-word@host/name",
+    ],
+)
+def test_a_url_of_nothing_we_know(bad: str) -> None:
+    with pytest.raises(DatabaseUnfit) as caught:
+        open_database(bad)
+    assert "secret-word" not in str(caught.value)
+    assert "sqlite:///" in str(caught.value)
+
+
+def test_without_a_driver_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "proxy.store.postgres", raising=False)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(DatabaseUnfit, match=r"mistral-proxy\[postgres\]"):
+        open_database("postgresql://user@host/name")
+
+
+def test_a_file_that_is_no_database(tmp_path: Path, connect: Connect) -> None:
+    (tmp_path / "notes.txt").write_text("Not a database. " * 100)
+    with pytest.raises(DatabaseUnfit, match="not a database"):
+        migrate(connect(f"sqlite:///{tmp_path}/notes.txt"))
+
+
+def test_a_folder_that_does_not_exist(tmp_path: Path, connect: Connect) -> None:
+    with pytest.raises(DatabaseGone, match="unable to open"):
+        migrate(connect(f"sqlite:///{tmp_path}/missing/ledger.db"))
+
+
+def test_sqlite_keeps_what_it_has_committed_through_a_power_failure(tmp_path: Path, connect: Connect) -> None:
+    with connect(f"sqlite:///{tmp_path}/ledger.db").read() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2
+
+
+def test_what_is_raised_in_a_transaction_undoes_it(database: Database) -> None:
+    with pytest.raises(RuntimeError), database.begin() as connection:
+        connection.execute(META.update().values(version=77))
+        raise RuntimeError
+    assert version(database) == 1
+
+
+def test_a_constraint_is_no_trouble_of_the_database(database: Database) -> None:
+    with pytest.raises(IntegrityError), database.begin() as connection:
+        connection.execute(insert(META).values(version=None))
+
+
+def test_a_writer_waits_for_another_one_though_it_reads_first(tmp_path: Path, connect: Connect) -> None:
+    """SQLite fails at once, whatever the timeout, when a transaction that has read is to write after another one."""
+    database = connect(f"sqlite:///{tmp_path}/ledger.db")
+    migrate(database)
+    other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+    with database.begin() as connection:
+        assert connection.execute(select(META.c.version)).scalar_one() == 1
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("PRAGMA busy_timeout = 0").connection.execute("BEGIN IMMEDIATE")
+        connection.execute(META.update().values(version=2))
+    assert version(database) == 2
+    other.close()
+
+
+def test_a_lock_is_not_waited_for_longer_than_said(tmp_path: Path, connect: Connect) -> None:
+    database = connect(f"sqlite:///{tmp_path}/ledger.db")
+    migrate(database)
+    other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DatabaseGone, match="locked"), database.begin(0.05):
+        pass
+    other.execute("ROLLBACK")
+    with database.begin(0.05) as connection:
+        connection.execute(META.update().values(version=5))
+    other.close()
+
+
+# PostgreSQL.
+
+
+@pytest.fixture
+def remote(postgres: PostgresServer, connect: Connect) -> Database:
+    database = connect(postgres.fresh())
+    migrate(database)
+    return database
+
+
+@pytest.mark.parametrize(("word", "replaced"), [(PASSWORD, "wrong-word"), ("test_", "missing_")])
+def test_who_is_not_let_in(postgres: PostgresServer, word: str, replaced: str, connect: Connect) -> None:
+    bad = connect(postgres.fresh().replace(word, replaced))
+    with pytest.raises((DatabaseGone, DatabaseUnfit)) as caught, bad.read():
+        pass
+    assert PASSWORD not in str(caught.value)
+    assert "wrong-word" not in str(caught.value)
+
+
+def test_the_server_ends_what_takes_too_long(remote: Database) -> None:
+    with pytest.raises(DatabaseGone, match="statement timeout"), remote.read(0.05) as connection:
+        connection.exec_driver_sql("SELECT pg_sleep(20)")
+    assert version(remote) == 1
+
+
+def test_a_server_that_is_killed_and_comes_back(postgres: PostgresServer, remote: Database) -> None:
+    postgres.kill()
+    with pytest.raises(DatabaseGone, match="refused"):
+        version(remote)
+    postgres.start()
+    assert version(remote) == 1
+
+
+def test_a_session_that_was_ended(postgres: PostgresServer, remote: Database) -> None:
+    with pytest.raises(DatabaseGone), remote.begin() as connection:
+        name = connection.exec_driver_sql("SELECT current_database()").scalar_one()
+        postgres.disconnect(name)
+        connection.execute(META.update().values(version=5))
+    assert version(remote) == 1
+
+
+def test_a_server_that_is_frozen_in_the_middle(postgres: PostgresServer, remote: Database) -> None:
+    """Its kernel takes all that we send: nothing but our own clock ends the wait."""
+    with pytest.raises(DatabaseGone), remote.read(0.05) as connection:
+        with postgres.frozen():
+            connection.execute(select(META.c.version))
+    assert version(remote) == 1
+
+
+def test_a_server_is_named_by_its_trouble_only(remote: Database) -> None:
+    with pytest.raises(DatabaseUnfit, match="does not exist") as caught, remote.read() as connection:
+        connection.exec_driver_sql("SELECT 'a-value' FROM missing")
+    assert "a-value" not in str(caught.value)
+    assert PASSWORD not in str(caught.value)

@@ -1,0 +1,227 @@
+"""What happens to the ledger when its database or its disk fails it, for real where that can be done."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.core.ledger import LedgerFull
+from proxy.core.quota import StoreGone
+from proxy.store.database import Database
+from proxy.store.ledger.store import LedgerStore
+from tests.postgres_server import PostgresServer
+from tests.programs import until
+from tests.store.conftest import Connect
+from tests.store.ledgers import Lines, calls, consistent, intent, ledger, locked, outcome
+
+
+async def written(store: LedgerStore) -> None:
+    await asyncio.to_thread(until, lambda: not store.backlog.rows and not store.backlog.gone, "the rows are written")
+
+
+def traffic(store: LedgerStore, first: int, after: int) -> None:
+    for n in range(first, after):
+        store.open(intent(n))
+        if n % 2:
+            store.close(outcome(n))
+
+
+def ends(store: LedgerStore, after: int) -> None:
+    for n in range(0, after, 2):
+        store.close(outcome(n))
+
+
+async def all_settled(database: Database, count: int) -> None:
+    assert [row["status"] for row in await calls(database)] == ["settled"] * count
+    await consistent(database)
+
+
+async def test_locked_by_another_process_for_a_while(database: Database, tmp_path: Path) -> None:
+    log = Lines()
+    async with ledger(database, tmp_path / "journal", log=log) as store:
+        await store.flush()
+        with locked(database):
+            traffic(store, 0, 100)
+            with pytest.raises(StoreGone):
+                await store.flush(0.05)
+            await asyncio.to_thread(until, lambda: store.backlog.gone, "it is noticed")
+            traffic(store, 100, 200)
+            assert store.backlog.rows == 300
+        await written(store)
+        ends(store, 200)
+        await store.flush()
+    assert log.events() == ["ledger_gone", "ledger_back"]
+    await all_settled(database, 200)
+
+
+async def test_a_server_that_is_killed_and_comes_back(
+    postgres: PostgresServer, connect: Connect, tmp_path: Path
+) -> None:
+    database, log = connect(postgres.fresh()), Lines()
+    async with ledger(database, tmp_path / "journal", log=log) as store:
+        traffic(store, 0, 100)
+        await store.flush()
+        await asyncio.to_thread(postgres.kill)
+        traffic(store, 100, 200)
+        with pytest.raises(StoreGone):
+            await store.flush()
+        traffic(store, 200, 300)
+        await asyncio.to_thread(postgres.start)
+        await written(store)
+        ends(store, 300)
+        await store.flush()
+    assert log.events() == ["ledger_gone", "ledger_back"]
+    await all_settled(database, 300)
+
+
+async def test_a_server_that_is_down_at_the_start(postgres: PostgresServer, connect: Connect, tmp_path: Path) -> None:
+    database = connect(postgres.fresh())
+    await asyncio.to_thread(postgres.kill)
+    async with ledger(database, tmp_path / "journal") as store:
+        traffic(store, 0, 100)
+        ends(store, 100)
+        with pytest.raises(StoreGone):
+            await store.flush()
+        await asyncio.to_thread(postgres.start)
+        await written(store)
+    await all_settled(database, 100)
+
+
+async def test_a_server_that_freezes_and_thaws(postgres: PostgresServer, connect: Connect, tmp_path: Path) -> None:
+    database = connect(postgres.fresh())
+    async with ledger(database, tmp_path / "journal") as store:
+        traffic(store, 0, 100)
+        await store.flush()
+        with postgres.frozen():
+            traffic(store, 100, 200)
+            with pytest.raises(StoreGone):
+                await store.flush(0.2)
+            await asyncio.to_thread(until, lambda: store.backlog.gone, "it is noticed")
+            traffic(store, 200, 300)
+        await written(store)
+        ends(store, 300)
+        await store.flush()
+    await all_settled(database, 300)
+
+
+async def test_sessions_that_are_ended_all_the_time(postgres: PostgresServer, connect: Connect, tmp_path: Path) -> None:
+    url = postgres.fresh()
+    database = connect(url)
+    async with ledger(database, tmp_path / "journal") as store:
+        for n in range(0, 600, 20):
+            traffic(store, n, n + 20)
+            await asyncio.to_thread(postgres.disconnect, url.rpartition("/")[2])
+        await written(store)
+        ends(store, 600)
+        await written(store)
+    await all_settled(database, 600)
+
+
+async def test_a_commit_whose_reply_is_lost_counts_once(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was done, and we are told that it was not: every second time, whatever it was."""
+    dialect: Any = database._engine.dialect
+    commit, count = dialect.do_commit, 0
+
+    def lose(connection: Any) -> None:
+        nonlocal count
+        commit(connection)
+        count += 1
+        if count % 2:
+            raise dialect.loaded_dbapi.OperationalError("the reply is lost")
+
+    monkeypatch.setattr(dialect, "do_commit", lose)
+    log = Lines()
+    async with ledger(database, tmp_path / "journal", log=log) as store:
+        for n in range(0, 200, 20):
+            traffic(store, n, n + 20)
+            await written(store)
+        ends(store, 200)
+        await written(store)
+        monkeypatch.undo()
+    assert "ledger_gone" in log.events()
+    await all_settled(database, 200)
+
+
+# A disk that is full: a file system of our own, which grows when it is told to.
+
+
+class Disk:
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        path.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True, capture_output=True)
+
+    def grow(self, size: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", self.path], check=True)
+
+    def remove(self) -> None:
+        subprocess.run(["umount", "--lazy", self.path], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """3 MB."""
+    try:
+        disk = Disk(tmp_path / "disk", 3 << 20)
+    except (subprocess.CalledProcessError, OSError) as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"needs to mount a file system: {error}")
+    yield disk
+    disk.remove()
+
+
+async def test_a_full_disk_of_the_database(disk: Disk, connect: Connect, tmp_path: Path) -> None:
+    database, log = await asyncio.to_thread(connect, f"sqlite:///{disk.path}/ledger.db"), Lines()
+    async with ledger(database, tmp_path / "journal", log=log) as store:
+        await store.flush()
+        count = 0
+        while not store.backlog.gone:
+            traffic(store, count, count + 200)
+            count += 200
+            await asyncio.sleep(0.002)  # a disk gives some 100,000 calls a second their room
+        traffic(store, count, count + 200)
+        count += 200
+        with pytest.raises(StoreGone):
+            await store.flush()
+        await asyncio.to_thread(disk.grow, 64 << 20)
+        await written(store)
+        ends(store, count)
+        await store.flush(20)
+    assert log.events() == ["ledger_gone", "ledger_back"]
+    assert "full" in log.lines[0][1]["reason"]
+    await all_settled(database, count)
+
+
+async def test_a_full_disk_of_the_journal(disk: Disk, database: Database, tmp_path: Path) -> None:
+    """There is room for three segments, less what the file system needs for itself."""
+    log = Lines()
+    async with ledger(database, disk.path / "journal", log=log) as store:
+        await store.flush()
+        with locked(database):
+            count = 0
+            while store._journal.shortage != "No space left on device" or not store.backlog.full:
+                try:
+                    store.open(intent(count))
+                    count += 1
+                except LedgerFull:
+                    await asyncio.sleep(0.001)
+            assert store.backlog.full
+            for n in range(count):
+                store.close(outcome(n))
+        await asyncio.to_thread(until, lambda: not store.backlog.rows, "the database takes what the journal could not")
+        await asyncio.to_thread(disk.grow, 64 << 20)
+        store.open(intent(count))
+        store.close(outcome(count))
+        await store.flush(20)
+        assert not store.backlog.full
+    assert log.events(but=("ledger_gone", "ledger_back"))[:2] == ["ledger_full", "ledger_has_room"]
+    await all_settled(database, count + 1)

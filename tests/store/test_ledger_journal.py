@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.store.ledger import journal as journals
+from proxy.store.ledger.journal import ABANDONED, RESERVE, SEGMENT, Foreign, Journal, Segment, estates, owners
+from tests.programs import until
+
+OWNER = "aa"
+
+
+def at_once() -> int:
+    """A time at which nothing is old yet."""
+    return 0
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    one = Journal(tmp_path, OWNER, 4)
+    until(lambda: len(one._spares) == 2, "spare segments")
+    yield one
+    one.release(empty=False)
+
+
+def left(directory: Path) -> list[bytes | None]:
+    """What the dead have left, and nobody removes."""
+    return [record for estate in estates(directory, at_once) for record in estate.records()]
+
+
+def fill(journal: Journal, size: int = 60_000) -> int:
+    """Append until there is no room; how many there was room for."""
+    count = 0
+    while journal.append(b"x" * size):
+        count += 1
+        until(lambda: len(journal._spares) == 2 or journal.segments + len(journal._spares) == 4, "what can be had")
+    return count
+
+
+def test_what_is_appended_is_read_in_order(journal: Journal) -> None:
+    assert journal.append(b"one")
+    assert journal.append(b"two!")
+    assert journal.read(10) == [b"one", b"two!"]
+    assert journal.read(10) == []
+    assert journal.append(b"three")
+    assert journal.read(10) == [b"three"]
+
+
+def test_no_more_is_read_than_asked_for(journal: Journal) -> None:
+    for n in range(5):
+        journal.append(b"%d" % n)
+    assert [journal.read(2) for _ in range(4)] == [[b"0", b"1"], [b"2", b"3"], [b"4"], []]
+
+
+@given(st.lists(st.binary(min_size=1, max_size=300_000), max_size=12))
+def test_whatever_is_appended_outlives_its_process(
+    tmp_path_factory: pytest.TempPathFactory, records: list[bytes]
+) -> None:
+    directory = tmp_path_factory.mktemp("journal")
+    journal = Journal(directory, OWNER, 64)
+    kept = [record for record in records if journal.append(record)]
+    journal.release(empty=False)  # as the kernel does when a process dies
+    assert left(directory) == kept
+
+
+def test_nobody_reads_what_somebody_holds(journal: Journal, tmp_path: Path) -> None:
+    journal.append(b"mine")
+    assert left(tmp_path) == []
+    assert owners(tmp_path) == {OWNER}
+
+
+def test_two_cannot_have_the_same_estate(journal: Journal, tmp_path: Path) -> None:
+    journal.append(b"mine")
+    journal.release(empty=False)
+    first = estates(tmp_path, at_once)
+    assert list(next(first).records()) == [b"mine"]
+    assert left(tmp_path) == []
+    first.close()  # type: ignore[attr-defined]
+    assert left(tmp_path) == [b"mine"]
+    for estate in estates(tmp_path, at_once):
+        estate.remove()
+    assert owners(tmp_path) == set()
+
+
+@pytest.mark.parametrize("kept", range(12))
+def test_half_a_record_is_none(kept: int, tmp_path: Path) -> None:
+    """The length is written last. Whatever else there is of a record, without it nobody sees it."""
+    journal = Journal(tmp_path, OWNER, 4)
+    journal.append(b"whole")
+    segment = journal._current
+    at = segment.end
+    journal.append(b"half")
+    segment.memory[at : at + 4] = bytes(4)
+    segment.memory[at + kept : at + 12] = bytes(12 - kept)
+    journal.release(empty=False)
+    assert left(tmp_path) == [b"whole"]
+
+
+def test_a_damaged_record_is_told_from_a_whole_one(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, OWNER, 4)
+    for record in (b"before", b"damaged", b"after"):
+        journal.append(record)
+    journal._current.memory[16 + 16 + 8] ^= 1
+    journal.release(empty=False)
+    assert left(tmp_path) == [b"before", None, b"after"]
+
+
+@given(st.binary(max_size=4_000))
+def test_any_bytes_can_be_read(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
+    """After a power failure a page of a segment may be anything."""
+    directory = tmp_path_factory.mktemp("journal")
+    segment = Segment.create(directory / "1")
+    segment.memory[16 : 16 + len(junk)] = junk
+    loaded = Segment.load(directory / "1")
+    assert loaded
+    assert len(list(loaded.records())) < SEGMENT / 8
+
+
+def test_what_the_database_has_is_not_read_again(journal: Journal, tmp_path: Path) -> None:
+    journal.append(b"one")
+    journal.read(10)
+    journal.committed()
+    journal.append(b"two")
+    journal.read(10)
+    journal.release(empty=False)
+    assert left(tmp_path) == [b"two"]
+
+
+def test_a_segment_goes_when_the_database_has_it(journal: Journal) -> None:
+    first = journal._current.path
+    while journal._current.path == first:
+        assert journal.append(b"x" * 60_000)
+    journal.read(1_000)
+    assert first.exists()
+    journal.committed()
+    assert not first.exists()
+    assert journal.segments == 1
+
+
+def test_one_that_was_read_but_not_written_stays(journal: Journal) -> None:
+    first = journal._current.path
+    while journal._current.path == first:
+        journal.append(b"x" * 60_000)
+    journal.read(1)
+    journal.committed()
+    assert first.exists()
+
+
+def test_when_it_is_full_there_is_room_for_outcomes_and_then_none(journal: Journal) -> None:
+    count = fill(journal)
+    assert journal.segments == 4
+    assert journal.shortage == "the database is too far behind"
+    assert count == 4 * (SEGMENT // 60_008) - (RESERVE // 60_008)
+    assert journal.append(b"x" * 60_000, reserved=True)
+    while journal.append(b"x" * 60_000, reserved=True):
+        pass
+    assert not journal.append(b"x" * 60_000)
+    journal.read(10_000)
+    journal.committed()
+    until(lambda: journal.append(b"x" * 60_000), "room again")
+
+
+def test_a_full_disk_is_no_room_until_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = True
+
+    def allocate(descriptor: int, start: int, size: int) -> None:
+        if full and owners(tmp_path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor, start, size)
+
+    real = os.posix_fallocate
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    full = False
+    journal = Journal(tmp_path, OWNER, 9)
+    until(lambda: len(journal._spares) == 2, "spares")
+    full = True
+    monkeypatch.setattr(journals, "TROUBLE", 0.01)
+    while journal.append(b"x" * 60_000):
+        pass
+    until(lambda: journal.shortage == "No space left on device", "it is known why")
+    kept = {"lock", "00000001", "00000002", "00000003"}
+    until(lambda: {path.name for path in journal.folder.iterdir()} == kept, "nothing is left of an attempt")
+    full = False
+    until(lambda: journal.append(b"x" * 60_000), "room again")
+    assert journal.shortage == "the disk is too slow"
+    journal.release(empty=True)
+
+
+def test_of_an_empty_journal_nothing_is_left(journal: Journal, tmp_path: Path) -> None:
+    journal.release(empty=True)
+    assert list(tmp_path.iterdir()) == []
+    assert not journal.append(b"too late", reserved=True)
+
+
+def test_what_another_version_wrote_is_left_alone(journal: Journal, tmp_path: Path) -> None:
+    journal._current.memory[11] = 2
+    journal.release(empty=False)
+    with pytest.raises(Foreign):
+        left(tmp_path)
+    assert owners(tmp_path) == {OWNER}
+
+
+@pytest.mark.parametrize("content", [b"", b"short", bytes(SEGMENT)])
+def test_a_segment_that_was_never_finished(content: bytes, journal: Journal, tmp_path: Path) -> None:
+    journal.append(b"whole")
+    journal.release(empty=False)
+    (journal.folder / "00000009").write_bytes(content)
+    assert left(tmp_path) == [b"whole"]
+
+
+def test_a_folder_that_was_never_finished_goes_after_a_while(tmp_path: Path) -> None:
+    (tmp_path / ".bb").mkdir()
+    (tmp_path / ".bb/lock").touch()
+    born = (tmp_path / ".bb").stat().st_mtime
+    assert list(estates(tmp_path, lambda: round((born + ABANDONED - 1) * 1000))) == []
+    assert owners(tmp_path) == {"bb"}
+    assert list(estates(tmp_path, lambda: round((born + ABANDONED + 1) * 1000))) == []
+    assert owners(tmp_path) == set()
+
+
+def test_a_folder_that_was_nearly_removed_goes(tmp_path: Path) -> None:
+    (tmp_path / "bb").mkdir()
+    assert list(estates(tmp_path, at_once)) == []
+    assert owners(tmp_path) == set()
