@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -13,11 +14,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.core.catalogue import Pattern
 from proxy.core.config import Strict
 from proxy.core.endpoint import Endpoint
-from proxy.core.errors import BadFraming, InvalidApiKey
+from proxy.core.errors import BadFraming, InvalidApiKey, ProxyError, StoreUnavailable, TooManyAuthFailures
 from proxy.core.exchange import Exchange
 from proxy.core.exchange import Team as Caller
+from proxy.core.failures import Failures
+from proxy.core.quota import StoreGone
 from proxy.core.secret import Secret
 from proxy.core.services import Middleware, Services
+from proxy.core.team_key import Issued, is_whole
 
 
 class TeamKey:
@@ -34,6 +38,8 @@ def _team_key(value: Any) -> TeamKey:
     if isinstance(value, TeamKey):
         return value
     if isinstance(value, Secret):
+        if is_whole(value.reveal().encode()):
+            raise ValueError("this key was issued by `keys new`: it is known already, and here it could not be revoked")
         return TeamKey(value.digest(), value)
     if isinstance(value, str) and value.startswith("sha256:"):
         digest = value.removeprefix("sha256:")
@@ -51,22 +57,31 @@ class Team(Strict):
     log_content: bool = False
 
 
-class Config(Strict):
-    teams: Mapping[str, Team] = Field(default_factory=dict)
+@dataclass(frozen=True, slots=True)
+class Config:
+    """`issued` are the keys that no file names; None: there are none. `failures` outlive a configuration, or a reload
+    would forgive them."""
 
+    teams: Mapping[str, Team]
+    issued: Issued | None = None
+    failures: Failures = field(default_factory=Failures)
+
+
+Known = tuple[Caller, str]
+"""A team, and the id of the key that led to it."""
 
 _NOBODY = bytes(32)
 
 
 def build(config: Config, endpoint: Endpoint, services: Services) -> Middleware:
-    keys = {
-        key.digest: (Caller(name, allow_list(team.models), team.log_content), key.digest.hex()[:12])
-        for name, team in config.teams.items()
-        for key in team.keys
+    teams = {name: Caller(name, allow_list(team.models), team.log_content) for name, team in config.teams.items()}
+    written = {
+        key.digest: (teams[name], key.digest.hex()[:12]) for name, team in config.teams.items() for key in team.keys
     }
+    keys = Keys(written, teams, config.issued)
 
     def middleware(app: ASGIApp) -> ASGIApp:
-        return Auth(app, keys)
+        return Auth(app, keys, config.failures, services.monotonic)
 
     return middleware
 
@@ -79,28 +94,66 @@ def allow_list(patterns: list[str]) -> Callable[[str], bool]:
     return lambda model: any(pattern.matches(model) for pattern in listed)
 
 
-class Auth:
-    """The key is looked up by its SHA-256, so neither the time nor the answer tells how near a guess was.
+class Keys:
+    """All keys: those of the configuration by their SHA-256, those that were issued by their HMAC. Neither the time nor
+    the answer tells how near a guess was: whatever is wrong with a key, one of each is made of it."""
 
-    Absent, malformed, unknown and revoked keys get one and the same 401. Two keys are no key but two readers' quarrel:
-    whoever is in front of us may have looked at the other one.
+    def __init__(self, written: Mapping[bytes, Known], teams: Mapping[str, Caller], issued: Issued | None) -> None:
+        self._written = written
+        self._teams = teams
+        self._issued = issued
+
+    def find(self, token: bytes) -> Known | None:
+        """Raises StoreGone when it may be a key that was issued and nobody can know."""
+        digest = hashlib.sha256(token).digest()
+        known = digest if digest in self._written else _NOBODY
+        if hmac.compare_digest(known, digest):
+            return self._written[digest]
+        found = self._issued.lookup(token) if self._issued else None
+        if found is None:
+            return None
+        team, key_id = found
+        caller = self._teams.get(team)  # its configuration may have lost the team
+        return (caller, key_id) if caller else None
+
+
+class Auth:
+    """Absent, malformed, unknown, expired and revoked keys get one and the same 401; an address that sends ever more of
+    them a 429, which holds up nobody who has a key. Two keys are no key but two readers' quarrel: whoever is in front
+    of us may have looked at the other one.
     """
 
-    def __init__(self, app: ASGIApp, keys: dict[bytes, tuple[Caller, str]]) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, failures: Failures, monotonic: Callable[[], float]) -> None:
         self._app = app
         self._keys = keys
+        self._failures = failures
+        self._clock = monotonic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        digest = hashlib.sha256(_bearer(exchange)).digest()
-        known = digest if digest in self._keys else _NOBODY
-        if not hmac.compare_digest(known, digest):
-            raise InvalidApiKey(
-                "Incorrect API key provided. Use a team key of this proxy: `Authorization: Bearer <key>`.",
-                headers=[(b"www-authenticate", b"Bearer")],
-            )
-        exchange.team, exchange.key_id = self._keys[digest]
+        token = _bearer(exchange)
+        try:
+            known = self._keys.find(token)
+        except StoreGone:
+            raise StoreUnavailable("Keys cannot be checked at the moment. Send the request again later.") from None
+        if known is None:
+            raise self._refusal(exchange.client, token)
+        exchange.team, exchange.key_id = known
         await self._app(scope, receive, send)
+
+    def _refusal(self, client: str, token: bytes) -> ProxyError:
+        # Who sends no key at all guesses none.
+        wait = self._failures.failed(client, self._clock()) if token else 0.0
+        if wait:
+            return TooManyAuthFailures(
+                "Too many incorrect API keys came from your address. A correct one works at any time; "
+                f"wait {wait:.0f} seconds before you try another.",
+                wait=int(wait * 1000),
+            )
+        return InvalidApiKey(
+            "Incorrect API key provided. Use a team key of this proxy: `Authorization: Bearer <key>`.",
+            headers=[(b"www-authenticate", b"Bearer")],
+        )
 
 
 def _bearer(exchange: Exchange) -> bytes:
