@@ -18,6 +18,10 @@ from proxy.simulator.models import Model
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _THOUGHT = "The user wants an answer. I should say what I was told, and nothing more."
 _LARGE_PIECE = 1024
+_FULL = 16  # tokens, when there is no max_tokens to fill
+
+CALLED = 2
+"""Tokens of a call besides its arguments."""
 
 
 @dataclass(slots=True)
@@ -27,6 +31,9 @@ class Call:
     id: str
     name: str
     arguments: str
+
+    def tokens(self) -> int:
+        return len(tokens(self.arguments)) + CALLED
 
 
 @dataclass(slots=True)
@@ -39,19 +46,20 @@ class Choice:
     finish: str
 
     def tokens(self) -> int:
-        return len(self.thinking) + len(self.text) + sum(len(tokens(call.arguments)) + 2 for call in self.calls)
+        return len(self.thinking) + len(self.text) + sum(call.tokens() for call in self.calls)
 
 
 @dataclass(slots=True)
 class Answer:
-    """All choices with what they cost; `usage` is None when a fault leaves it out, `total_tokens` is right anyway."""
+    """All choices with what they cost; `usage` is None or wrong when a fault wants it so, the tokens are right."""
 
     id: str
     created: int
     model: str
     choices: list[Choice]
     usage: dict[str, Any] | None
-    total_tokens: int
+    prompt: int
+    completion: int
     digest: bytes
 
 
@@ -66,13 +74,14 @@ def answer(
         prompt += tokens_of(msgspec.json.encode(request["tools"]).decode())
     completion = sum(choice.tokens() for choice in choices)
     usage = _usage(prompt, completion, fault)
-    return Answer(digest[:16].hex(), created, request["model"], choices, usage, prompt + completion, digest)
+    return Answer(digest[:16].hex(), created, request["model"], choices, usage, prompt, completion, digest)
 
 
 def _choice(request: dict[str, Any], model: Model, fault: Fault, digest: bytes, index: int, echo: str) -> Choice:
     thinking = tokens(_THOUGHT) if request.get("reasoning_effort") not in (None, "none") else []
     calls = [] if _is_scripted(fault) else _calls(request, model, digest, index)
-    choice = Choice(thinking, [] if calls else _text(request, fault, index, echo), calls, "stop")
+    text = [] if calls else _text(request, model, fault, index, echo)
+    choice = Choice(thinking, text, calls, "length" if fault.full else "stop")
     if calls:
         choice.finish = "tool_calls"
     if request.get("max_tokens") is not None:
@@ -83,14 +92,15 @@ def _choice(request: dict[str, Any], model: Model, fault: Fault, digest: bytes, 
 
 
 def _is_scripted(fault: Fault) -> bool:
-    return any(count is not None for count in (fault.events, fault.words, fault.large))
+    return fault.full or any(count is not None for count in (fault.events, fault.words, fault.large))
 
 
-def _text(request: dict[str, Any], fault: Fault, index: int, echo: str) -> list[str]:
+def _text(request: dict[str, Any], model: Model, fault: Fault, index: int, echo: str) -> list[str]:
     if fault.large is not None:
         return [("x" * (_LARGE_PIECE - 1) + " ")[: fault.large - at] for at in range(0, fault.large, _LARGE_PIECE)]
     if _is_scripted(fault):
-        return [f"{' ' * bool(word)}word{word}" for word in range(fault.events or fault.words or 0)]
+        full = min(request.get("max_tokens") or _FULL, model.context) if fault.full else 0
+        return [f"{' ' * bool(word)}word{word}" for word in range(full or fault.events or fault.words or 0)]
     text = _said(request, index) + echo
     stops = request.get("stop") or []
     ends = [text.find(stop) for stop in ([stops] if isinstance(stops, str) else stops) if stop and stop in text]
@@ -156,9 +166,9 @@ def _shorten(choice: Choice, budget: int) -> None:
     budget -= len(choice.thinking)
     choice.text = choice.text[:budget]
     for call in choice.calls:
-        kept = tokens(call.arguments)[: max(budget - 2, 0)]
+        kept = tokens(call.arguments)[: max(budget - CALLED, 0)]
         call.arguments = "".join(kept)
-        budget -= len(kept) + 2
+        budget -= len(kept) + CALLED
     choice.calls = [call for call in choice.calls if call.arguments]
 
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from proxy.simulator import models
-from proxy.simulator.calls import Call, Calls
+from proxy.simulator.bill import Bill
+from proxy.simulator.calls import Call, Calls, Ending
 from proxy.simulator.errors import plain
-from proxy.simulator.faults import NONE, Fault, UnknownFault, applied, parse
+from proxy.simulator.faults import NONE, Fault, UnknownFault, applied, latency, parse
 from proxy.simulator.headers import Headers
 from proxy.simulator.inference import ENDPOINTS, Context, asked_model, infer, read
 from proxy.simulator.reply import JSON, Reply
@@ -24,10 +25,12 @@ _CONTROL = "/_sim/"
 
 
 class Simulator:
-    """An ASGI application; `calls` is its record. Made by create_app."""
+    """An ASGI application; `calls` is its record, `bill` what a provider would ask for them. Made by create_app."""
 
     def __init__(self, api_keys: Collection[str] | None, control: bool, clock: Callable[[], float]) -> None:
         self.calls = Calls(time.monotonic)
+        self.bill = Bill()
+        self._running = 0
         self._headers = Headers(time.monotonic)
         self._api_keys = api_keys
         self._control = control
@@ -49,15 +52,27 @@ class Simulator:
 
     async def _answer(self, client: Client) -> None:
         call = self.calls.begin(client.scope["method"], client.scope["path"], client.scope["headers"])
+        self._running += 1
         try:
-            body = await client.body()
-            self.calls.keep_body(call, body)
-            digest = hashlib.sha256(b"%d:%b" % (call.n, body)).digest()
-            reply, fault = self._reply(call, body, digest)
-            ending = await deliver(client, call, reply, self._headers.around(reply, digest), fault)
+            ending = await self._answered(client, call)
         except ClientGone:
             ending = "client_gone"
+        finally:
+            self._running -= 1
+            if call.path in ENDPOINTS:
+                self.bill.add(call)
         self.calls.end(call, ending)
+
+    async def _answered(self, client: Client, call: Call) -> Ending:
+        body = await client.body()
+        self.calls.keep_body(call, body)
+        digest = hashlib.sha256(b"%d:%b" % (call.n, body)).digest()
+        reply, fault = self._reply(call, body, digest)
+        if reply.prompt is not None:
+            call.billed_as, call.prompt = reply.model, reply.prompt
+            call.completion = reply.completion if reply.events is None else 0
+        headers = self._headers.around(reply, digest)
+        return await deliver(client, call, reply, headers, fault, latency(fault, digest))
 
     def _reply(self, call: Call, body: bytes, digest: bytes) -> tuple[Reply, Fault]:
         headers = dict(call.headers)
@@ -105,8 +120,11 @@ class Simulator:
         reply = Reply(200, JSON, b"{}")
         if action == ("GET", "calls"):
             reply.body = msgspec.json.encode(self.calls.views())
+        elif action == ("GET", "bill"):
+            reply.body = msgspec.json.encode(self.bill.view(self._running))
         elif action == ("DELETE", "calls"):
             self.calls.clear()
+            self.bill.clear()
         elif action == ("POST", "script"):
             reply = self._scripted(body)
         else:
@@ -131,6 +149,6 @@ def create_app(
     """A simulated Mistral API.
 
     `api_keys`: the keys that are let in (None: any that is not empty); `control`: serve `/_sim/*`, where tests script
-    faults and read the calls received; `clock`: Unix seconds, for `created`.
+    faults and read the calls received and the bill; `clock`: Unix seconds, for `created`.
     """
     return Simulator(api_keys, control, clock)

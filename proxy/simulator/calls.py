@@ -17,7 +17,11 @@ _KEPT_BODY = 64 * 1024
 
 @dataclass(slots=True)
 class Call:
-    """One call. `status` is what was sent (None: nothing), `ended` None while it runs; times are monotonic seconds."""
+    """One call. `status` is what was sent (None: nothing), `ended` None while it runs; times are monotonic seconds.
+
+    `billed_as` is the canonical name of the model that `prompt` and `completion` tokens are billed for (bill.py); None:
+    nothing is.
+    """
 
     n: int
     method: str
@@ -28,6 +32,9 @@ class Call:
     model: str | None = None
     status: int | None = None
     events_sent: int = 0
+    billed_as: str | None = None
+    prompt: int = 0
+    completion: int = 0
     ended: Ending | None = None
     ended_at: float | None = None
 
@@ -42,6 +49,9 @@ class Call:
             "model": self.model,
             "status": self.status,
             "events_sent": self.events_sent,
+            "billed_as": self.billed_as,
+            "prompt": self.prompt,
+            "completion": self.completion,
             "ended": self.ended,
             "started": self.started,
             "ended_at": self.ended_at,

@@ -33,12 +33,17 @@ def _signs(vector: list[float]) -> bytes:
     return bytes(int(bits[at : at + 8].ljust(8, "0"), 2) for at in range(0, len(bits), 8))
 
 
+def tokens(request: dict[str, Any]) -> int:
+    """What the texts cost."""
+    return sum(map(tokens_of, inputs(request)))
+
+
 def answer(request: dict[str, Any], model: Model, *, digest: bytes) -> bytes:
     """The body of the answer. Numbers whatever encoding was asked for: the API's schema knows no other form."""
     texts = inputs(request)
     dimensions = request.get("output_dimension") or model.dimensions
     written = _DTYPES[request.get("output_dtype", "float")]
-    total = sum(map(tokens_of, texts))
+    total = tokens(request)
     data = [
         {"object": "embedding", "embedding": written(vector(text, dimensions)), "index": index}
         for index, text in enumerate(texts)

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from proxy.simulator.errors import CODES, frame, injected
-from proxy.simulator.reply import DONE, HTML, Reply
+from proxy.simulator.reply import DONE, HTML, Frame, Reply
 
 Shape = Literal["flat", "wrapped", "bare", "agents", "gateway", "kong", "models", "old", "html", "empty"]
 
@@ -36,6 +36,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     # what is said
     events: int | None = None  # exactly so many content events (words, if not streamed)
     words: int | None = None
+    full: bool = False  # exactly max_tokens words, or 16, whatever was asked
     large: int | None = None  # bytes of content
     bare_tools: bool = False  # tool calls without type and index
     object_args: bool = False  # arguments as an object
@@ -53,6 +54,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     comments: bool = False
     # the wire
     latency: float = 0.0
+    jitter: float = 0.0  # up to so much is added to latency, another part of it for each call
     first_event: float = 0.0
     delay: float = 0.0
     cut_headers: bool = False
@@ -98,7 +100,8 @@ def applied(reply: Reply, fault: Fault, authorization: str) -> Reply:
     if fault.echo_auth:
         reply.headers += ((b"x-echo-authorization", authorization.encode("latin-1")),)
     if fault.gzip:
-        reply.body, reply.events = gzip.compress(reply.body or b"".join(reply.events or ()), mtime=0), None
+        whole = reply.body or b"".join(event.data for event in reply.events or ())
+        reply.body, reply.events = gzip.compress(whole, mtime=0), None
         reply.headers += ((b"content-encoding", b"gzip"),)
     return reply
 
@@ -119,17 +122,22 @@ def _replaced(reply: Reply, fault: Fault, authorization: str) -> Reply:
     return reply
 
 
-def _framed(events: list[bytes], fault: Fault) -> list[bytes]:
+def latency(fault: Fault, digest: bytes) -> float:
+    """Seconds until the answer begins. Digest and fault decide, so that a failing run can be repeated."""
+    return fault.latency + fault.jitter * int.from_bytes(digest[-4:]) / 2**32
+
+
+def _framed(events: list[Frame], fault: Fault) -> list[Frame]:
     """The stream's events, some of them missing, foreign or written differently."""
     events = [event for event in events if not (fault.no_done and event == DONE)]
     if fault.eof_events is not None:
         events = events[: fault.eof_events]
     if fault.garbage_events is not None:
-        events.insert(fault.garbage_events, b'data: {"id": "broken\n\n')
+        events.insert(fault.garbage_events, Frame(b'data: {"id": "broken\n\n'))
     if fault.error_events is not None:
-        events[fault.error_events :] = [b"data: " + msgspec.json.encode(frame()) + b"\n\n"]
+        events[fault.error_events :] = [Frame(b"data: " + msgspec.json.encode(frame()) + b"\n\n")]
     if fault.comments:
-        events = [b": keep-alive\n\n" + event for event in events]
+        events = [event._replace(data=b": keep-alive\n\n" + event.data) for event in events]
     if fault.crlf:
-        events = [event.replace(b"\n", b"\r\n") for event in events]
+        events = [event._replace(data=event.data.replace(b"\n", b"\r\n")) for event in events]
     return events

@@ -66,14 +66,19 @@ def _chat(request: dict[str, Any], context: Context) -> Reply:
     )
     if request.get("stream"):
         events = stream.events(answer, model.dialect, fault)
-        return Reply(200, SSE, events=events, model=model.name, tokens=answer.total_tokens)
-    return Reply(200, JSON, answers.completion(answer, fault), model=model.name, tokens=answer.total_tokens)
+        reply = Reply(200, SSE, events=events)
+    else:
+        reply = Reply(200, JSON, answers.completion(answer, fault))
+    reply.model, reply.tokens = model.name, answer.prompt + answer.completion
+    reply.prompt, reply.completion = answer.prompt, answer.completion
+    return reply
 
 
 def _embeddings(request: dict[str, Any], context: Context) -> Reply:
     model = model_for(_base(request), "embeddings")
     check_embeddings(request, model)
-    return Reply(200, JSON, embeddings.answer(request, model, digest=context.digest), model=model.name)
+    body = embeddings.answer(request, model, digest=context.digest)
+    return Reply(200, JSON, body, model=model.name, prompt=embeddings.tokens(request))
 
 
 def _base(request: dict[str, Any]) -> str:

@@ -89,10 +89,14 @@ class Client:
 
 @dataclass(slots=True)
 class Plan:
-    """What is written: the body, the offsets at which its events end and at which writes end, and how it is over."""
+    """What is written: the body, the offsets at which its events end and at which writes end, and how it is over.
+
+    `tokens` are those of the events up to each of them, the first of none.
+    """
 
     body: bytes
     event_ends: list[int]
+    tokens: list[int]
     write_ends: list[int]
     ending: Literal["complete", "cut", "stall"]
 
@@ -104,29 +108,33 @@ class Plan:
 
 def plan(reply: Reply, fault: Fault) -> Plan:
     events = reply.events or []
-    ends = list(accumulate(map(len, events)))
-    body = b"".join(events) if reply.events is not None else reply.body
+    frames = [event.data for event in events]
+    ends = list(accumulate(map(len, frames)))
+    tokens = [0, *accumulate(event.tokens for event in events)]
+    body = b"".join(frames) if reply.events is not None else reply.body
     size = len(body)
     ending: Literal["complete", "cut", "stall"] = "complete"
     if fault.cut_bytes is not None:
         size, ending = min(size, fault.cut_bytes), "cut"
     if fault.cut_events is not None and reply.events is not None:
-        size, ending = sum(map(len, events[: fault.cut_events])), "cut"
+        size, ending = sum(map(len, frames[: fault.cut_events])), "cut"
     if fault.stall_events is not None and reply.events is not None:
-        size, ending = sum(map(len, events[: fault.stall_events])), "stall"
+        size, ending = sum(map(len, frames[: fault.stall_events])), "stall"
     if fault.fragment:
         write_ends = [*range(fault.fragment, size, fault.fragment), size]
     elif fault.coalesce or not ends:
         write_ends = [size]
     else:
         write_ends = [*(end for end in ends if end < size), size]
-    return Plan(body[:size], ends, write_ends if size else [], ending)
+    return Plan(body[:size], ends, tokens, write_ends if size else [], ending)
 
 
-async def deliver(client: Client, call: Call, reply: Reply, headers: list[Header], fault: Fault) -> Ending:
+async def deliver(
+    client: Client, call: Call, reply: Reply, headers: list[Header], fault: Fault, latency: float
+) -> Ending:
     """Write the reply as the fault wants it; how the call ended."""
-    if fault.latency:
-        await client.wait(fault.latency)
+    if latency:
+        await client.wait(latency)
     if fault.stall:
         await client.wait(None)
     if fault.cut_headers:
@@ -155,3 +163,5 @@ async def _write(client: Client, call: Call, script: Plan, delay: float) -> None
             await client.wait(delay)
         await client.write(data)
         call.events_sent = events
+        if script.event_ends:
+            call.completion = script.tokens[events]

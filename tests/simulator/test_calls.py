@@ -28,6 +28,9 @@ async def test_what_is_recorded(http: httpx2.AsyncClient, ask: Ask) -> None:
         "model": "mistral-small-latest+events=3",
         "status": 200,
         "events_sent": 6,
+        "billed_as": "mistral-small-2603",
+        "prompt": 3,
+        "completion": 3,
         "ended": "complete",
     }
     assert (models["n"], models["path"], models["status"], models["body"]) == (2, "/v1/models", 401, None)

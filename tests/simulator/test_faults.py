@@ -1,11 +1,14 @@
 """The fault vocabulary, and faults that change what is answered. Those of the wire are in test_wire.py."""
 
+import asyncio
 import gzip
+from contextlib import suppress
+from hashlib import sha256
 
 import httpx2
 import pytest
 
-from proxy.simulator.faults import NONE, Fault, UnknownFault, parse
+from proxy.simulator.faults import NONE, Fault, UnknownFault, latency, parse
 
 from .conftest import Ask, chunks
 
@@ -33,6 +36,27 @@ def test_the_language(texts: list[str], expected: Fault) -> None:
 def test_a_fault_that_does_not_exist_is_an_error(text: str) -> None:
     with pytest.raises(UnknownFault):
         parse(text)
+
+
+def test_jitter_is_another_wait_for_each_call_and_the_same_when_it_is_repeated() -> None:
+    fault = parse("latency=0.02+jitter=0.18")
+    digests = [sha256(b"%d" % n).digest() for n in range(1000)]
+    waits = [latency(fault, digest) for digest in digests]
+    assert waits == [latency(fault, digest) for digest in digests]
+    assert len(set(waits)) == 1000
+    assert 0.02 <= min(waits) < 0.03 < 0.19 < max(waits) < 0.2
+    assert latency(parse("latency=0.5"), digests[0]) == 0.5
+
+
+async def test_a_call_waits_its_jitter(ask: Ask, http: httpx2.AsyncClient) -> None:
+    waiting = asyncio.ensure_future(ask({"x-sim-fault": "jitter=10000"}))  # less than a second once in 10,000 calls
+    async with asyncio.timeout(5):
+        while not (calls := (await http.get("/_sim/calls")).json()) or not calls[0]["body"]:
+            pass
+    assert calls[0]["status"] is None
+    waiting.cancel()
+    with suppress(asyncio.CancelledError):
+        await waiting
 
 
 async def test_a_typo_is_answered_with_400(ask: Ask) -> None:

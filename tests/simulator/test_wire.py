@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from proxy.simulator.app import create_app
 from proxy.simulator.faults import Fault, parse
-from proxy.simulator.reply import SSE, Reply
+from proxy.simulator.reply import SSE, Frame, Reply
 from proxy.simulator.wire import plan
 
 from .conftest import Ask, body
@@ -130,7 +130,7 @@ async def test_each_event_is_its_own_write(http: httpx2.AsyncClient) -> None:
     assert [part.count(b"data: ") for part in received] == [1] * 7
 
 
-EVENTS = [b"data: a\n\n", b"data: bb\n\n", b"data: [DONE]\n\n"]
+EVENTS = [Frame(b"data: a\n\n", 1), Frame(b"data: bb\n\n", 2), Frame(b"data: [DONE]\n\n")]
 
 
 @given(
@@ -143,7 +143,7 @@ def test_any_plan_writes_the_body_it_has_room_for(shape: str, cut_bytes: int | N
     fault = parse(shape, *(f"{key}={value}" for key, value in cuts.items() if value is not None))
     found = plan(Reply(200, SSE, events=EVENTS), fault)
     writes = list(found.writes())
-    whole = b"".join(EVENTS)
+    whole = b"".join(event.data for event in EVENTS)
     sent = b"".join(data for data, _ in writes)
     assert whole.startswith(sent)
     assert all(data for data, _ in writes)
