@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
+from proxy.core.model import is_name
 from proxy.core.secret import Secret
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -46,6 +47,12 @@ def _secret(value: Any) -> Secret:
     return value
 
 
+def _model_name(value: str) -> str:
+    if not is_name(value):
+        raise ValueError("a model's name is at most 256 visible ASCII characters, without spaces and without '..'")
+    return value
+
+
 Duration = Annotated[float, BeforeValidator(_duration)]
 """Seconds. Written 250ms, 30s, 5m, 1h, 7d."""
 
@@ -54,3 +61,5 @@ Size = Annotated[int, BeforeValidator(_size)]
 
 SecretText = Annotated[Secret, BeforeValidator(_secret)]
 """A secret that came from the environment or a secret file."""
+
+ModelName = Annotated[str, AfterValidator(_model_name)]

@@ -24,6 +24,7 @@ from proxy.settings.model import Settings
 from proxy.settings.problems import Place, Problem, SettingsError, describe
 from proxy.settings.reader import BROKEN, Reader
 from proxy.settings.references import SecretFile, read_secret
+from proxy.settings.rules import impossible
 from proxy.settings.schema import section
 
 __all__ = ["Loaded", "Problem", "SettingsError", "Sources", "load", "settings_of"]
@@ -122,6 +123,9 @@ def settings_of(sources: Sources) -> Loaded:
     """What comes of these sources; touches no file. Raises SettingsError."""
     reader, data = _read(sources, sources.secrets.__getitem__)
     settings = _validate(data, reader)
+    if settings is not None:
+        for path, reason in impossible(settings):
+            reader.refuse(path, reason)
     if settings is None or reader.problems:
         raise SettingsError(reader.problems)
     warnings = reader.warnings

@@ -9,11 +9,11 @@ import ipaddress
 import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -21,9 +21,10 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from proxy.core.config import Duration, Size, Strict
+from proxy.core.catalogue import micro_usd
+from proxy.core.config import Duration, ModelName, SecretText, Size, Strict
 from proxy.core.secret import Secret
-from proxy.stages import access_log, auth, model
+from proxy.stages import access_log, auth, model, quota
 from proxy.upstream import config as upstream
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
@@ -31,7 +32,10 @@ _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 _ORIGIN = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?")
 _OWN_PORT = {"http": 80, "https": 443}
 IN_MEMORY = "memory://"
+OFF = "off"
+SHORTEST_PEPPER = 32
 _REDIS = ("redis", "rediss")
+_SQLITE = re.compile(r"sqlite:///[^?#\x00]+")
 _TEAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -100,6 +104,37 @@ def _store_url(value: object) -> Secret:
     return Secret(text)
 
 
+def _ledger_url(value: object) -> Secret:
+    """As `_store_url`. `off` keeps no ledger."""
+    text = value.reveal() if isinstance(value, Secret) else str(value)
+    if text == OFF or _SQLITE.fullmatch(text):
+        return Secret(text)
+    try:
+        parts = urlsplit(text)
+        known = parts.scheme == "postgresql" and parts.port != 0 and len(parts.path) > 1
+    except ValueError:
+        known = False
+    if not known:
+        raise ValueError("expected sqlite:///path of the file, postgresql://user@host/database or off")
+    if parts.password is not None and not isinstance(value, Secret):
+        raise ValueError("a password is not written into the file: use ${NAME} or file:/path")
+    return Secret(text)
+
+
+def _pepper(secret: Secret) -> Secret:
+    if len(secret.reveal()) < SHORTEST_PEPPER:
+        raise ValueError(f"a pepper has at least {SHORTEST_PEPPER} characters, as `openssl rand -hex 32` makes them")
+    return secret
+
+
+def _zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("there is no such time zone; expected a name such as UTC or Europe/Paris") from None
+    return name
+
+
 def _team_name(name: str) -> str:
     if not _TEAM_NAME.fullmatch(name):
         raise ValueError("a team name has 1 to 64 letters, digits, '_', '.' or '-' and begins with a letter or digit")
@@ -110,8 +145,9 @@ class Server(Strict):
     """`server` of proxy.yaml.
 
     `hosts` are names a Host header may carry besides the loopback names; `max_body` is in bytes, `drain` in seconds.
-    Port 0 takes any free port. Pages of `cors_origins` may call the API from a browser; `trusted_proxies` are addresses
-    and networks whose `x-forwarded-for` says who sent a request.
+    Port 0 takes any free port. `time_zone` is where the days, weeks and months of quotas begin; `key_pepper` keys the
+    hashes under which issued team keys are stored. Pages of `cors_origins` may call the API from a browser;
+    `trusted_proxies` are addresses and networks whose `x-forwarded-for` says who sent a request.
     """
 
     host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
@@ -119,6 +155,8 @@ class Server(Strict):
     workers: int = Field(1, ge=1, le=256)
     max_body: Size = Field(32 << 20, ge=1)
     drain: Duration = Field(60.0, ge=0)
+    time_zone: Annotated[str, AfterValidator(_zone)] = "UTC"
+    key_pepper: Annotated[SecretText, AfterValidator(_pepper)] | None = None
     hosts: list[Annotated[str, AfterValidator(_host_header)]] = Field(default_factory=list)
     cors_origins: Annotated[list[Annotated[str, AfterValidator(_origin)]], AfterValidator(_everyone_alone)] = Field(
         default_factory=list
@@ -127,14 +165,31 @@ class Server(Strict):
 
 
 class Store(Strict):
-    """`store` of proxy.yaml: what workers share. The URL is a secret, since a password may be part of it."""
+    """`store` of proxy.yaml: what workers share. The URL is a secret, since a password may be part of it.
+
+    `on_outage`, of a store that is gone: each worker lets in its own share (local), everything that is not limited by
+    spend (open), or nothing that is limited (closed).
+    """
 
     url: Annotated[Secret, BeforeValidator(_store_url)] = Field(default_factory=lambda: Secret(IN_MEMORY))
+    on_outage: Literal["local", "open", "closed"] = "local"
 
     @property
     def shared(self) -> bool:
         """Whether another process can have it too."""
         return self.url.reveal() != IN_MEMORY
+
+
+class Ledger(Strict):
+    """`ledger` of proxy.yaml: where usage is written down. Without a `url` it is a file of this user's; `retention` is
+    how many seconds single rows are kept, their sums are kept longer."""
+
+    url: Annotated[Secret, BeforeValidator(_ledger_url)] | None = None
+    retention: Duration = Field(90 * 86_400.0, ge=86_400)
+
+    @property
+    def off(self) -> bool:
+        return self.url is not None and self.url.reveal() == OFF
 
 
 class Providers(Strict):
@@ -143,8 +198,32 @@ class Providers(Strict):
     mistral: upstream.Config = upstream.Config()
 
 
+def _price(value: object) -> int:
+    if isinstance(value, int):
+        return value
+    try:
+        return micro_usd(str(value))
+    except ValueError:
+        raise ValueError("expected USD per million tokens, such as 0.5; finer than a millionth is no price") from None
+
+
+UsdPerMillion = Annotated[int, BeforeValidator(_price)]
+"""A price in micro-USD per million tokens, written in USD."""
+
+
+class ModelPrice(Strict):
+    """`models.prices.<name>` of proxy.yaml. Without an `output` price it gives no answers in tokens; without one for
+    `cached` tokens these cost what others do."""
+
+    input: UsdPerMillion
+    output: UsdPerMillion | None = None
+    cached: UsdPerMillion | None = None
+
+
 class Models(model.Config):
-    """`models` of proxy.yaml."""
+    """`models` of proxy.yaml. `prices` are over those of the catalogue."""
+
+    prices: dict[ModelName, ModelPrice] = Field(default_factory=dict)
 
     @field_validator("aliases")
     @classmethod
@@ -161,14 +240,23 @@ class Models(model.Config):
 class Team(auth.Team):
     """`teams.<name>` of proxy.yaml."""
 
-    model_config = ConfigDict(validate_default=True)
+    quotas: list[quota.Quota] = Field(default_factory=list)
 
-    @field_validator("keys")
+    @field_validator("quotas")
     @classmethod
-    def _at_least_one(cls, keys: list[auth.TeamKey]) -> list[auth.TeamKey]:
-        if not keys:
-            raise ValueError("a team needs at least one key")
-        return keys
+    def _each_once(cls, quotas: list[quota.Quota]) -> list[quota.Quota]:
+        """Of two limits on the same thing one would never be reached."""
+        seen: dict[object, int] = {}
+        faults = []
+        for at, one in enumerate(quotas):
+            rule = one.rule(one.model)
+            first = seen.setdefault((rule.unit, rule.window, rule.per_key, rule.model, rule.shadow), at)
+            if first != at:
+                twice = PydanticCustomError("limited_twice", "limited twice", {"first": first})
+                faults.append(InitErrorDetails(type=twice, loc=(at,), input=one))
+        if faults:
+            raise ValidationError.from_exception_data("quotas", faults)
+        return quotas
 
 
 class Translation(Strict):
@@ -185,6 +273,7 @@ class Settings(Strict):
 
     server: Server = Server()
     store: Store = Field(default_factory=Store)
+    ledger: Ledger = Ledger()
     providers: Providers = Providers()
     models: Models = Models()
     translation: Translation = Translation()
@@ -201,12 +290,14 @@ class Settings(Strict):
 
 
 LATER: dict[type[Strict], frozenset[str]] = {
-    Settings: frozenset({"ledger", "cache", "tracing"}),
-    Store: frozenset({"on_outage"}),
-    Server: frozenset({"time_zone", "admin_keys", "metrics"}),
+    Settings: frozenset({"cache", "tracing"}),
+    Server: frozenset({"admin_keys", "metrics"}),
     Providers: frozenset({"openai"}),
     upstream.Config: frozenset({"retry", "circuit_breaker"}),
-    Models: frozenset({"fallbacks", "prices"}),
-    Team: frozenset({"provider_keys", "quotas"}),
+    Models: frozenset({"fallbacks"}),
+    Team: frozenset({"provider_keys"}),
 }
 """Keys of features that do not exist yet. They are refused as unknown keys are, and told apart from a misspelling."""
+
+WORDS: dict[type[Strict], dict[str, dict[str, object]]] = {Ledger: {OFF: {"url": Secret(OFF)}}}
+"""Sections for which one word may stand, and what it means."""

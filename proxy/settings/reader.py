@@ -72,6 +72,8 @@ class Reader:
             return self.refuse(path, str(error))
 
     def _section(self, section: Section, node: Node, path: Path) -> Any:
+        if isinstance(node, Scalar) and node.text in section.words:
+            return section.words[node.text]
         entries = self._entries(node, path)
         if entries is None:
             return BROKEN

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
@@ -12,17 +12,19 @@ from pydantic import BeforeValidator
 
 from proxy.core.config import Strict
 from proxy.core.secret import Secret
-from proxy.settings.model import LATER
+from proxy.settings.model import LATER, WORDS
 from proxy.settings.scalars import TYPES, WRITTEN, Type
 from proxy.stages.auth import TeamKey
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A mapping with keys of ours; `later` are keys of features that do not exist yet."""
+    """A mapping with keys of ours; `later` are keys of features that do not exist yet. One of `words` may stand for all
+    of it, and means the mapping that it has here."""
 
     keys: Mapping[str, Kind]
     later: frozenset[str]
+    words: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ Kind = Section | Named | Items | Maybe | Choice | Hidden | Type
 def section(model: type[Strict]) -> Section:
     """The keys of a model and what each takes."""
     keys = {name: _kind(field.annotation, field.metadata) for name, field in model.model_fields.items()}
-    return Section(keys, LATER.get(model, frozenset()))
+    return Section(keys, LATER.get(model, frozenset()), WORDS.get(model, {}))
 
 
 def _kind(annotation: Any, metadata: list[Any]) -> Kind:

@@ -19,6 +19,13 @@ DIGEST = "sha256:" + "a" * 64
 LITERAL = "a secret is not written into the file: use ${NAME}, file:/path or, for team keys, sha256:<hex>"
 LITERAL_KEY = "a key is not written into the file: use ${NAME}, file:/path or sha256:<hex>"
 LATER = "not supported by this version"
+LEDGER = "expected sqlite:///path of the file, postgresql://user@host/database or off"
+ZONE = "there is no such time zone; expected a name such as UTC or Europe/Paris"
+PRICE = "expected USD per million tokens, such as 0.5; finer than a millionth is no price"
+LIMIT = (
+    "expected a limit in a window, as in 60/minute or 50 USD/month; windows are second, minute, hour, day, week, month"
+)
+ONE_LIMIT = "one item has one limit: requests, tokens, spend or concurrency"
 NO_HOST = "expected a host name or an IP address, without port or brackets"
 WORKERS = "more than 1 needs a store that workers can share: store.url on redis"
 STORE = "expected memory://, redis://host:6379/0 or rediss://host:6379/0"
@@ -29,7 +36,7 @@ LEVELS = "expected one of: debug, info, warning, error"
 POOL = "give one key: a pool of keys is not supported by this version"
 SHA256 = "expected sha256: and 64 lower-case hexadecimal digits"
 NO_FILE = "the secret file does not exist or is not a regular file"
-NO_KEY = "a team needs at least one key"
+NO_KEY = "a team needs at least one key: without a ledger none can be issued"
 NO_TEAM_NAME = "a team name has 1 to 64 letters, digits, '_', '.' or '-' and begins with a letter or digit"
 
 
@@ -97,16 +104,15 @@ REFUSED = [
     *(
         (f"{head}\n  {name}: x", [f"2: {head[:-1]}.{name}: {LATER}"])
         for head, names in {
-            "server:": ["time_zone", "admin_keys", "metrics"],
+            "server:": ["admin_keys", "metrics"],
             "providers:": ["openai"],
-            "models:": ["fallbacks", "prices"],
+            "models:": ["fallbacks"],
         }.items()
         for name in names
     ),
-    *((f"{name}: x", [f"1: {name}: {LATER}"]) for name in ("ledger", "cache", "tracing")),
+    *((f"{name}: x", [f"1: {name}: {LATER}"]) for name in ("cache", "tracing")),
     ("providers: {mistral: {retry: {}}}", [f"1: providers.mistral.retry: {LATER}"]),
     ("providers: {mistral: {circuit_breaker: {}}}", [f"1: providers.mistral.circuit_breaker: {LATER}"]),
-    ("teams: {a: {keys: [D], quotas: []}}", [f"1: teams.a.quotas: {LATER}"]),
     ("teams: {a: {keys: [D], provider_keys: {}}}", [f"1: teams.a.provider_keys: {LATER}"]),
     # shapes
     ("- a", ["1: expected a mapping (key: value)"]),
@@ -148,7 +154,61 @@ REFUSED = [
     ("store: {url: }", [f"1: store.url: {STORE}"]),
     ("store: {url: 'redis://:${NONE}@h'}", ["1: store.url: environment variable NONE is not set"]),
     ("store: {url: 'redis://:hunter2@h'}", [f"1: store.url: {PASSWORD}"]),
-    ("store: {on_outage: local}", [f"1: store.on_outage: {LATER}"]),
+    ("store: {on_outage: wait}", ["1: store.on_outage: expected one of: local, open, closed"]),
+    ("ledger: {url: sqlite}", [f"1: ledger.url: {LEDGER}"]),
+    ("ledger: {url: 'mysql://h/d'}", [f"1: ledger.url: {LEDGER}"]),
+    ("ledger: {url: 'postgresql://h'}", [f"1: ledger.url: {LEDGER}"]),
+    ("ledger: {url: 'postgresql://u:hunter2@h/d'}", [f"1: ledger.url: {PASSWORD}"]),
+    ("ledger: {retention: 1h}", ["1: ledger.retention: must be at least 86400"]),
+    ("ledger: on", ["1: ledger: expected a mapping (key: value)"]),
+    ("server: {time_zone: Mars/Olympus}", [f"1: server.time_zone: {ZONE}"]),
+    ("server: {time_zone: ../UTC}", [f"1: server.time_zone: {ZONE}"]),
+    # prices and quotas
+    ("models: {prices: {ours: {input: -1}}}", [f"1: models.prices.ours.input: {PRICE}"]),
+    ("models: {prices: {ours: {output: 1}}}", ["1: models.prices.ours.input: not a valid value"]),
+    (
+        "models: {prices: {gpt-4o: {input: 1}}}",
+        ["1: models.prices: gpt-4o is never sent, it is an alias of mistral-large-latest"],
+    ),
+    *(
+        (f"teams:\n  a:\n    keys: [D]\n    quotas:\n      - {text}", [f"5: teams.a.quotas[0]{where}"])
+        for text, where in [
+            ("requests: 60/fortnight", f".requests: {LIMIT}"),
+            ("requests: -60/minute", f".requests: {LIMIT}"),
+            ("tokens: many", f".tokens: {LIMIT}"),
+            ("spend: 5/month", ".spend: expected an amount in a window, as in 50 USD/month"),
+            ("spend: 9999999 USD/month", ".spend: no limit can be as high as this"),
+            ("concurrency: -1", ".concurrency: must be at least 0"),
+            ("{requests: 5/day, tokens: 5/day}", f": {ONE_LIMIT}"),
+            ("{mode: shadow}", f": {ONE_LIMIT}"),
+            ("{requests: 5/day, per: user}", ".per: expected one of: team, key"),
+            ("{requests: 5/day, mode: shadov}", ".mode: expected one of: enforce, shadow (did you mean 'shadow'?)"),
+            (
+                "{requests: 5/day, model: mistral-larg-latest}",
+                ".model: no such model is known (did you mean 'mistral-large-latest'?); "
+                "a price in models.prices makes one known",
+            ),
+            (
+                "{spend: 5 USD/day, model: 'ft:mistral-small-2603:ours'}",
+                ".model: can never count: its price is not known; give one in models.prices",
+            ),
+        ]
+    ),
+    (
+        "teams: {a: {keys: [D], models: [codestral-*], quotas: [{requests: 5/day, model: mistral-embed}]}}",
+        ["1: teams.a.quotas[0].model: can never match: `models` of this team does not allow it"],
+    ),
+    (
+        "teams: {a: {keys: [D], quotas: [{requests: 5/day}, {requests: 9/day}]}}",
+        ["1: teams.a.quotas[1]: limits what quotas[0] limits already"],
+    ),
+    (
+        "ledger: off\nteams: {a: {keys: [D], quotas: [{spend: 5 USD/day}]}}",
+        [
+            "2: teams.a.quotas[0].spend: needs a ledger or a shared store: "
+            "what was spent would be forgotten at a restart"
+        ],
+    ),
     ("server: {drain: 60}", [f"1: server.drain: {DURATION}"]),
     ("server: {drain: }", [f"1: server.drain: {DURATION}"]),
     ("server: {drain: 9" + "9" * 400 + "d}", [f"1: server.drain: {DURATION}"]),
@@ -195,7 +255,7 @@ REFUSED = [
     ("teams: {a: {keys: ['sha256:AA']}}", [f"1: teams.a.keys[0]: {SHA256}"]),
     ("teams: {a: {keys: ['${EMPTY}']}}", ["1: teams.a.keys[0]: the secret is empty"]),
     ("teams: {a: {keys: [file:/none]}}", [f"1: teams.a.keys[0]: {NO_FILE}"]),
-    ("teams:\n  a:\n  b: {keys: []}", [f"2: teams.a.keys: {NO_KEY}", f"3: teams.b.keys: {NO_KEY}"]),
+    ("ledger: off\nteams:\n  a:\n  b: {keys: []}", [f"3: teams.a.keys: {NO_KEY}", f"4: teams.b.keys: {NO_KEY}"]),
     ("teams: {a: {keys: [D], models: []}}", ["1: teams.a.models: the list must have at least 1"]),
     ("teams: {a: {keys: [D], models: }}", ["1: teams.a.models: expected a list"]),
     ("teams: {a b: {keys: [D]}}", [f"1: teams.'a b': {NO_TEAM_NAME}"]),
@@ -231,6 +291,17 @@ def test_nothing_written_is_the_default(read, text):
     assert read(text, {"EMPTY": ""}) == Settings()
 
 
+@pytest.mark.parametrize("text", ["ledger: off", "ledger: {url: off}", "ledger: 'off'"])
+def test_no_ledger(read, text):
+    assert read(text, {}).ledger.off
+    assert not read("", {}).ledger.off
+
+
+def test_a_model_that_only_prices_make_known_may_have_a_limit(refusals):
+    prices = "models: {prices: {ours: {input: 1}}}"
+    assert refusals(prices + "\nteams: {a: {quotas: [{spend: 5 USD/day, model: ours}]}}") == []
+
+
 def test_one_team_may_name_a_key_twice(refusals):
     assert refusals(f"teams: {{a: {{keys: ['{DIGEST}', '{DIGEST}']}}}}") == []
 
@@ -255,7 +326,7 @@ models:
   aliases: {x: x}
   default_temperature: 9
   aliases: {}
-ledger: {}
+cache: {}
 """
     assert refusals(text, {"A": "sk-a", "DEFAULT_MAX_TOKENS": "0"}) == [
         "3: server.prot: unknown key (did you mean 'port'?)",
@@ -264,13 +335,12 @@ ledger: {}
         "7: providers.mistral.api_keys[1]: environment variable NONE is not set",
         "7: providers.mistral.api_keys: give one key: a pool of keys is not supported by this version",
         "8: providers.mistral.timeouts.idle: expected a duration such as 250ms, 30s, 5m, 1h or 7d",
-        "12: teams.empty.keys: a team needs at least one key",
         "14: teams.other.keys[0]: the same key as teams.research.keys[0]",
         "15: teams.other.log_content: expected true or false",
         "17: models.aliases.x: an alias of itself",
         "18: models.default_temperature: must be at most 1.5",
         "19: models.aliases: given twice, first on line 17",
-        f"20: ledger: {LATER}",
+        f"20: cache: {LATER}",
         "environment: DEFAULT_MAX_TOKENS: must be at least 1",
     ]
 

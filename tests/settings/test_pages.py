@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "proxy.yaml.example"
 PAGE = (ROOT / "docs" / "configuration.md").read_text()
 TEAM = {"RESEARCH_KEY": "sk-research"}
-REQUIRED = {"teams.<name>.keys"}
+REQUIRED = {"models.prices.<name>.input"}
+NAMES = {"teams": "research", "models.prices": "my-finetune"}
+"""What stands in the example where the user chooses."""
 
 
 def options(kind: Kind, path: str = "") -> Iterator[str]:
@@ -36,22 +38,24 @@ def options(kind: Kind, path: str = "") -> Iterator[str]:
 def at(settings: Settings, path: str) -> object:
     value: object = settings
     for step in path.split("."):
-        value = value["research"] if isinstance(value, dict) else getattr(value, step)
+        value = next(iter(value.values())) if isinstance(value, dict) else getattr(value, step)
     return value
 
 
 def with_team(tmp_path: Path, text: str = "") -> Settings:
-    """Settings with one team, since a default of `teams.<name>` needs a team, and `text` over them."""
+    """Settings with one team and one price, since a default of `teams.<name>` needs a team, and `text` over them."""
     file = tmp_path / "proxy.yaml"
-    file.write_text(f"{text}\n" + ("" if "teams:" in text else "teams: {research: {keys: ['${RESEARCH_KEY}']}}\n"))
+    named = {"teams": "{research: {}}", "models": "{prices: {my-finetune: {input: 1}}}"}
+    rest = [f"{section}: {one}\n" for section, one in named.items() if f"{section}:" not in text]
+    file.write_text(f"{text}\n" + "".join(rest))
     return load(file, TEAM)
 
 
 def nested(path: str, text: str) -> str:
     """The flow mapping that sets one option."""
     names = path.replace("<name>", "research").split(".")
-    keys = ", keys: ['${RESEARCH_KEY}']" if names[0] == "teams" else ""
-    return ": {".join(names[:-1]) + f": {{{names[-1]}: {text}{keys}" + "}" * (len(names) - 1)
+    beside = ", input: 1" if "prices" in names and names[-1] != "input" else ""
+    return ": {".join(names[:-1]) + f": {{{names[-1]}: {text}{beside}" + "}" * (len(names) - 1)
 
 
 OPTIONS = list(options(section(Settings)))
@@ -62,7 +66,9 @@ def lines(node: Node, path: str = "") -> Iterator[tuple[str, int]]:
     """Every option the example has and its line."""
     assert isinstance(node, Mapping)
     for entry in node.entries:
-        below = f"{path}.{entry.key}".removeprefix(".").replace("teams.research", "teams.<name>")
+        below = f"{path}.{entry.key}".removeprefix(".")
+        for owner, name in NAMES.items():
+            below = below.replace(f"{owner}.{name}", f"{owner}.<name>")
         if below in OPTIONS:
             yield below, entry.place.line or 0
         else:
@@ -118,8 +124,8 @@ def test_the_page_gives_the_default(path, tmp_path):
 
 
 def test_what_is_required_is_required(tmp_path):
-    with pytest.raises(SettingsError, match="a team needs at least one key"):
-        with_team(tmp_path, "teams: {research: {}}")
+    with pytest.raises(SettingsError, match=r"models\.prices\.ours\.input"):
+        with_team(tmp_path, "models: {prices: {ours: {output: 1}}}")
 
 
 def test_the_page_lists_exactly_the_variables():
