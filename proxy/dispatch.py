@@ -21,6 +21,7 @@ from proxy.core.provider import Provider
 from proxy.core.services import Services
 from proxy.core.table import Context
 from proxy.guard import Guard
+from proxy.metering import charged
 from proxy.relay import Relay
 from proxy.upstream.client import MOST_JSON, MOST_REFUSAL, Upstream, failure, is_encoded, is_json, read
 from proxy.upstream.transport import Answer, TransportError
@@ -124,22 +125,32 @@ class Responder:
 
     async def answer(self, body: Json | None, send: Send) -> None:
         batch = self.dispatch.endpoint.batch
-        async with self.guard:
-            if batch and body:
-                answer = batch.merge([one for part in batch.split(body) for one in await self._parts(batch, part)])
-            else:
-                answer = await self._read(body)
-        self._metered(answer.get("usage"))
+        answered: list[tuple[Json, Json]] = []
+        try:
+            async with self.guard:
+                if batch and body:
+                    for part in batch.split(body):
+                        await self._answer_parts(batch, part, answered)
+                    answer = batch.merge(answered)
+                else:
+                    answer = await self._read(body)
+        except BaseException as error:
+            # What several calls have cost is not lost with the one that failed.
+            self._charge(None, delivered=None, ended=None if answered else error)
+            raise
+        self._metered(answer.get("usage"), tier=answer.get("service_tier"), delivered=_tokens_of(answer))
         # Nothing of ours is held any longer: a client that does not read keeps only its own connection. Looked through
         # once more: the parts of a text, put together, may spell the key that none of them did.
         await _send_json(send, self.dispatch.upstream.scrub(json.encode(answer)))
 
     async def stream(self, body: Json, events: EventStream, send: Send) -> None:
         relay = Relay(events, self.guard, send, self.dispatch.upstream.scrub)
+        ended: BaseException | None = None
         try:
             async with self.guard:
                 await self._call(body, relay.run)
         except ProxyError as error:
+            ended = error
             if events.done and not relay.unsent:
                 return  # the client has its whole answer; the upstream was only slow to end its own
             last = events.end()
@@ -151,18 +162,27 @@ class Responder:
             self.dispatch.clean(error)
             self.exchange.error = error
             await relay.fail(error)
+        except BaseException as error:
+            ended = error
+            raise
         finally:
-            self._metered(events.usage, complete=events.done)
+            if events.done:
+                self._metered(events.usage, tier=events.tier, delivered=events.delivered)
+            else:
+                self._charge(events.usage, tier=events.tier, delivered=events.delivered, ended=ended)
 
-    async def _parts(self, batch: Batch, body: Json) -> list[tuple[Json, Json]]:
-        """One part of a batch with its answer; it is halved for as long as the provider says that it is too large."""
+    async def _answer_parts(self, batch: Batch, body: Json, answered: list[tuple[Json, Json]]) -> None:
+        """One part of a batch, and its answer, are added; it is halved for as long as the provider says that it is too
+        large."""
         try:
-            return [(body, await self._read(body))]
+            answered.append((body, await self._read(body)))
+            return
         except UpstreamRefusal as refusal:
             halves = batch.halve(refusal, body)
             if not halves:
                 raise
-        return [one for half in halves for one in await self._parts(batch, half)]
+        for half in halves:
+            await self._answer_parts(batch, half, answered)
 
     async def _read(self, body: Json | None) -> Any:
         raw = await self._call(body, self._whole)
@@ -236,10 +256,31 @@ class Responder:
             self._alarm(error.code)
         return error
 
-    def _metered(self, usage: Json | None, *, complete: bool = True) -> None:
-        self.exchange.usage = usage
-        if usage is None and complete and self.dispatch.endpoint.meter is Meter.TOKENS:
+    def _metered(self, usage: Json | None, *, tier: str | None, delivered: int) -> None:
+        """The whole answer is there."""
+        self._charge(usage, tier=tier, delivered=delivered)
+        if usage is None and self.dispatch.endpoint.meter is Meter.TOKENS:
             self._alarm("usage_anomaly")
+
+    def _charge(
+        self,
+        usage: Json | None,
+        *,
+        tier: str | None = None,
+        delivered: int | None,
+        ended: BaseException | None = None,
+    ) -> None:
+        exchange = self.exchange
+        exchange.usage = usage
+        exchange.charge = charged(
+            exchange.estimate,
+            self.context.model,
+            usage,
+            tier=tier,
+            attempts=exchange.attempts,
+            delivered=delivered,
+            ended=ended,
+        )
 
     def _alarm(self, code: str) -> None:
         self.dispatch.services.log("error", "alarm", request_id=self.exchange.request_id, code=code, what=_ALARMS[code])
@@ -249,6 +290,11 @@ def _forget_frames(error: ProxyError | ClientGone) -> None:
     """What ended an exchange is kept with it, and would keep the bodies in the frames it came through: 32 MiB each,
     until it is the garbage collector's turn."""
     error.__traceback__ = error.__context__ = None
+
+
+def _tokens_of(answer: Json) -> int:
+    """What an answer without usable counts is taken for; the estimate bounds it."""
+    return len(json.encode(answer.get("choices"))) // 4 if "choices" in answer else 0
 
 
 def _is_costly(raw: bytes, most: int) -> bool:

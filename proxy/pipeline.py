@@ -9,7 +9,7 @@ from starlette.types import ASGIApp
 
 from proxy.core.endpoint import Endpoint
 from proxy.core.services import Middleware, Services
-from proxy.stages import access_log, auth, begin, body, cors, host, model, rescue
+from proxy.stages import access_log, auth, begin, body, cors, estimate, host, ledger, model, quota, rescue
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class Configs:
     auth: auth.Config
     max_body: int
     model: model.Config
+    quota: quota.Config
+    provider: str
 
 
 def outer(configs: Configs, services: Services) -> tuple[Middleware, ...]:
@@ -45,6 +47,10 @@ def inner(configs: Configs, endpoint: Endpoint, services: Services) -> tuple[Mid
         auth.build(configs.auth, endpoint, services),  # before the body: an unknown key uploads nothing
         body.build(configs.max_body, endpoint, services),
         model.build(configs.model, endpoint, services),  # after the body, which names the model
+        estimate.build(configs.model.default_max_tokens, endpoint, services),  # quota and ledger hold what it says
+        quota.build(configs.quota, endpoint, services),
+        # inside quota: what was used is written down before it counts as free again
+        ledger.build(configs.provider, endpoint, services),
     )
 
 

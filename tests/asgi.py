@@ -59,7 +59,10 @@ class Ticks:
 
 def services(log: Log | None = None, catalogue: Any = None, **more: Any) -> Services:
     redact = Redactor(data.read("redaction.yaml"))
-    return Services(monotonic=Ticks(), log=log or Log(), redact=redact, catalogue=catalogue, **more)
+    given: dict[str, Any] = {
+        "monotonic": Ticks(), "quotas": None, "ledger": None, "wall": lambda: 0, "next_call": lambda: "test-0",
+    }  # fmt: skip
+    return Services(log=log or Log(), redact=redact, catalogue=catalogue, **(given | more))
 
 
 async def call(

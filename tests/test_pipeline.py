@@ -19,7 +19,7 @@ from proxy.core.exchange import Exchange
 from proxy.pipeline import Configs, fold, inner, outer
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.models import MODEL, MODELS
-from proxy.stages import access_log, auth, model
+from proxy.stages import access_log, auth, model, quota
 from tests.asgi import Answer, Headers, Log, call, exchange, ok, services
 
 CATALOGUE = Catalogue(data.read("models.yaml"))
@@ -38,6 +38,8 @@ def configs(**options: Any) -> Configs:
         auth=auth.Config(teams={"research": auth.Team(keys=keys, models=["mistral-*"])}),
         max_body=options.get("max_body", 100),
         model=model.Config(),
+        quota=quota.Config({}),
+        provider="mistral",
     )
 
 
@@ -77,9 +79,12 @@ async def test_the_body_comes_before_the_model() -> None:
 
 async def test_an_endpoint_without_a_body_has_only_the_stages_that_it_needs() -> None:
     made = services(catalogue=CATALOGUE)
-    assert [stage is not None for stage in inner(configs(), CHAT, made)] == [True, True, True]
-    assert [stage is not None for stage in inner(configs(), MODEL, made)] == [True, False, True]
-    assert [stage is not None for stage in inner(configs(), MODELS, made)] == [True, False, False]
+    # auth, body, model, estimate, quota, ledger
+    assert [stage is not None for stage in inner(configs(), CHAT, made)] == [True, True, True, True, True, False]
+    assert [stage is not None for stage in inner(configs(), MODEL, made)] == [True, False, True, True, True, False]
+    assert [stage is not None for stage in inner(configs(), MODELS, made)] == [True, False, False, True, True, False]
+    kept = services(catalogue=CATALOGUE, ledger=object())
+    assert [stage is not None for stage in inner(configs(), MODELS, kept)][-1]
 
 
 @pytest.mark.parametrize("row", [CHAT, MODEL, MODELS], ids=lambda row: row.operation)

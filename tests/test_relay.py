@@ -27,6 +27,8 @@ class Events:
         self.error: ProxyError | None = None
         self.done = self.surplus = False
         self.usage: Json | None = None
+        self.delivered = 0
+        self.tier: str | None = None
         self._complete = complete
 
     def feed(self, chunk: bytes) -> bytes:

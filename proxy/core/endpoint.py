@@ -46,12 +46,18 @@ class EventStream(Protocol):
 
     `error` is set when the stream must end with an error frame; `done` when its terminal event has passed, and then
     `surplus` tells whether more has come behind it. Whatever `feed` returned before is still to be sent.
+
+    `delivered` is how many tokens of the answer are in what was returned, and not fewer than the provider will count
+    by much: one for each piece of text, or one for every eight bytes of it if that is more. `tier` is the service tier
+    that the answer says it had, in OpenAI's word.
     """
 
     error: ProxyError | None
     done: bool
     surplus: bool
     usage: Json | None
+    delivered: int
+    tier: str | None
 
     def feed(self, chunk: bytes) -> bytes:
         """The bytes to send now, perhaps none: an event is held until it is whole."""

@@ -25,10 +25,14 @@
     ├── UnsupportedMediaType        415  invalid_request_error  unsupported_media_type
     ├── HostNotAllowed              421  invalid_request_error  host_not_allowed
     ├── HeadersTooLarge             431  invalid_request_error  headers_too_large
+    ├── RateLimited                 429  requests or tokens     rate_limit_exceeded
+    ├── InsufficientQuota           429  insufficient_quota     insufficient_quota
+    ├── TooManyAuthFailures         429  rate_limit_error       too_many_auth_failures
     ├── UpstreamRefusal             as the provider's error table says
     ├── UpstreamFailed              502  server_error           upstream_error
     ├── Overloaded                  503  server_error           overloaded
     ├── Draining                    503  server_error           draining
+    ├── StoreUnavailable            503  server_error           store_unavailable
     └── UpstreamTimeout             504  server_error           upstream_timeout
 
 The shape is OpenAI's `{"error": {"message", "type", "param", "code"}}`; its SDKs choose the exception by status and
@@ -172,6 +176,52 @@ class HeadersTooLarge(ProxyError):
     status, type, code = 431, "invalid_request_error", "headers_too_large"
 
 
+def _retry(milliseconds: int | None) -> Headers:
+    """Says when to try again, in whole seconds rounded up and exactly; None: it would be no use."""
+    if milliseconds is None:
+        return [(b"x-should-retry", b"false")]
+    return [
+        (b"retry-after", b"%d" % -(-milliseconds // 1000)),
+        (b"retry-after-ms", b"%d" % milliseconds),
+        (b"x-should-retry", b"true"),
+    ]
+
+
+def _no_retry(milliseconds: int | None) -> Headers:
+    """Says when it would be some use, and that an SDK is not to wait for it."""
+    times = [] if milliseconds is None else _retry(milliseconds)[:2]
+    return [*times, (b"x-should-retry", b"false")]
+
+
+class RateLimited(ProxyError):
+    """A quota is used up for the next `wait` milliseconds; None: it is too small for this request. `about` says of
+    what, `requests` or `tokens`, as OpenAI's errors do."""
+
+    status, code = 429, "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, about: str, wait: int | None, detail: dict[str, Any]) -> None:
+        super().__init__(message, detail=detail, headers=_retry(wait))
+        self.type = about
+
+
+class InsufficientQuota(ProxyError):
+    """The team's money is spent. An SDK that tried again by itself would only wait for the next period."""
+
+    status, type, code = 429, "insufficient_quota", "insufficient_quota"
+
+    def __init__(self, message: str, *, wait: int | None, detail: dict[str, Any]) -> None:
+        super().__init__(message, detail=detail, headers=_no_retry(wait))
+
+
+class TooManyAuthFailures(ProxyError):
+    """From this address came too many wrong keys. The same key would be as wrong the next time."""
+
+    status, type, code = 429, "rate_limit_error", "too_many_auth_failures"
+
+    def __init__(self, message: str, *, wait: int) -> None:
+        super().__init__(message, headers=_no_retry(wait))
+
+
 class UpstreamRefusal(ProxyError):
     """The provider's own error in OpenAI's terms; status, type and code come from the provider's error table.
 
@@ -193,7 +243,16 @@ class UpstreamRefusal(ProxyError):
         self.status, self.type, self.code, self.mend = status, type, code, mend
 
 
-class UpstreamFailed(ProxyError):
+class UpstreamUnknown(ProxyError):
+    """How far the upstream came with its answer is not known. `billed`: it may ask money for it, as it may whenever it
+    had the whole request and has not said itself that it failed."""
+
+    def __init__(self, message: str, *, billed: bool = True, **more: Any) -> None:
+        super().__init__(message, **more)
+        self.billed = billed
+
+
+class UpstreamFailed(UpstreamUnknown):
     status, type, code = 502, "server_error", "upstream_error"
 
 
@@ -210,7 +269,14 @@ class Draining(ProxyError):
     always = _SOON
 
 
-class UpstreamTimeout(ProxyError):
+class StoreUnavailable(ProxyError):
+    """What is counted, or where it is written down, cannot be had: nobody's fault but ours."""
+
+    status, type, code = 503, "server_error", "store_unavailable"
+    always = _SOON
+
+
+class UpstreamTimeout(UpstreamUnknown):
     status, type, code = 504, "server_error", "upstream_timeout"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from proxy.core.charge import Charge, Estimate
 from proxy.core.errors import Headers, ProxyError
 from proxy.core.json import Json
 
@@ -26,7 +27,8 @@ class Exchange:
     """Kept in `scope["state"]`; each field has one writer, the stage named beside it.
 
     Times are monotonic seconds. `headers` is a snapshot from before the body: a chunk trailer cannot add to it.
-    `client` is who sent the request, as far as those in front of us can be believed.
+    `request_id` may be the client's own, and come again; `call` is ours, and never does. `client` is who sent the
+    request, as far as those in front of us can be believed.
     """
 
     # begin
@@ -52,6 +54,13 @@ class Exchange:
     model_asked: str | None = None
     model: str | None = None
 
+    # estimate
+    call: str = ""
+    estimate: Estimate | None = None
+
+    # quota
+    quota_headers: Headers = field(default_factory=list)
+
     # dispatch
     streamed: bool = False
     upstream: str | None = None
@@ -59,6 +68,7 @@ class Exchange:
     rewrites: dict[str, None] = field(default_factory=dict)
     answer_headers: Headers = field(default_factory=list)
     usage: Json | None = None
+    charge: Charge | None = None
     client_gone: bool = False
 
     # rescue; dispatch, for an error after the first byte of a stream

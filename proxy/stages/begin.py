@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.core.errors import Headers
 from proxy.core.exchange import Exchange
+from proxy.core.money import decimal
 from proxy.core.services import Middleware, Services
 
 _VALID_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -130,4 +131,6 @@ def _headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
         headers.append((b"x-proxy-attempts", b"%d" % exchange.attempts))
     if exchange.rewrites:
         headers.append((b"x-proxy-rewrites", ", ".join(exchange.rewrites).encode()))
-    return headers + exchange.answer_headers
+    if exchange.charge and exchange.charge.cost is not None:  # a stream's is known when its headers are gone
+        headers.append((b"x-proxy-cost-usd", decimal(exchange.charge.cost).encode()))
+    return headers + exchange.quota_headers + exchange.answer_headers

@@ -21,7 +21,9 @@ _SECONDS = b"600"
 _EXPOSED = b", ".join(
     [
         b"x-request-id", b"x-proxy-upstream", b"x-proxy-attempts", b"x-proxy-rewrites", b"x-proxy-simulated",
-        b"x-upstream-request-id", b"retry-after", b"retry-after-ms", b"x-should-retry",
+        b"x-upstream-request-id", b"retry-after", b"retry-after-ms", b"x-should-retry", b"x-proxy-cost-usd",
+        b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests",
+        b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens",
     ]
 )  # fmt: skip
 """Headers of ours that a page may read. `*` would not do: with credentials it is a header of that name."""

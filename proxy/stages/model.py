@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.core.config import Strict
+from proxy.core.config import ModelName, Strict
 from proxy.core.endpoint import Endpoint, ModelFrom
 from proxy.core.errors import BadRequest, InvalidType, MissingParameter, ModelNotAllowed
 from proxy.core.exchange import Exchange
 from proxy.core.model import is_name
 from proxy.core.services import Middleware, Services
 from proxy.core.table import type_name
-
-
-def _name(value: str) -> str:
-    if not is_name(value):
-        raise ValueError("a model's name is at most 256 visible ASCII characters, without spaces and without '..'")
-    return value
-
-
-ModelName = Annotated[str, AfterValidator(_name)]
 
 
 class Config(Strict):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,20 +18,18 @@ from proxy.core.errors import BadRequest, UpstreamFailed
 from proxy.core.exchange import Exchange, Team
 from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
-from proxy.core.services import Services
 from proxy.logs import Writer
 from proxy.stages import access_log
-from tests.asgi import Log, Ticks, call, exchange, ok
+from tests.asgi import Log, call, exchange, ok, services
 
 CATALOGUE = Catalogue(data.read("models.yaml"))
 KEY = Secret("sk-team-key-0123456789")
 
 
 def stage(log: Log, app=ok, **config):
-    services = Services(
-        monotonic=Ticks(), log=log, redact=Redactor(data.read("redaction.yaml"), [KEY]), catalogue=CATALOGUE
-    )
-    return access_log.build(access_log.Config(**config), services)(app)
+    redact = Redactor(data.read("redaction.yaml"), [KEY])
+    made = replace(services(log, CATALOGUE), redact=redact)
+    return access_log.build(access_log.Config(**config), made)(app)
 
 
 async def line(app=ok, found: Exchange | None = None, route: str | None = "/v1/chat/completions", **config):

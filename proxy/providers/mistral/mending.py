@@ -7,7 +7,7 @@ the refused body, which is never changed itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from proxy.core.json import Json
 from proxy.core.table import ABSENT
@@ -16,10 +16,14 @@ from proxy.providers.mistral.refused import Loc, Refused
 Mend = Callable[[Refused, Json], Json | None]
 
 
+KEPT: Final = frozenset(("max_tokens", "n"))
+"""Without these an answer could cost more than what was reserved for it."""
+
+
 def without_unknown_keys(refused: Refused, body: Json) -> Json | None:
     mended = body
     for issue in refused.issues:
-        if issue.is_unknown_key and issue.loc:
+        if issue.is_unknown_key and issue.loc and issue.loc[-1] not in KEPT:
             shorter = _without(mended, issue.loc)
             mended = mended if shorter is ABSENT else shorter
     return None if mended is body else mended

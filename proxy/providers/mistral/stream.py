@@ -51,7 +51,9 @@ _ID = frozenset((b"id",))
 
 class _PlainDelta(msgspec.Struct):
     content: str | None = None
+    reasoning_content: str | None = None
     tool_calls: None = None
+    function_call: None = None
 
 
 class _PlainChoice(msgspec.Struct):
@@ -83,6 +85,8 @@ class ChatStream:
         self.error: ProxyError | None = None
         self.done = self.surplus = False
         self.usage: Json | None = None
+        self.delivered = 0
+        self.tier: str | None = None
         self._context = context
         self._include_usage = bool(context.notes.get("include_usage"))
         self._expected = max(1, context.asked.get("n") or 1)
@@ -136,9 +140,16 @@ class ChatStream:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self._examine(event, data)
         self._first = False
+        tokens = 0
         for choice in chunk.choices:
             if self._choice(choice.index).prefix:
                 return self._examine(event, data)
+            text = choice.delta.content
+            if text:
+                tokens += 1 if len(text) < 2 * _BYTES_A_TOKEN and text.isascii() else _tokens(text)
+            if choice.delta.reasoning_content:
+                tokens += _tokens(choice.delta.reasoning_content)
+        self.delivered += tokens
         return event
 
     def _without_data(self, event: bytes) -> bytes:
@@ -161,7 +172,9 @@ class ChatStream:
         except json.Malformed:
             raise UpstreamFailed(NONSENSE) from None
         was = json.encode(chunk)
-        *before, last = [json.encode(one) for one in _calls_before_the_end(self._translate(chunk))]
+        translated = self._translate(chunk)
+        *before, last = [json.encode(one) for one in _calls_before_the_end(translated)]
+        self.delivered += sum(_tokens_of(choice["delta"]) for choice in translated["choices"])
         if last == was:
             return event
         end = sse.line_end(event) * 2
@@ -193,6 +206,7 @@ class ChatStream:
         if usage is None:
             return chunk
         self.usage = clean_usage(usage)
+        self.tier = service_tier(usage).get("service_tier")
         if self.usage is None:  # what cannot be believed is not passed on
             return {key: value for key, value in chunk.items() if key != "usage"}
         if self._include_usage and chunk["choices"]:
@@ -217,6 +231,25 @@ def _require_text(event: bytes) -> None:
         event.decode()
     except UnicodeDecodeError:
         raise UpstreamFailed(NONSENSE) from None
+
+
+_BYTES_A_TOKEN = 8
+"""Few tokens are longer. What is one piece is mostly one token, but some servers send many at once."""
+
+
+def _tokens(text: str) -> int:
+    """Of one piece of text, which is not empty."""
+    size = len(text) if text.isascii() else len(text.encode())
+    return size // _BYTES_A_TOKEN or 1
+
+
+def _tokens_of(delta: Json) -> int:
+    """Of all the text that a client makes something of."""
+    called = [call["function"] for call in delta.get("tool_calls") or ()]
+    called += [delta["function_call"]] if isinstance(delta.get("function_call"), dict) else []
+    texts = [delta.get("content"), delta.get("reasoning_content")]
+    texts += [function.get(key) for function in called for key in ("name", "arguments")]
+    return sum(_tokens(text) for text in texts if text and isinstance(text, str))
 
 
 def _calls_before_the_end(chunk: Json) -> list[Json]:

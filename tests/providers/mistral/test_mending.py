@@ -151,6 +151,14 @@ REPAIRS = (
 )
 
 
+@pytest.mark.parametrize("name", sorted(mending.KEPT))
+def test_what_bounds_the_cost_stays(name):
+    assert mending.without_unknown_keys(refused(("body", name)), chat(**{name: 3})) is None
+    assert mending.without_unknown_keys(refused(("body", name), ("body", "x")), chat(**{name: 3}, x=1)) == chat(
+        **{name: 3}
+    )
+
+
 @given(st.sampled_from([*REPAIRS, mending.without_unknown_keys]), st.lists(LOCS, max_size=3), BODIES)
 def test_what_was_refused_is_never_changed_and_nothing_foreign_comes_in(mend, locs, body):
     before = deepcopy(body)

@@ -133,6 +133,98 @@ def test_the_golden_files_are_there():
     assert len(NAMES) == 13
 
 
+# What has been passed on is counted.
+
+
+def said(delta: dict[str, Any]) -> list[str]:
+    called = [call["function"] for call in delta.get("tool_calls", ())] + [delta.get("function_call") or {}]
+    texts = [delta.get("content"), delta.get("reasoning_content")]
+    texts += [function.get(key) for function in called for key in ("name", "arguments")]
+    return [text for text in texts if text]
+
+
+def counted(out: bytes) -> int:
+    """Tokens in what a client was sent."""
+    return sum(max(1, len(text.encode()) // 8) for delta in deltas(out) for text in said(delta))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_delivered_is_what_a_client_was_sent(name):
+    source, expected = golden(name)
+    notes = NOTES.get(name, {})
+    assert run(source, **notes)[1].delivered == counted(expected) > 0
+    for at in range(len(source)):
+        out, events = run(source[:at], **notes)
+        assert events.delivered == counted(out)
+
+
+@pytest.mark.parametrize(
+    ("delta", "tokens"),
+    [
+        ({"content": "a"}, 1),
+        ({"content": "fifteen letters"}, 1),
+        ({"content": "sixteen letters!"}, 2),
+        ({"content": "a" * 80}, 10),
+        ({"content": "é" * 7}, 1),
+        ({"content": "é" * 8}, 2),
+        ({"content": ""}, 0),
+        ({"content": None}, 0),
+        ({"role": "assistant", "content": ""}, 0),
+        ({"content": "", "reasoning_content": "hm"}, 1),
+        ({"content": "so", "reasoning_content": "é" * 80}, 21),
+        ({"content": [thinking("hm"), text("so")]}, 2),
+        ({"content": [thinking("h" * 24), text("")]}, 3),
+        ({"content": "", "tool_calls": [{"id": "abc", "function": {"name": "f", "arguments": "{}"}}]}, 2),
+        ({"tool_calls": [{"id": "abc", "function": {"name": "f" * 16, "arguments": {"a": "b" * 50}}}]}, 2 + 7),
+        ({"function_call": {"name": "f", "arguments": "{}"}}, 2),
+        ({"function_call": "f"}, 0),
+        ({"content": 5, "reasoning_content": ["x"]}, 0),
+    ],
+)
+def test_a_piece_is_one_token_or_one_for_each_eight_bytes(delta: dict[str, Any], tokens: int) -> None:
+    events = stream()
+    events.feed(event(choice(delta)))
+    assert events.delivered == tokens
+
+
+def test_every_choice_of_an_event_counts():
+    events = stream()
+    events.feed(event(choice({"content": "a"}), choice({"content": "b" * 16}, 1)))
+    events.feed(event(choice({"content": [text("a")]}), choice({"content": "b"}, 1)))
+    assert events.delivered == 5
+
+
+def test_what_is_held_back_is_not_counted():
+    events = stream(prefix="Once upon")
+    events.feed(word("Once"))
+    assert events.delivered == 0
+    events.feed(word(" upon a time"))
+    assert events.delivered == 1
+    other = stream(prefix="Once upon")
+    other.feed(word("Once"))
+    other.feed(word(" more into the breach"))
+    assert other.delivered == 3
+    unfinished = stream()
+    unfinished.feed(word("a") + word("b")[:-1])
+    assert unfinished.delivered == 1
+
+
+def test_a_choice_before_one_that_awaits_its_prefix_is_counted_once():
+    events = stream(prefix="Once upon")
+    events.feed(word("Once upon a time"))
+    assert events.delivered == 1
+    events.feed(event(choice({"content": "then"}), choice({"content": "Once"}, 1)))
+    assert events.delivered == 2
+
+
+@pytest.mark.parametrize(("told", "tier"), [("priority", "priority"), ("standard", "default"), (5, None), (None, None)])
+def test_the_tier_of_the_answer_is_kept(told: Any, tier: str | None) -> None:
+    events = stream()
+    assert events.tier is None
+    events.feed(stop(usage=USAGE | {"service_tier": told}))
+    assert events.tier == tier
+
+
 # What needs no change is not changed.
 
 

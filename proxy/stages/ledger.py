@@ -1,0 +1,116 @@
+"""One row for each request that was let in: begun before the provider is called, ended when the request has."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from proxy.core.charge import NOTHING
+from proxy.core.endpoint import Endpoint
+from proxy.core.errors import ProxyError, StoreUnavailable
+from proxy.core.exchange import Exchange
+from proxy.core.ledger import Intent, Ledger, LedgerFull, Outcome, Status
+from proxy.core.services import Middleware, Services
+
+
+def build(provider: str, endpoint: Endpoint, services: Services) -> Middleware | None:
+    """None when no ledger is kept."""
+    ledger = services.ledger
+    if ledger is None:
+        return None
+
+    def middleware(app: ASGIApp) -> ASGIApp:
+        return Rows(app, ledger, provider, endpoint, services)
+
+    return middleware
+
+
+class Rows:
+    """Stands inside the quota stage: what a request has used counts as free again only when its row is written."""
+
+    def __init__(self, app: ASGIApp, ledger: Ledger, provider: str, endpoint: Endpoint, services: Services) -> None:
+        self._app = app
+        self._ledger = ledger
+        self._provider = provider
+        self._operation = endpoint.operation
+        self._model = services.catalogue.model
+        self._prices = services.catalogue.price_version
+        self._clock = services.monotonic
+        self._wall = services.wall
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange.of(scope)
+        try:
+            self._ledger.open(self._intent(exchange))
+        except LedgerFull:
+            raise StoreUnavailable(
+                "No usage can be written down at the moment. Send the request again later."
+            ) from None
+        ended: BaseException | None = None
+        try:
+            await self._app(scope, receive, send)
+        except BaseException as error:
+            ended = error
+            raise
+        finally:
+            self._ledger.close(self._outcome(exchange, ended or exchange.error))
+
+    def _intent(self, exchange: Exchange) -> Intent:
+        assert exchange.team
+        assert exchange.key_id
+        estimate = exchange.estimate
+        return Intent(
+            call=exchange.call,
+            request_id=exchange.request_id,
+            opened=self._wall(),
+            team=exchange.team.name,
+            key_id=exchange.key_id,
+            operation=self._operation,
+            provider=self._provider,
+            model_asked=exchange.model_asked,
+            model=exchange.model,
+            priced_as=self._model(exchange.model).id if exchange.model else None,
+            price_version=self._prices,
+            stream=bool(exchange.body and exchange.body.get("stream")),
+            prompt=estimate.prompt if estimate else 0,
+            tokens=estimate.tokens if estimate else 0,
+            cost=(estimate.cost or 0) if estimate else 0,
+        )
+
+    def _outcome(self, exchange: Exchange, ended: BaseException | None) -> Outcome:
+        charge = exchange.charge or NOTHING
+        status, http_status, code = _end(exchange, ended)
+        return Outcome(
+            call=exchange.call,
+            closed=self._wall(),
+            status=status,
+            http_status=http_status,
+            error=code,
+            attempts=exchange.attempts,
+            latency=self._since(exchange, self._clock()) or 0,
+            first_byte=self._since(exchange, exchange.first_byte),
+            prompt=charge.prompt,
+            cached=charge.cached,
+            completion=charge.completion,
+            reasoning=charge.reasoning,
+            audio_seconds=charge.audio_seconds,
+            pages=charge.pages,
+            cost=charge.cost,
+            estimated=charge.estimated,
+        )
+
+    @staticmethod
+    def _since(exchange: Exchange, moment: float | None) -> int | None:
+        return None if moment is None else round((moment - exchange.started) * 1_000_000)
+
+
+def _end(exchange: Exchange, ended: BaseException | None) -> tuple[Status, int | None, str | None]:
+    """How it ended, the HTTP status of the answer, and the error's code."""
+    if exchange.client_gone or isinstance(ended, asyncio.CancelledError):
+        return "cancelled", exchange.status, "client_gone" if exchange.client_gone else "draining"
+    if ended is None:
+        return "settled", exchange.status, None
+    if isinstance(ended, ProxyError):
+        return "failed", exchange.status or ended.status, ended.code
+    return "failed", exchange.status or 500, "internal_error"
