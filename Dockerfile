@@ -11,9 +11,11 @@ COPY proxy ./proxy
 RUN /venv/bin/pip install --no-cache-dir --no-deps .
 
 FROM python:3.13-slim
-RUN useradd --system --uid 10001 --no-create-home proxy
+RUN useradd --system --uid 10001 --no-create-home proxy && install -d -o 10001 -m 0700 /var/lib/mistral-proxy
 COPY --from=build /venv /venv
-ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 XDG_STATE_HOME=/var/lib
+# The journal of the ledger, and the ledger itself unless it is in PostgreSQL: they must outlive the container.
+VOLUME /var/lib/mistral-proxy
 USER 10001
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=2s --start-period=5s \

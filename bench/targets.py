@@ -38,6 +38,15 @@ class Place:
     """How many upstream connections it must be able to hold."""
 
 
+QUOTAS = [
+    {"requests": "900000000/minute"},
+    {"tokens": "900000000000/minute"},
+    {"spend": "900000 USD/month"},
+    {"concurrency": 1_000_000},
+]
+"""One of each kind."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A command to measure. `ready_path` is asked until it answers; with `needs_200`, until it answers 200."""
@@ -74,7 +83,8 @@ def proxy(place: Place) -> Target:
     settings = {
         "server": {"host": "127.0.0.1", "port": place.port},
         "providers": {"mistral": provider},
-        "teams": {"bench": {"keys": ["${BENCH_TEAM_KEY}"]}},
+        # More than any run can use: each is counted for every request.
+        "teams": {"bench": {"keys": ["${BENCH_TEAM_KEY}"], "quotas": QUOTAS}},
         "logging": {"level": "info", "format": "json"},
     }
     config = place.folder / "proxy.yaml"
@@ -84,7 +94,11 @@ def proxy(place: Place) -> Target:
         command=(str(Path(sys.executable).with_name("mistral-proxy")), "serve", "--config", str(config)),
         route=Route(place.port, {"authorization": f"Bearer {team_key}"}),
         log=place.folder / "mistral-proxy.log",
-        environment={"BENCH_TEAM_KEY": team_key, "BENCH_PROVIDER_KEY": secrets.token_urlsafe()},
+        environment={
+            "BENCH_TEAM_KEY": team_key,
+            "BENCH_PROVIDER_KEY": secrets.token_urlsafe(),
+            "XDG_STATE_HOME": str(place.folder),
+        },
         ready_path="/health/live",
         needs_200=True,
     )

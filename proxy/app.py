@@ -46,6 +46,8 @@ class Application:
         # Connections that are kept are warm.
         upstream = before.upstream if kept else Upstream(provider, open_transport(provider, trusted))
         self.current = Generation(number, settings, config, parts, upstream, self.process)
+        if settings.server.time_zone != before.settings.server.time_zone:
+            self.process.quotas.calendar = parts.calendar
         self.process.log.become(settings.logging.level, settings.logging.format)
         self._earlier.add(before)
         self._retire(before)
@@ -63,11 +65,12 @@ class Application:
             part.drain()
 
     async def close(self) -> None:
-        """Close every connection to a provider; calls under way fail."""
+        """Close every connection to a provider, whose calls fail, and whatever the process keeps elsewhere."""
         for upstream in {generation.upstream for generation in (self.current, *self._earlier)}:
             await upstream.close()
         if self._closing:
             await asyncio.wait(self._closing)
+        await self.process.closing.aclose()
 
     def _retire(self, generation: Generation) -> None:
         """Forget it when its last request has ended, and its connections with it unless a younger one has them too."""

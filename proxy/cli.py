@@ -1,4 +1,4 @@
-"""The command line: `mistral-proxy serve | simulate | check | models`."""
+"""The command line: `mistral-proxy serve | simulate | check | models | keys | usage | prove-quota`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 import click
 
 from proxy import __version__
+from proxy.commands.keys import keys
+from proxy.commands.prove_quota import prove_quota
+from proxy.commands.usage import usage
 
 DEFAULT_CONFIG = Path("proxy.yaml")
 
@@ -115,6 +118,11 @@ def models(everything: bool) -> None:
     from proxy.models_table import table
 
     click.echo(table(Catalogue(data.read("models.yaml")), everything=everything))
+
+
+main.add_command(keys)
+main.add_command(usage)
+main.add_command(prove_quota)
 
 
 def _config_file(asked: Path | None) -> Path | None:

@@ -3,40 +3,78 @@ replaced by the next one. Nothing below knows how the parts fit together."""
 
 from __future__ import annotations
 
+import itertools
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
+from datetime import UTC
+from typing import Protocol
+from zoneinfo import ZoneInfo
 
 from starlette.types import ASGIApp
 
 from proxy import data
+from proxy.core.calendar import Calendar
 from proxy.core.catalogue import Catalogue
 from proxy.core.endpoint import Endpoint
+from proxy.core.failures import Failures
+from proxy.core.ledger import Ledger
 from proxy.core.provider import Provider
+from proxy.core.quota import QuotaStore
 from proxy.core.redact import Redactor
 from proxy.core.services import Drainable, Services
+from proxy.core.team_key import Issued
 from proxy.dispatch import Dispatch
 from proxy.logs import Writer
 from proxy.pipeline import Configs, fold, inner, outer
 from proxy.providers import PROVIDERS
 from proxy.routes import Health, router
 from proxy.settings.model import Settings
-from proxy.stages import auth
+from proxy.settings.rules import catalogue_of, rules_of
+from proxy.stages import auth, quota
+from proxy.store.memory import MemoryStore
 from proxy.upstream.client import Upstream
 from proxy.upstream.config import is_loopback
 
 
+class Counters(QuotaStore, Protocol):
+    """`calendar` says when days, weeks and months begin; another one may take its place."""
+
+    @property
+    def calendar(self) -> Calendar: ...
+    @calendar.setter
+    def calendar(self, calendar: Calendar) -> None: ...
+
+
+def unix_milliseconds() -> int:
+    return time.time_ns() // 1_000_000
+
+
 @dataclass(slots=True)
 class Process:
-    """What outlives every generation. `drainables` are the parts of all requests under way that can be ended."""
+    """What outlives every generation: the log, the counters, the ledger, who holds which issued key. `drainables` are
+    the parts of all requests under way that can be ended. `owner` is this process among all that share a store;
+    `closing` is closed when its last request has ended."""
 
     log: Writer
+    quotas: Counters = field(default_factory=lambda: MemoryStore(Calendar(UTC), unix_milliseconds))
+    ledger: Ledger | None = None
+    issued: Issued | None = None
+    owner: str = field(default_factory=lambda: secrets.token_hex(6))
+    wall: Callable[[], int] = unix_milliseconds
     monotonic: Callable[[], float] = time.monotonic
     simulated: bool = False
     draining: bool = False
     drainables: set[Drainable] = field(default_factory=set)
+    failures: Failures = field(default_factory=Failures)
+    closing: AsyncExitStack = field(default_factory=AsyncExitStack)
+    _count: Iterator[int] = field(default_factory=itertools.count)
+
+    def next_call(self) -> str:
+        """An id that no other request has, of any process."""
+        return f"{self.owner}-{next(self._count)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +83,18 @@ class Parts:
 
     catalogue: Catalogue
     redact: Redactor
+    calendar: Calendar
 
 
 def prepare(settings: Settings) -> Parts:
     """The slow parts of a generation. May run in a thread."""
-    return Parts(Catalogue(_file("models.yaml"), settings.models.aliases), _redactor(settings))
+    return Parts(catalogue_of(settings), _redactor(settings), Calendar(ZoneInfo(settings.server.time_zone)))
 
 
 def _redactor(settings: Settings) -> Redactor:
     keys = [key for team in settings.teams.values() for key in team.keys]
     known = [*settings.providers.mistral.api_keys, *(key.secret for key in keys if key.secret)]
-    return Redactor(_file("redaction.yaml"), known, [key.digest for key in keys])
-
-
-@cache
-def _file(name: str) -> Any:
-    """Read once: the files of another version may lie there by the time of a reload."""
-    return data.read(name)
+    return Redactor(data.read_once("redaction.yaml"), known, [key.digest for key in keys])
 
 
 class Generation:
@@ -88,6 +121,10 @@ class Generation:
             log=process.log,
             redact=parts.redact,
             catalogue=parts.catalogue,
+            quotas=process.quotas,
+            ledger=process.ledger,
+            wall=process.wall,
+            next_call=process.next_call,
             simulated=process.simulated,
             generation=number,
             drainables=process.drainables,
@@ -103,9 +140,11 @@ class Generation:
             cors_origins=settings.server.cors_origins,
             loopback=is_loopback(settings.server.host),
             hosts=[*settings.server.hosts, settings.server.host],
-            auth=auth.Config(teams=settings.teams),
+            auth=auth.Config(settings.teams, self._process.issued, self._process.failures),
             max_body=settings.server.max_body,
             model=settings.models,
+            quota=quota.Config({name: rules_of(team, services.catalogue) for name, team in settings.teams.items()}),
+            provider=provider.name,
         )
         endpoints = [
             (row, fold(inner(configs, row, services), self._dispatch(row, provider))) for row in provider.endpoints

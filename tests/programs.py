@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 COMMAND = Path(sys.executable).parent / "mistral-proxy"
@@ -40,6 +41,9 @@ class Program:
         command: Sequence[str] = (str(COMMAND),),
     ) -> None:
         clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        # A ledger of its own, and none of whoever runs the tests.
+        self._state = TemporaryDirectory(ignore_cleanup_errors=True)
+        clean["XDG_STATE_HOME"] = self._state.name
         self.process = subprocess.Popen(
             [*command, *args],
             env=clean | {"PYTHONUNBUFFERED": "1"} | (env or {}),
@@ -97,6 +101,7 @@ class Program:
             raise
         for reader in self._readers:
             reader.join(PATIENCE)
+        self._state.cleanup()
         return code
 
     def everything(self) -> str:

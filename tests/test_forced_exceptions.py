@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from proxy.app import Application
+from proxy.core.failures import Failures
 from proxy.core.secret import Secret
 from proxy.generation import Process
 from proxy.logs import FromLibraries, Writer
@@ -139,7 +140,8 @@ async def running(reply: bytes) -> AsyncIterator[Here]:
         provider = {"base_url": url_of(held), "api_keys": [Secret(PROVIDER)], "timeouts": timeouts}
         teams = {"research": {"keys": [Secret(TEAM)]}}
         settings = Settings.model_validate({"providers": {"mistral": provider}, "teams": teams})
-        app = Application(settings, None, Process(Writer(log, level="debug")))
+        process = Process(Writer(log, level="debug"), failures=Failures(most=0))  # nobody is told that it is too many
+        app = Application(settings, None, process)
         libraries = FromLibraries(app.process.log, app.redact)
         logging.getLogger().addHandler(libraries)
         loop = asyncio.get_running_loop()

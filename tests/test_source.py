@@ -13,13 +13,14 @@ from proxy.serving import local_key
 ROOT = Path(__file__).parents[1]
 LOCKS = [file for file in ROOT.rglob("*.lock") if not {".venv", "node_modules"} & set(file.parts)]
 
-_WALL_CLOCK = re.compile(r"time\.time\b|\btime_ns\b|CLOCK_REALTIME|\bnow\(|utcnow|today\(")
+_WALL_CLOCK = re.compile(r"time\.time\b|\btime_ns\b|CLOCK_REALTIME|datetime\.now\(|utcnow|today\(")
 
 
-def test_k10_only_the_log_and_the_simulator_look_at_the_wall_clock():
+def test_k10_only_those_who_start_something_look_at_the_wall_clock():
+    """The process and the commands hand it on; the log and the simulator have it by default."""
     files = {file.relative_to(ROOT).as_posix(): file.read_text("utf-8") for file in (ROOT / "proxy").rglob("*.py")}
     looking = {name for name, text in files.items() if _WALL_CLOCK.search(text)}
-    assert looking == {"proxy/logs.py", "proxy/simulator/app.py"}
+    assert looking == {"proxy/logs.py", "proxy/simulator/app.py", "proxy/generation.py", "proxy/commands/__init__.py"}
 
 
 async def test_k12_a_call_of_the_proxys_that_blocks_the_loop_fails_its_test(tmp_path):

@@ -24,8 +24,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_k18_it_holds_the_program_and_its_data_and_nothing_that_runs_at_start(wheel: zipfile.ZipFile) -> None:
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "proxy").rglob("*.py")}
+    scripts = {str(path.relative_to(ROOT)) for path in (ROOT / "proxy").rglob("*.lua")}
     data = {f"proxy/config/{path.name}" for path in (ROOT / "config").iterdir()}
-    assert names == modules | data
+    assert scripts
+    assert names == modules | scripts | data
 
 
 def test_it_runs_away_from_the_checkout(wheel: zipfile.ZipFile, tmp_path: Path) -> None:

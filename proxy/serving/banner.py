@@ -5,15 +5,17 @@ from __future__ import annotations
 import shlex
 
 from proxy.core import json
-from proxy.serving.plan import Plan
+from proxy.serving.plan import LOCAL_SPEND, Plan
 
 
 def banner(plan: Plan, port: int) -> str:
     """Where the proxy is, with which key it is used, and a line to try it with."""
     url = f"http://{_reachable(plan.settings.server.host)}:{port}"
+    teams = ", ".join(plan.settings.teams)
     shown, export, pasted = "one of the team keys of the configuration", "<your team key>", "$OPENAI_API_KEY"
     if plan.local:
         secret, file = plan.local
+        teams = f"{teams}  (may spend {LOCAL_SPEND})"
         shown, export, pasted = f"{secret.reveal()}  (kept in {file})", secret.reveal(), secret.reveal()
     model = json.encode(plan.settings.models.default or "mistral-small-latest").decode()
     body = shlex.quote(f'{{"model": {model}, "messages": [{{"role": "user", "content": "Hello!"}}]}}')
@@ -21,7 +23,7 @@ def banner(plan: Plan, port: int) -> str:
     return f"""\
 mistral-proxy is ready on {url}
   config  {plan.sources.file or "none (defaults and environment)"}
-  teams   {", ".join(plan.settings.teams)}
+  teams   {teams}
   key     {shown}{simulated}
 
 export OPENAI_BASE_URL={url}/v1

@@ -9,13 +9,21 @@ from pathlib import Path
 from proxy.core.secret import Secret
 from proxy.serving import local_key
 from proxy.settings.load import SettingsError, Sources, settings_of
-from proxy.settings.model import Settings
+from proxy.settings.model import Settings, Team
 from proxy.settings.problems import Problem
-from proxy.stages.auth import Team, TeamKey
+from proxy.stages.auth import TeamKey
+from proxy.stages.quota import Quota
 from proxy.upstream.config import is_loopback
 
-FIXED = ("host", "port", "workers")
-"""What `server` says of the socket and the processes: no running proxy can change it."""
+FIXED = {
+    "server": ("host", "port", "workers", "key_pepper"),
+    "store": ("url", "on_outage"),
+    "ledger": ("url", "retention"),
+}
+"""What the settings say of the socket, the processes, and where counters and rows are: no running proxy changes it."""
+
+LOCAL_SPEND = "5 USD/day"
+"""What the key of a start without a configuration can cost."""
 
 
 class CannotStart(Exception):
@@ -59,7 +67,8 @@ def complete(
         raise CannotStart(
             f"The local key could not be kept: {error}. Configure a team, or set XDG_STATE_HOME."
         ) from None
-    teams = {"local": Team(keys=[TeamKey(secret.digest(), secret)])}
+    quotas = [Quota.model_validate({"spend": LOCAL_SPEND})]
+    teams = {"local": Team(keys=[TeamKey(secret.digest(), secret)], quotas=quotas)}
     return settings.model_copy(update={"teams": teams}), (secret, file)
 
 
@@ -85,8 +94,10 @@ def next_plan(sources: Sources, running: Plan) -> Plan:
 
 
 def _with_fixed_of(running: Plan, planned: Plan) -> Plan:
-    fixed = {name: getattr(running.settings.server, name) for name in FIXED}
-    asked = planned.settings.server
-    settings = planned.settings.model_copy(update={"server": asked.model_copy(update=fixed)})
-    waiting = tuple(f"server.{name}" for name, value in fixed.items() if getattr(asked, name) != value)
-    return replace(planned, settings=settings, waiting=waiting)
+    sections, waiting = {}, []
+    for name, fixed in FIXED.items():
+        before, asked = getattr(running.settings, name), getattr(planned.settings, name)
+        kept = {option: getattr(before, option) for option in fixed}
+        sections[name] = asked.model_copy(update=kept)
+        waiting += [f"{name}.{option}" for option, value in kept.items() if getattr(asked, option) != value]
+    return replace(planned, settings=planned.settings.model_copy(update=sections), waiting=tuple(waiting))

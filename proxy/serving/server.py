@@ -9,8 +9,8 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
@@ -28,6 +28,7 @@ from proxy.serving.banner import banner
 from proxy.serving.current import Current, report
 from proxy.serving.plan import CannotStart, Plan
 from proxy.serving.reload import Reloader, follow, from_threads
+from proxy.serving.stores import Opener
 from proxy.settings.model import Settings
 
 AFTER_DRAIN = 5.0
@@ -125,7 +126,8 @@ async def serve(leader: Leader, listener: socket.socket) -> None:
         aim = pointed_at(await _simulator(stack)) if plan.simulate else lambda settings: settings
         settings = aim(plan.settings)
         log = Writer(sys.stdout.buffer, level=settings.logging.level, format=settings.logging.format, **leader.always)
-        app = Application(settings, plan.sources.digest, Process(log, simulated=plan.simulate), leader.generation)
+        process = await stack.enter_async_context(opened(plan, log))
+        app = Application(settings, plan.sources.digest, process, leader.generation)
         logging.getLogger().addHandler(FromLibraries(log, app.redact))
         report(log, "warning", "config_warning", plan.warnings)
         server = leader.server(app, log)
@@ -133,6 +135,26 @@ async def serve(leader: Leader, listener: socket.socket) -> None:
         stack.callback(leading.cancel)
         await asyncio.sleep(0)  # it hears of signals before anybody hears of us
         await server.serve(sockets=[listener])
+
+
+@asynccontextmanager
+async def opened(plan: Plan, log: Writer) -> AsyncIterator[Process]:
+    """What the process is made of, with its stores. They are closed at the end of the application, or of this block if
+    there never is one. Raises CannotStart."""
+    process = Process(log, simulated=plan.simulate)
+    opener = Opener(
+        plan.settings,
+        plan.sources.environ,
+        process.owner,
+        log,
+        process.wall,
+        process.monotonic,
+        process.closing,
+    )
+    async with process.closing:
+        stores = await opener.open()
+        process.quotas, process.ledger, process.issued = stores.quotas, stores.ledger, stores.issued
+        yield process
 
 
 async def _simulator(stack: AsyncExitStack) -> str:

@@ -17,6 +17,7 @@ from click import Command
 from starlette.routing import Route
 
 from proxy.cli import main
+from proxy.core.secret import Secret
 from proxy.routes import Health, router
 from proxy.serving.server import AFTER_DRAIN
 from proxy.settings.model import Settings
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "requirements.lock").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+PROXY = COMPOSE["services"]["proxy"]
 
 
 def instructions() -> Iterator[tuple[str, str]]:
@@ -126,17 +128,16 @@ def test_it_does_not_run_as_root() -> None:
 
 
 def test_compose_has_one_service_that_is_built_from_here() -> None:
-    [service] = COMPOSE["services"].values()
+    [service] = [one for one in COMPOSE["services"].values() if "build" in one]
+    assert service is PROXY
     assert (ROOT / service["build"] / "Dockerfile").exists()
     assert service["read_only"] is True
 
 
 def test_compose_publishes_the_port_and_mounts_the_file_that_the_image_reads() -> None:
-    [service] = COMPOSE["services"].values()
-    [port] = service["ports"]
+    [port] = PROXY["ports"]
     assert port.rpartition(":")[2] == last("EXPOSE")
-    [volume] = service["volumes"]
-    source, target, mode = volume.split(":")
+    source, target, mode = PROXY["volumes"][0].split(":")
     arguments = json.loads(last("CMD"))
     assert target == arguments[arguments.index("--config") + 1]
     assert mode == "ro"
@@ -145,17 +146,36 @@ def test_compose_publishes_the_port_and_mounts_the_file_that_the_image_reads() -
 
 def test_compose_leaves_no_zombies() -> None:
     """The first process of a container inherits every orphan, and the proxy waits for its own children only."""
-    [service] = COMPOSE["services"].values()
-    assert service["init"] is True
+    assert PROXY["init"] is True
 
 
 def test_compose_waits_for_the_drain() -> None:
-    [service] = COMPOSE["services"].values()
-    assert int(service["stop_grace_period"].removesuffix("s")) >= Settings().server.drain + AFTER_DRAIN
+    assert int(PROXY["stop_grace_period"].removesuffix("s")) >= Settings().server.drain + AFTER_DRAIN
 
 
 def test_compose_passes_variables_that_are_read() -> None:
+    """The other two are named by proxy.yaml, as the comment of the file shows, and are URLs that it takes."""
     from proxy.settings.overlay import FALLBACKS
 
-    [service] = COMPOSE["services"].values()
-    assert set(service["environment"]) <= set(FALLBACKS)
+    given = PROXY["environment"]
+    assert set(given) <= {*FALLBACKS, "REDIS_URL", "LEDGER_URL"}
+    shown = re.findall(r"^#   (\w+): {url: \"\$\{(\w+)\}\"}$", (ROOT / "compose.yaml").read_text(), re.MULTILINE)
+    assert shown == [("store", "REDIS_URL"), ("ledger", "LEDGER_URL")]
+    urls = {section: {"url": Secret(re.sub(r"\$\{.*?\}", "x", given[name]))} for section, name in shown}
+    made = Settings.model_validate(urls)
+    assert made.store.shared
+    assert not made.ledger.off
+
+
+def test_what_compose_starts_beside_it_keeps_what_it_is_told() -> None:
+    assert set(PROXY["depends_on"]) == {"redis", "postgres"} == set(COMPOSE["services"]) - {"proxy"}
+    assert "noeviction" in COMPOSE["services"]["redis"]["command"]
+    for name in COMPOSE["volumes"]:
+        assert any(volume.startswith(f"{name}:") for one in COMPOSE["services"].values() for volume in one["volumes"])
+
+
+def test_the_state_is_on_a_volume_of_the_user_that_runs_it() -> None:
+    folder = last("VOLUME")
+    assert f"XDG_STATE_HOME={folder.rpartition('/')[0]}" in last("ENV")
+    assert any(f"install -d -o {last('USER')} -m 0700 {folder}" in one for name, one in ALL if name == "RUN")
+    assert PROXY["volumes"][1].partition(":")[2] == folder

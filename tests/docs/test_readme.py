@@ -42,7 +42,7 @@ def test_the_python_example_runs_as_it_stands(proxy: Proxy) -> None:
 
 
 def test_the_table_of_commands_is_complete_and_every_option_in_it_exists() -> None:
-    rows = re.findall(r"^\| `mistral-proxy (\w+)(.*?)` \|", README, re.MULTILINE)
+    rows = re.findall(r"^\| `mistral-proxy ([\w-]+)(.*?)` (?:\||,)", README, re.MULTILINE)
     assert {name for name, _ in rows} == set(main.commands)
     for name, options in rows:
         known = {option for parameter in main.commands[name].params for option in parameter.opts}

@@ -18,8 +18,8 @@ from proxy.generation import Generation, Process, prepare
 from proxy.logs import Writer
 from proxy.providers.mistral.chat import CHAT as CHAT_ROW
 from proxy.providers.mistral.embeddings import EMBEDDINGS as EMBEDDINGS_ROW
-from proxy.settings.model import Settings
-from proxy.stages.auth import Team, TeamKey
+from proxy.settings.model import Settings, Team
+from proxy.stages.auth import TeamKey
 from proxy.upstream.client import Upstream
 from proxy.upstream.config import Config
 from tests import asgi

@@ -89,7 +89,7 @@ def test_the_banner_says_what_one_has_to_know(zero_config: Started, tmp_path: Pa
     assert f"export OPENAI_API_KEY='{zero_config.key}'\n" in banner
     assert str(file) in banner
     assert re.search(r"^  config +none", banner, re.MULTILINE)
-    assert re.search(r"^  teams +local$", banner, re.MULTILINE)
+    assert re.search(r"^  teams +local  \(may spend 5 USD/day\)$", banner, re.MULTILINE)
     assert "SIMULATED" not in banner
     assert PROVIDER_KEY not in banner
 
@@ -119,7 +119,8 @@ def test_the_key_is_kept_for_this_user_alone(zero_config: Started, tmp_path: Pat
     assert file.read_text().strip() == zero_config.key
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    assert [entry.name for entry in file.parent.iterdir()] == ["local.key"]
+    assert {entry.name for entry in file.parent.iterdir()} >= {"local.key", "ledger.db", "pepper", "journal"}
+    assert {stat.S_IMODE(entry.stat().st_mode) & 0o077 for entry in file.parent.glob("*.key")} == {0}
 
 
 def test_the_second_start_has_the_key_of_the_first(zero_config: Started, tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_two_first_starts_at_once_have_one_key(tmp_path: Path) -> None:
         for program in both:
             program.stop()
     assert len(keys) == 1
-    assert [entry.name for entry in (tmp_path / "mistral-proxy").iterdir()] == ["local.key"]
+    assert [entry.name for entry in (tmp_path / "mistral-proxy").glob("*key*")] == ["local.key"]
 
 
 def test_with_simulate_no_key_is_needed(tmp_path: Path) -> None:
@@ -165,7 +166,7 @@ def test_with_teams_the_banner_shows_no_key(tmp_path: Path) -> None:
         assert TEAM_KEY not in started.banner
         assert re.search(r"^  config +proxy.yaml$", started.banner, re.MULTILINE)
         assert re.search(r"^  teams +zeta, alpha$", started.banner, re.MULTILINE)
-        assert not (tmp_path / "state").exists()
+        assert not list((tmp_path / "state").rglob("local.key"))
         filled_in = commands(started.banner).replace("<your team key>", TEAM_KEY)
         arguments, environ = pasted(filled_in)
         assert environ["OPENAI_API_KEY"] == TEAM_KEY

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.conftest import Proxy, start_proxy
+from tests.conftest import TEAM_KEY, Proxy, start_proxy
 from tests.e2e.conftest import PLACES, Stage
 from tests.e2e.upstream import DONE, JSON, STREAM, event, listener, upstream, url_of
 from tests.e2e.wire import CHAT, Connection, ask, chat, connect, request, soon, turns
@@ -397,10 +397,11 @@ def started(folders: list[Path], url: str, transports: list[str], config: str) -
 
 
 async def test_k5_the_simulator_inside_lives_as_long_as_the_streams(tmp_path: Path) -> None:
-    program = Program("serve", "--simulate", "--port", "0", env={"XDG_STATE_HOME": str(tmp_path)}, cwd=tmp_path)
+    # Not the team of a start without a configuration: a name with a fault in it has no price.
+    (tmp_path / "proxy.yaml").write_text('teams: {research: {keys: ["${TEAM_KEY}"]}}')
+    program = Program("serve", "--simulate", "--port", "0", env={"TEAM_KEY": TEAM_KEY}, cwd=tmp_path)
     try:
-        url = program.url()
-        key = next(line for line in program.out if line.startswith("export OPENAI_API_KEY=")).split("'")[1]
+        url, key = program.url(), TEAM_KEY
         async with connect(url) as client:
             model = "mistral-small-latest+events=30+delay=0.02"
             await client.send(chat(stream=True, model=model, headers={"authorization": f"Bearer {key}"}))

@@ -23,6 +23,7 @@ from tests.e2e.test_k_drain import Script, frame
 from tests.e2e.upstream import DONE, Seen, completion, event, listener, upstream, url_of
 from tests.e2e.wire import Answer, Connection, ask, chat, connect, request, soon
 from tests.programs import PATIENCE, Program, until
+from tests.redis_server import RedisServer
 from tests.upstream.scripted import Peer, Received
 
 CONFIG = """\
@@ -427,7 +428,9 @@ def refused(url: str) -> bool:
 
 
 async def test_simulating_workers_simulate_each_by_itself(tmp_path: Path) -> None:
-    (tmp_path / "proxy.yaml").write_text("server: {port: 0, workers: 2}\nstore: {url: redis://nobody}\n")
+    redis = RedisServer()
+    url = redis.url.reveal()
+    (tmp_path / "proxy.yaml").write_text(f"server: {{port: 0, workers: 2}}\nstore: {{url: '{url}'}}\n")
     program = Program("serve", "--simulate", env={"XDG_STATE_HOME": str(tmp_path)}, cwd=tmp_path)
     try:
         url = program.url()
@@ -438,6 +441,7 @@ async def test_simulating_workers_simulate_each_by_itself(tmp_path: Path) -> Non
         assert {(answer.status, answer.header("x-proxy-simulated")) for answer in answers} == {(200, "true")}
     finally:
         assert program.stop() in (143, -signal.SIGTERM)
+        redis.stop()
 
 
 NO_NAMES = """\

@@ -33,6 +33,7 @@ def test_a_banner_with_the_minted_key() -> None:
     text = local_plan()
     assert "http://127.0.0.1:4711\n" in text
     assert "sk-local-1  (kept in /state/key)\n" in text
+    assert "teams   local  (may spend 5 USD/day)\n" in text
     assert "export OPENAI_BASE_URL=http://127.0.0.1:4711/v1\n" in text
     assert "export OPENAI_API_KEY='sk-local-1'\n" in text
     assert "SIMULATED" in text

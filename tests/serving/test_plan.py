@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from proxy.core.money import NANO
+from proxy.core.quota import WINDOWS, Rule, Unit
 from proxy.core.secret import Secret
-from proxy.serving.plan import CannotStart, complete, exposure, next_plan, plan
+from proxy.serving.plan import LOCAL_SPEND, CannotStart, complete, exposure, next_plan, plan
 from proxy.settings.load import SettingsError, Sources
 from proxy.settings.model import Settings
 
@@ -50,6 +52,8 @@ def test_without_teams_there_is_one_with_a_minted_key(tmp_path: Path, sections: 
     assert key.digest == hashlib.sha256(secret.reveal().encode()).digest()
     assert key.secret == secret  # known, so that it is taken out of logs
     assert team.models == ["*"]
+    [quota] = team.quotas
+    assert quota.rule(None) == Rule(Unit.SPEND, 5 * NANO, WINDOWS["day"], LOCAL_SPEND)
 
 
 def test_with_teams_no_key_is_minted(tmp_path: Path) -> None:
