@@ -6,7 +6,8 @@ import asyncio
 
 from starlette.types import Receive, Scope, Send
 
-from proxy.generation import Generation, Process, prepare
+from proxy.generation import Generation, Parts, Process, prepare
+from proxy.recount import calendar_counters, key_ids, recount
 from proxy.settings.model import Settings
 from proxy.upstream import open_transport, trust
 from proxy.upstream.client import Upstream
@@ -43,15 +44,25 @@ class Application:
         trusted = None if kept else await asyncio.to_thread(trust, provider)
         if self.process.draining:
             return False
+        await self._count(before, settings, parts)
+        if self.process.draining:
+            return False
         # Connections that are kept are warm.
         upstream = before.upstream if kept else Upstream(provider, open_transport(provider, trusted))
         self.current = Generation(number, settings, config, parts, upstream, self.process)
-        if settings.server.time_zone != before.settings.server.time_zone:
-            self.process.quotas.calendar = parts.calendar
         self.process.log.become(settings.logging.level, settings.logging.format)
         self._earlier.add(before)
         self._retire(before)
         return True
+
+    async def _count(self, before: Generation, settings: Settings, parts: Parts) -> None:
+        """Bring the counters of rules that are new, or begin at other times now, up to date before anybody asks."""
+        process, moved = self.process, settings.server.time_zone != before.settings.server.time_zone
+        if moved:
+            process.quotas.calendar = parts.calendar
+        old = () if moved else calendar_counters(before.rules, key_ids(before.settings, process.issued))
+        new = calendar_counters(parts.rules, key_ids(settings, process.issued))
+        await recount(process.quotas, set(new) - set(old), process.log)
 
     def redact(self, text: str) -> str:
         """Without the secrets of any configuration that a request still runs under."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC
@@ -22,7 +22,7 @@ from proxy.core.endpoint import Endpoint
 from proxy.core.failures import Failures
 from proxy.core.ledger import Ledger
 from proxy.core.provider import Provider
-from proxy.core.quota import QuotaStore
+from proxy.core.quota import Counter, QuotaStore, Rule
 from proxy.core.redact import Redactor
 from proxy.core.services import Drainable, Services
 from proxy.core.team_key import Issued
@@ -41,6 +41,11 @@ from proxy.upstream.config import is_loopback
 
 class Counters(QuotaStore, Protocol):
     """`calendar` says when days, weeks and months begin; another one may take its place."""
+
+    async def recount(self, counter: Counter) -> bool:
+        """Have a calendar counter count no less than the ledger knows of its period; False: there is none. Raises
+        StoreGone."""
+        ...
 
     @property
     def calendar(self) -> Calendar: ...
@@ -84,11 +89,18 @@ class Parts:
     catalogue: Catalogue
     redact: Redactor
     calendar: Calendar
+    rules: Mapping[str, Sequence[Rule]]
 
 
 def prepare(settings: Settings) -> Parts:
     """The slow parts of a generation. May run in a thread."""
-    return Parts(catalogue_of(settings), _redactor(settings), Calendar(ZoneInfo(settings.server.time_zone)))
+    catalogue = catalogue_of(settings)
+    return Parts(
+        catalogue,
+        _redactor(settings),
+        Calendar(ZoneInfo(settings.server.time_zone)),
+        {name: rules_of(team, catalogue) for name, team in settings.teams.items()},
+    )
 
 
 def _redactor(settings: Settings) -> Redactor:
@@ -98,7 +110,8 @@ def _redactor(settings: Settings) -> Redactor:
 
 
 class Generation:
-    """`app` is the application; `requests` counts those under way. `config` tells the file from others."""
+    """`app` is the application; `requests` counts those under way. `config` tells the file from others. `rules` are the
+    quotas of each team."""
 
     def __init__(
         self,
@@ -129,6 +142,7 @@ class Generation:
             generation=number,
             drainables=process.drainables,
         )
+        self.rules = parts.rules
         self.app = self._assemble()
 
     def _assemble(self) -> ASGIApp:
@@ -143,7 +157,7 @@ class Generation:
             auth=auth.Config(settings.teams, self._process.issued, self._process.failures),
             max_body=settings.server.max_body,
             model=settings.models,
-            quota=quota.Config({name: rules_of(team, services.catalogue) for name, team in settings.teams.items()}),
+            quota=quota.Config(self.rules),
             provider=provider.name,
         )
         endpoints = [

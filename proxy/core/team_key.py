@@ -14,7 +14,7 @@ import hmac
 import re
 import secrets
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from proxy.core.secret import Secret
@@ -37,6 +37,10 @@ class Issued(Protocol):
     def lookup(self, token: bytes) -> tuple[str, str] | None:
         """Team and key id of a key that is in force; None when it is none, in the same time whatever the reason.
         Raises StoreGone when nothing is known of any key. Never waits."""
+        ...
+
+    def ids(self, team: str) -> Sequence[str]:
+        """Of the keys of one team, as far as they are known."""
         ...
 
 

@@ -18,6 +18,7 @@ from proxy.core.quota import Counter, Rule, StoreGone, Unit
 from proxy.core.services import Log
 from proxy.core.team_key import Issued
 from proxy.generation import Counters
+from proxy.recount import calendar_counters, key_ids, recount
 from proxy.serving.ledger_place import ledger_url
 from proxy.serving.minted import state_folder
 from proxy.serving.pepper import pepper
@@ -67,11 +68,11 @@ class Opener:
         except OSError as error:
             raise CannotStart(f"The folder of the ledger cannot be made: {error}. Set ledger.url.") from None
         if url is None:
-            return Stores(await self._counters(calendar, None))
+            return Stores(await self._counters(calendar, None, None))
         database = await self._database(url.reveal())
         ledger, history = await self._ledger(database, url.reveal())
         issued = await self._issued(database)
-        return Stores(await self._counters(calendar, history), ledger, issued)
+        return Stores(await self._counters(calendar, history, issued), ledger, issued)
 
     async def _database(self, url: str) -> Database:
         from proxy.store.database import DatabaseGone, DatabaseUnfit, open_database
@@ -138,9 +139,12 @@ class Opener:
         self.closing.push_async_callback(stop)
         return issued
 
-    async def _counters(self, calendar: Calendar, history: LedgerHistory | None) -> Counters:
+    async def _counters(self, calendar: Calendar, history: LedgerHistory | None, issued: Issued | None) -> Counters:
         if self.settings.store.shared:
-            return await self._redis(calendar, history)
+            shared = await self._redis(calendar, history)
+            # It may have counted for other rules than these.
+            await recount(shared, calendar_counters(self._rules(), key_ids(self.settings, issued)), self.log)
+            return shared
         store = MemoryStore(calendar, self.wall, history)
         if history:
             try:

@@ -33,6 +33,11 @@ class TeamKey:
         self.digest = digest
         self.secret = secret
 
+    @property
+    def id(self) -> str:
+        """What it is called in logs and rows."""
+        return self.digest.hex()[:12]
+
 
 def _team_key(value: Any) -> TeamKey:
     if isinstance(value, TeamKey):
@@ -75,9 +80,7 @@ _NOBODY = bytes(32)
 
 def build(config: Config, endpoint: Endpoint, services: Services) -> Middleware:
     teams = {name: Caller(name, allow_list(team.models), team.log_content) for name, team in config.teams.items()}
-    written = {
-        key.digest: (teams[name], key.digest.hex()[:12]) for name, team in config.teams.items() for key in team.keys
-    }
+    written = {key.digest: (teams[name], key.id) for name, team in config.teams.items() for key in team.keys}
     keys = Keys(written, teams, config.issued)
 
     def middleware(app: ASGIApp) -> ASGIApp:

@@ -62,6 +62,10 @@ class IssuedKeys:
         self._used[key.id] = now
         return key.team, key.id
 
+    def ids(self, team: str) -> list[str]:
+        keys = self._snapshot.keys.values() if self._snapshot else ()
+        return [key.id for key in keys if key.team == team]
+
     def refresh(self) -> None:
         """Read the keys again if any has changed. Blocks. Raises DatabaseGone or DatabaseUnfit."""
         before = self._snapshot

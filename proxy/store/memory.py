@@ -158,6 +158,20 @@ class MemoryStore:
         tallies = self._found(claims) or await self._made(claims)
         return _standings(tallies, self._check(tallies, claims)[1])
 
+    async def recount(self, counter: Counter) -> bool:
+        """Have a calendar counter count no less than the ledger knows, if there is one: it has missed the time in which
+        no rule asked for it. Raises StoreGone."""
+        window = counter.window
+        assert window
+        if not self._history:
+            return False
+        period = self._calendar.period(window, self._advance())
+        used = await self._history.used(counter, period.start, period.end)
+        tally = self._tallies.get(counter.name)
+        if isinstance(tally, PeriodTotal) and tally.period == period:
+            tally.used = max(tally.used, used - tally.reserved)
+        return True
+
     def _check(self, tallies: list[Tally], claims: Sequence[Claim]) -> tuple[bool, list[int | None]]:
         now, granted, waits = self._now, True, []
         for tally, claim in zip(tallies, claims, strict=True):

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Literal, Protocol
 
 from proxy.core.calendar import Calendar
-from proxy.core.quota import Claim, HistoryGone, QuotaStore, Standing, StoreGone, Unit, Verdict
+from proxy.core.quota import Claim, Counter, HistoryGone, QuotaStore, Standing, StoreGone, Unit, Verdict
 from proxy.core.services import Log
 from proxy.store.share import Share
 
@@ -34,6 +34,7 @@ class Remote(QuotaStore, Protocol):
     calendar: Calendar
 
     async def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...]: ...
+    async def recount(self, counter: Counter) -> bool: ...
     async def ping(self) -> None:
         """Raises StoreGone."""
 
@@ -64,6 +65,8 @@ class WithOutage:
         self._sleep = sleep
         self._share = Share(calendar, wall, peers)
         self._ours: set[str] = set()
+        self._missed: dict[str, Counter] = {}
+        """Calendar counters of what was let in uncounted."""
         self._gone_since = 0.0
         self._probe: asyncio.Task[None] | None = None
         self._closed = False
@@ -103,6 +106,12 @@ class WithOutage:
             raise StoreGone
         return await self._store.standing(claims)
 
+    async def recount(self, counter: Counter) -> bool:
+        """As the store has it. Raises StoreGone."""
+        if self.gone:
+            raise StoreGone
+        return await self._store.recount(counter)
+
     def settle(self, call: str, claims: Sequence[Claim], used: Sequence[int]) -> None:
         """To whoever granted it; a remote store keeps it for later if it is gone."""
         self._share.settle(call, claims, used)
@@ -125,6 +134,7 @@ class WithOutage:
             raise StoreGone
         if self.mode == "local":
             return await self._share.reserve(call, claims)
+        self._missed.update((claim.counter.name, claim.counter) for claim in claims if _is_calendar(claim.counter))
         return Verdict(True, (_UNCOUNTED,) * len(claims))
 
     def _lose(self) -> None:
@@ -146,15 +156,35 @@ class WithOutage:
         try:
             async with asyncio.timeout(PROBE_FOR):
                 await self._store.ping()
-                while owed := await self._share.owed():
-                    await self._tell(owed[:TOLD_AT_ONCE])
+            while self._missed:
+                name, counter = next(iter(self._missed.items()))
+                await self._recounted(counter)
+                del self._missed[name]
+            while owed := await self._share.owed():
+                await self._tell(owed[:TOLD_AT_ONCE])
         except Exception:  # whatever else it may be: no answer, and nobody else would look again
             return False
         return True
 
     async def _tell(self, owed: Sequence[Claim]) -> None:
         """Have the store count what was granted without it: else a window that is not over could be had twice."""
-        call = f"outage-{secrets.token_hex(8)}"
-        await self._store.reserve(call, owed)
-        self._store.settle(call, owed, [claim.amount for claim in owed])
+        known = await asyncio.gather(*(self._recounted(claim.counter) for claim in owed))
+        rest = [claim for claim, is_known in zip(owed, known, strict=True) if not is_known]
+        if rest:
+            call = f"outage-{secrets.token_hex(8)}"
+            await self._store.reserve(call, rest)
+            self._store.settle(call, rest, [claim.amount for claim in rest])
         self._share.told(owed)
+
+    async def _recounted(self, counter: Counter) -> bool:
+        """Whether the store has it from the ledger, which knows what everybody was granted."""
+        if not _is_calendar(counter):
+            return False
+        try:
+            return await self._store.recount(counter)
+        except HistoryGone:
+            return False
+
+
+def _is_calendar(counter: Counter) -> bool:
+    return counter.window is not None and counter.window.span is None

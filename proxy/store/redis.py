@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 from redis.asyncio.connection import AbstractConnection
 
 from proxy.core.calendar import Calendar
-from proxy.core.quota import Claim, History, Standing, StoreGone, Verdict
+from proxy.core.quota import Claim, Counter, History, Standing, StoreGone, Verdict
 from proxy.core.secret import Secret
 from proxy.store.redis_births import Birth, Births
 from proxy.store.redis_clock import Periods, StoreClock
@@ -167,6 +167,20 @@ class RedisStore:
         """How the counters are, with nothing reserved. Raises StoreGone."""
         _, answer = await self._answer(False, claims, Ask())
         return _standings(answer)
+
+    async def recount(self, counter: Counter) -> bool:
+        """Have a calendar counter count no less than the ledger knows, if there is one. Raises StoreGone and
+        HistoryGone."""
+        assert counter.window
+        if not self._history:
+            return False
+        root = self._root
+        if root is None:
+            root = await self._link.use(self._say_that_we_live)
+        start = self._periods.edges(counter.window)[1]
+        birth = Birth(root, counter, start, self._periods.end(counter.window, start))
+        await self._births.make([birth], asyncio.get_running_loop().time() + self._timing.birth)
+        return True
 
     def settle(self, call: str, claims: Sequence[Claim], used: Sequence[int]) -> None:
         held = self._held.pop(call, None)

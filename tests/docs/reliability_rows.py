@@ -22,6 +22,9 @@ SECTIONS = {
     "C": "Paths, headers, keys",
     "D": "The upstream",
     "E": "Streams, and clients that leave",
+    "G": "Limits, and what they count",
+    "I": "Redis",
+    "J": "The ledger and its database",
     "K": "Configuration, signals, resources",
 }
 
@@ -179,6 +182,12 @@ ROWS = (
     ),
     Row("C12", "telling unknown, revoked and malformed keys apart", "401 `invalid_api_key`, byte for byte the same"),
     Row(
+        "C13",
+        "guessing keys by the thousand",
+        "429 `too_many_auth_failures` after twenty within a minute, for longer and longer; whoever has a key is let in "
+        "from there, too",
+    ),
+    Row(
         "C14",
         "line ends, NUL and non-ASCII in values that are passed on or logged",
         "filtered; no header can be made of them",
@@ -282,6 +291,105 @@ ROWS = (
     Row("E15", "no usage", "the answer as it is, nothing invented"),
     Row("E16", "a thousand streams at once", "each gets its own bytes, all of them"),
     Row("E17", "a proxy in front that buffers", "told not to, by headers"),
+    Row(
+        "G1",
+        "more requests at once than are left, on several workers",
+        "exactly as many as are left reach the upstream, 429 `rate_limit_exceeded` for the others",
+    ),
+    Row(
+        "G2",
+        "what a request will use is not known beforehand",
+        "the most that it can is reserved, of all limits in one step, or it is refused",
+    ),
+    Row(
+        "G3",
+        "more was used than was reserved; a stream was cut, at any event",
+        "charged in full, and the next request refused; of a stream what was delivered, never nothing after a token "
+        "and never more than the whole",
+    ),
+    Row("G4", "less was used than was reserved", "the rest is free again, in the window it was taken from"),
+    Row(
+        "G5",
+        "many requests at once against a limit on spend; a model without a price",
+        "not a nano-dollar more, 429 `insufficient_quota`; 403 `model_not_allowed`, never charged 0",
+    ),
+    Row("G6", "rounding", "the sum of the ledger is what the provider asks for, to the nano-dollar"),
+    Row(
+        "G7",
+        "a burst at the edge of a window",
+        "never more than the limit in any span; whoever waits for `retry-after-ms` is let in",
+    ),
+    Row(
+        "G8",
+        "an error, a timeout, a client that leaves, a killed worker between reservation and settlement",
+        "nothing stays reserved, no slot is held, the limit goes on from what was used; one row in the ledger",
+    ),
+    Row("G9", "a settlement that is sent twice because its answer was lost", "counts once"),
+    Row(
+        "G12",
+        "a limit edited, a key revoked, while streams run",
+        "what was used counts; in force on every worker within a second; running streams end as they would have",
+    ),
+    Row("G13", "another time zone in the middle of a period", "what was used of the period counts"),
+    Row(
+        "G14",
+        "no limit, a limit of 0, one below 0, no configuration at all",
+        "everything, nothing, refused at start with file and line, 5 USD a day",
+    ),
+    Row(
+        "G15",
+        "what clients are told of their limits",
+        "`x-ratelimit-*` of the rule that leaves the least, after this request; the SDKs retry where that helps, and "
+        "only there",
+    ),
+    Row(
+        "G17",
+        "a request that falls under several limits: of its key, its team, its model, in shadow",
+        "all or nothing: a refused one has used nothing of any",
+    ),
+    Row("I1", "not there at start", "503 `store_unavailable` for those with limits; used as soon as it comes"),
+    Row(
+        "I2",
+        "killed under load",
+        "no request waits longer than half a second; as `store.on_outage` says, and 503 `store_unavailable` for limits "
+        "on spend; used again within five seconds, and the counts are right",
+    ),
+    Row("I3", "frozen under load", "the same"),
+    Row("I4", "a little slow; too slow", "only slow, and counted once; as if it were gone"),
+    Row("I5", "the answer is lost, though what was asked was done", "it is taken back"),
+    Row(
+        "I6",
+        "full, or configured to throw keys away",
+        "as if it were gone; with an `allkeys-*` policy the start is refused",
+    ),
+    Row("I7", "a failover to a replica that has not heard everything", "what it says is not believed"),
+    Row("I8", "flushed, or restarted with nothing", "counters are born again from the ledger before anybody is let in"),
+    Row(
+        "I9", "a wrong password, rights that are missing, forgotten scripts, a replica", "mended, or as if it were gone"
+    ),
+    Row("I10", "two deployments on one Redis", "each has the database that its URL numbers, and they share nothing"),
+    Row(
+        "J1",
+        "a process is killed",
+        "what it had under way ends as cancelled, with all that it may have cost, at the next start or by a neighbour "
+        "within seconds",
+    ),
+    Row("J2", "the SQLite file is locked by somebody else", "no request waits; all rows are written later"),
+    Row(
+        "J3",
+        "the disk is full",
+        "503 `store_unavailable` once the journal is, while streams run to their end; no row is lost, and no restart "
+        "is needed",
+    ),
+    Row("J5", "PostgreSQL is killed and comes back", "no request waits; all rows are written later"),
+    Row("J6", "a commit whose answer was lost", "each row is there once, and counts once in the sums"),
+    Row(
+        "J7",
+        "a database of a newer version; two starts at once on an empty one",
+        "refused with exit code 2; both serve",
+    ),
+    Row("J8", "several workers, one SQLite file", "one ledger; replicas on other machines need PostgreSQL"),
+    Row("J10", "SQL in the name of a model", "a value like any other"),
     Row("K1", "a reload of a broken file", "the old configuration stays whole; the log has file and line"),
     Row("K2", "a reload under load", "requests end under the configuration they began with"),
     Row(
@@ -313,10 +421,15 @@ ROWS = (
 
 LEFT_OUT = {
     "C5": "one team's objects in another's hands: there are no object endpoints (files, batches) yet",
-    "C13": "guessing keys by the thousand: locking out comes with the quotas",
     "C20": "webhooks: there are none",
     "E18": "what the sizes of encrypted events tell a listener: they go out as Mistral pads them (`p`)",
-    "K11": "replicas whose clocks differ: they share nothing yet",
+    "G10": "ending a stream that goes on beyond what was reserved: none is, it is charged (G3)",
+    "G11": "what an answer from the cache counts for: there is no cache yet",
+    "G16": "a fair queue for teams that share the account's rate: there is none yet, each has its own limits",
+    "J4": "a power failure: SQLite is told to sync each commit; no test cuts the power",
+    "J9": "a ledger of millions of rows: `python -m bench.ledger` measures it, the suite looks at the query plans",
+    "J11": "a log that nobody reads or whose reader is gone: see K12",
+    "K11": "replicas whose clocks differ: time is that of Redis; its own tests show it",
     "K13": "growth over days: `python -m bench.soak` looks for it, the suite has not the time",
     "K14": "how much is served under too much load: a figure of the machine; that the rest is refused is A22",
 }

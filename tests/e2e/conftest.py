@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import Proxy, start_proxy
+from tests.e2e.quotas import Deploy, Deployment
 from tests.e2e.upstream import Reply, Seen, listener, upstream, url_of
 
 PLACES = 4
@@ -51,3 +54,20 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         proxy = start_proxy(tmp_path_factory.mktemp("stage"), url_of(held), request.param, CONFIG)
         yield Stage(proxy, held)
         proxy.program.stop()
+
+
+@pytest.fixture
+def ends() -> Iterator[ExitStack]:
+    """What is to be done when the test is over."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def deploy(tmp_path: Path, ends: ExitStack) -> Deploy:
+    def deploy_one(upstream: str, rules: dict[str, str], folder: str = "proxy", **options: Any) -> Deployment:
+        one = Deployment(tmp_path / folder, upstream, rules, **options)
+        ends.callback(one.stop)
+        return one.start()
+
+    return deploy_one

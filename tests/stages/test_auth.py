@@ -145,6 +145,9 @@ class Issued:
         self.known = known
         self.asked: list[bytes] = []
 
+    def ids(self, team: str) -> list[str]:
+        raise NotImplementedError
+
     def lookup(self, token: bytes) -> tuple[str, str] | None:
         self.asked.append(token)
         if self.known is None:

@@ -45,6 +45,7 @@ class Scene:
         self.gone: Exception | None = None
         self.shared = MemoryStore(Calendar(UTC), lambda: self.clock)
         self.asked = 0
+        self.recounted: list[Counter] = []
         self.settled: list[str] = []
         self.lines: list[tuple[str, str, dict[str, Any]]] = []
         self.slept: list[float] = []
@@ -58,6 +59,11 @@ class Scene:
     async def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...]:
         await self._far()
         return await self.shared.standing(claims)
+
+    async def recount(self, counter: Counter) -> bool:
+        await self._far()
+        self.recounted.append(counter)
+        return await self.shared.recount(counter)
 
     def settle(self, call: str, claims: Sequence[Claim], used: Sequence[int]) -> None:
         self.settled.append(call)
@@ -201,6 +207,64 @@ async def test_what_was_granted_without_it_is_told_to_it() -> None:
     assert (tokens.used, tokens.reserved) == (7 + 30 + 30, 30)
     one.settle("b", claims, [1, 0])  # too late to change what was told
     assert await scene.shared.standing(claims) == (requests, tokens)
+    await one.close()
+
+
+class Known:
+    """A ledger that knows of more than the store: of everything that was let in without it."""
+
+    def __init__(self, used: int) -> None:
+        self.total = used
+        self.gone = False
+
+    async def used(self, counter: Counter, start: int, end: int) -> int:
+        if self.gone:
+            raise HistoryGone
+        return self.total
+
+
+async def test_with_a_ledger_what_it_knows_of_a_period_is_not_told_besides() -> None:
+    scene, ledger = Scene(), Known(0)
+    scene.shared = MemoryStore(Calendar(UTC), lambda: scene.clock, ledger)
+    one, claims = scene.worker(peers=1), [Claim(REQUESTS, 10, 1), Claim(DAILY, 1000, 30)]
+    await one.reserve("known", claims)
+    scene.gone = StoreGone()
+    await one.reserve("a", claims)
+    one.settle("a", claims, [1, 7])
+    scene.gone, ledger.total = None, 30 + 7 + 500  # others have let in more
+    await scene.night()
+    requests, tokens = await scene.shared.standing(claims)
+    assert (requests.used, requests.reserved) == (1, 1)
+    assert (tokens.used, tokens.reserved) == (507, 30)
+    await one.close()
+
+
+async def test_what_was_let_in_uncounted_is_looked_up() -> None:
+    scene, ledger = Scene(), Known(0)
+    scene.shared = MemoryStore(Calendar(UTC), lambda: scene.clock, ledger)
+    one, claims = scene.worker("open"), [Claim(REQUESTS, 10, 1), Claim(DAILY, 1000, 30)]
+    await one.reserve("known", claims)
+    scene.gone = StoreGone()
+    for call in "abc":
+        await one.reserve(call, claims)
+    scene.gone, ledger.total = None, 120
+    await scene.night()
+    assert scene.recounted == [DAILY]
+    assert (await scene.shared.standing(claims))[1].used == 90
+    await one.close()
+
+
+async def test_without_an_answer_of_the_ledger_it_is_told() -> None:
+    scene, ledger = Scene(), Known(0)
+    scene.shared = MemoryStore(Calendar(UTC), lambda: scene.clock, ledger)
+    one, claims = scene.worker(peers=1), [Claim(DAILY, 1000, 30)]
+    await one.reserve("known", claims)
+    scene.gone = StoreGone()
+    await one.reserve("a", claims)
+    scene.gone, ledger.gone = None, True
+    await scene.night()
+    assert not one.gone
+    assert (await scene.shared.standing(claims))[0].used == 30
     await one.close()
 
 

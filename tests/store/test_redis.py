@@ -393,3 +393,20 @@ async def test_what_waits_is_settled_before_it_closes(server: RedisServer):
         store.settle("w1-1", ONE_OF_EACH, [1, 2, 0])
     async with opened(server.url, "w2") as other:
         assert await numbers(other, MINUTE, MONTH) == [(1, 0), (2, 0)]
+
+
+async def test_a_counter_that_has_missed_something_counts_what_the_ledger_knows(server: RedisServer):
+    ledger, claim = Ledger(), Claim(Counter("red", Unit.TOKENS, WINDOWS["day"]), 1000, 30)
+    async with opened(server.url, history=ledger) as store:
+        assert (await store.reserve("w1-1", [claim])).granted
+        for total, counted in ((10, 30), (30, 30), (130, 130), (50, 130)):  # never less than it has counted itself
+            ledger.rows[claim.counter.name] = total
+            assert await store.recount(claim.counter)
+            [standing] = await store.standing([claim])
+            assert (standing.used + standing.reserved, standing.reserved) == (counted, 30)
+        ledger.rows["blue|tokens|day"] = 9
+        blue = Claim(Counter("blue", Unit.TOKENS, WINDOWS["day"]), 1000, 1)
+        assert await store.recount(blue.counter)  # which is not there yet
+        assert (await store.standing([blue]))[0].used == 9
+    async with opened(server.url, owner="w2") as store:
+        assert not await store.recount(claim.counter)
