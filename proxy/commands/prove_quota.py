@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from proxy.commands import CANNOT_START, WRONG, config_option, stop, table
+from proxy.commands import CANNOT_START, WRONG, config_option, stop, table, unix_milliseconds
 
 if TYPE_CHECKING:  # aiohttp and SQLAlchemy take their time
     from proxy.proof.run import Proved
@@ -69,7 +69,7 @@ def prove_quota(as_json: bool, config: Path | None, **wanted: Any) -> None:
     from proxy.proof.start import Interrupted, Wanted, start
 
     try:
-        proved, store = start(Wanted(**wanted), config, os.environ)
+        proved, store = start(Wanted(**wanted), config, os.environ, unix_milliseconds())
     except CannotProve as error:
         stop(str(error), CANNOT_START)
     except Interrupted as interrupted:

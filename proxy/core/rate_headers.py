@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from proxy.core.errors import Headers
@@ -42,6 +43,7 @@ class Shown:
         return found
 
 
+@lru_cache(4096)  # mostly it is the whole window
 def span(milliseconds: int) -> str:
     """As OpenAI writes one: `120ms`, `7.66s`, `6m0s`, `2h0m0s`."""
     if milliseconds < 1000:

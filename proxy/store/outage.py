@@ -146,7 +146,7 @@ class WithOutage:
         self._log("error", "store_gone", on_outage=self.mode)
 
     async def _look(self) -> None:
-        await self._sleep(PROBE_EVERY)
+        """The first look is at once: one answer that was too late is no outage."""
         while not await self._answers():
             await self._sleep(PROBE_EVERY)
         self._probe = None

@@ -46,10 +46,10 @@ class Timing:
     `settle_in`: how long rows of other workers may be on their way to the ledger. A `lease` is renewed at each `beat`;
     what was not heard is said again after `retry`."""
 
-    deadline: float = 0.2
+    deadline: float = 0.35
     patience: float = 0.45
     least: float = 0.05
-    birth: float = 2.5
+    birth: float = 1.5
     settle_in: float = 0.3
     lease: float = 15.0
     beat: float = 5.0
