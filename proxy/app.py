@@ -6,8 +6,9 @@ import asyncio
 
 from starlette.types import Receive, Scope, Send
 
-from proxy.generation import Generation, Parts, Process, prepare
-from proxy.recount import calendar_counters, key_ids, recount
+from proxy.core.quota import Counter
+from proxy.generation import Generation, Process, prepare
+from proxy.recount import Recounting, calendar_counters, key_ids
 from proxy.settings.model import Settings
 from proxy.upstream import open_transport, trust
 from proxy.upstream.client import Upstream
@@ -24,6 +25,7 @@ class Application:
         self.current = Generation(number, settings, config, prepare(settings), upstream, process)
         self._earlier: set[Generation] = set()
         self._closing: set[asyncio.Task[None]] = set()
+        self._recounting = Recounting(process.quotas, process.log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         generation = self.current
@@ -44,25 +46,31 @@ class Application:
         trusted = None if kept else await asyncio.to_thread(trust, provider)
         if self.process.draining:
             return False
-        await self._count(before, settings, parts)
-        if self.process.draining:
-            return False
         # Connections that are kept are warm.
         upstream = before.upstream if kept else Upstream(provider, open_transport(provider, trusted))
-        self.current = Generation(number, settings, config, parts, upstream, self.process)
+        new = Generation(number, settings, config, parts, upstream, self.process)
+        await self._count(before, new)
+        self.current = new
         self.process.log.become(settings.logging.level, settings.logging.format)
         self._earlier.add(before)
         self._retire(before)
         return True
 
-    async def _count(self, before: Generation, settings: Settings, parts: Parts) -> None:
+    async def start(self) -> None:
+        """Before anybody is served: a store that others use may have counted for other rules than these."""
+        if self.current.settings.store.shared:
+            await self._recounting.recount(self._counters(self.current))
+
+    async def _count(self, before: Generation, new: Generation) -> None:
         """Bring the counters of rules that are new, or begin at other times now, up to date before anybody asks."""
-        process, moved = self.process, settings.server.time_zone != before.settings.server.time_zone
+        moved = new.settings.server.time_zone != before.settings.server.time_zone
         if moved:
-            process.quotas.calendar = parts.calendar
-        old = () if moved else calendar_counters(before.rules, key_ids(before.settings, process.issued))
-        new = calendar_counters(parts.rules, key_ids(settings, process.issued))
-        await recount(process.quotas, set(new) - set(old), process.log)
+            self.process.quotas.calendar = new.calendar
+        old = set() if moved else self._counters(before)
+        await self._recounting.recount(self._counters(new) - old)
+
+    def _counters(self, generation: Generation) -> set[Counter]:
+        return set(calendar_counters(generation.rules, key_ids(generation.settings, self.process.issued)))
 
     def redact(self, text: str) -> str:
         """Without the secrets of any configuration that a request still runs under."""
@@ -81,6 +89,7 @@ class Application:
             await upstream.close()
         if self._closing:
             await asyncio.wait(self._closing)
+        await self._recounting.close()
         await self.process.closing.aclose()
 
     def _retire(self, generation: Generation) -> None:

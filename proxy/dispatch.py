@@ -234,8 +234,9 @@ class Responder:
             path = path.replace("{id}", quote(self.exchange.model or "", safe=""))
         self.exchange.attempts += 1
         self.guard.calling()
+        call = upstream.call(endpoint.method, path, data, stream=self.exchange.streamed, fresh=fresh)
         try:
-            async with upstream.call(endpoint.method, path, data, stream=self.exchange.streamed, fresh=fresh) as answer:
+            async with call as answer:
                 named = self.dispatch.provider.answer_headers(answer.header)
                 self.exchange.answer_headers = [(name, upstream.scrub(value)) for name, value in named]
                 encoded = is_encoded(answer)
@@ -248,6 +249,8 @@ class Responder:
             if error.kind == "pool":
                 self.exchange.attempts -= 1  # nothing was sent
             raise
+        finally:
+            self.exchange.sent = self.exchange.sent or call.sent
         raise self._refusal(answer, upstream.scrub(refused))
 
     def _refusal(self, answer: Answer, body: bytes) -> ProxyError:
@@ -277,7 +280,7 @@ class Responder:
             self.context.model,
             usage,
             tier=tier,
-            attempts=exchange.attempts,
+            sent=exchange.sent,
             delivered=delivered,
             ended=ended,
         )

@@ -111,7 +111,7 @@ def _redactor(settings: Settings) -> Redactor:
 
 class Generation:
     """`app` is the application; `requests` counts those under way. `config` tells the file from others. `rules` are the
-    quotas of each team."""
+    quotas of each team, `calendar` says when their days begin."""
 
     def __init__(
         self,
@@ -143,6 +143,7 @@ class Generation:
             drainables=process.drainables,
         )
         self.rules = parts.rules
+        self.calendar = parts.calendar
         self.app = self._assemble()
 
     def _assemble(self) -> ASGIApp:

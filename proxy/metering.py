@@ -1,8 +1,9 @@
 """What a request is charged when it has ended, however it did.
 
 the provider said what was used                        that
-nothing was sent, or the provider refused or failed    nothing
+nothing of it can have reached the provider            nothing
 a stream that was cut, or whose provider never said    the prompt's estimate and what was passed on
+the provider refused, or said that it failed           nothing
 any other call whose answer is not known               all that was reserved: it may have been answered in full
 """
 
@@ -20,18 +21,18 @@ def charged(
     usage: Json | None,
     *,
     tier: str | None = None,
-    attempts: int,
+    sent: bool,
     delivered: int | None,
     ended: BaseException | None,
 ) -> Charge:
-    """`delivered`: the tokens that were passed on one by one, or None for an answer that is had as a whole or not at
-    all. `ended` is what ended it, if not its answer."""
+    """`sent`: some of it may have reached the provider. `delivered`: the tokens that were passed on one by one, or None
+    for an answer that is had as a whole or not at all. `ended` is what ended it, if not its answer."""
     if estimate is None:
         return NOTHING
     if usage is not None:
         # An answer that does not say its tier has the one that was asked for.
         return charge(usage, model, tier or ("priority" if estimate.priority else None))
-    if attempts == 0 or not _may_be_billed(ended):
+    if not sent or not (delivered or _may_be_billed(ended)):
         return NOTHING
     return whole(estimate) if delivered is None else partial(estimate, model, delivered)
 

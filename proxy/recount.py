@@ -6,13 +6,17 @@ While no rule asks for a counter nobody counts for it, and it may be there still
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 from proxy.core.quota import Counter, Rule, StoreGone
 from proxy.core.services import Log
 from proxy.core.team_key import Issued
 from proxy.generation import Counters
 from proxy.settings.model import Settings
+
+AGAIN: Final = 5.0
+"""Seconds until the next attempt."""
 
 
 def key_ids(settings: Settings, issued: Issued | None) -> dict[str, list[str]]:
@@ -32,14 +36,44 @@ def calendar_counters(rules: Mapping[str, Iterable[Rule]], keys: Mapping[str, Se
                     yield Counter(team, rule.unit, rule.window, key, rule.model, rule.shadow)
 
 
-async def recount(quotas: Counters, counters: Iterable[Counter], log: Log) -> None:
-    """Have them count what the ledger knows. One for which that cannot be had now goes on with what it has: it is said,
-    and holds up nothing."""
-    failed = 0
-    for one in await asyncio.gather(*map(quotas.recount, counters), return_exceptions=True):
-        if isinstance(one, StoreGone):
-            failed += 1
-        elif isinstance(one, BaseException):
-            raise one
-    if failed:
-        log("warning", "recount_failed", counters=failed)
+class Recounting:
+    """Has counters count what the ledger knows, and does not give up on those for which that cannot be had at once."""
+
+    def __init__(self, quotas: Counters, log: Log, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
+        self._quotas = quotas
+        self._log = log
+        self._sleep = sleep
+        self._left: set[Counter] = set()
+        self._going_on: asyncio.Task[None] | None = None
+
+    async def recount(self, counters: Iterable[Counter]) -> None:
+        """One attempt for all of them; those that fail are tried again later, and hold up nothing."""
+        self._left |= await self._attempt(set(counters))
+        if self._left and not self._going_on:
+            self._log("warning", "recount_failed", counters=len(self._left))
+            self._going_on = asyncio.create_task(self._go_on())
+
+    async def close(self) -> None:
+        if self._going_on:
+            self._going_on.cancel()
+            await asyncio.wait([self._going_on])
+
+    async def _go_on(self) -> None:
+        while self._left:
+            await self._sleep(AGAIN)
+            tried = set(self._left)
+            self._left -= tried - await self._attempt(tried)
+        self._going_on = None
+        self._log("info", "recounted")
+
+    async def _attempt(self, counters: set[Counter]) -> set[Counter]:
+        """Those for which it cannot be had now."""
+        asked = list(counters)
+        answers = await asyncio.gather(*map(self._quotas.recount, asked), return_exceptions=True)
+        failed = set()
+        for counter, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, StoreGone):
+                failed.add(counter)
+            elif isinstance(answer, BaseException):
+                raise answer
+        return failed

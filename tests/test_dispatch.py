@@ -81,8 +81,11 @@ class Network:
 
 
 class Call:
+    """`sent`, unless there was no connection."""
+
     def __init__(self, network: Network, found: Any) -> None:
         self._network, self._found = network, found
+        self.sent = getattr(found, "kind", None) not in ("connect", "connect_timeout", "tls", "pool")
 
     async def __aenter__(self) -> Received:
         if isinstance(self._found, Exception):

@@ -28,7 +28,7 @@ REFUSED = UpstreamRefusal("x", status=429, type="requests", code=None)
 
 
 def of(**how: Any) -> Any:
-    return charged(ESTIMATE, MODEL, **({"usage": None, "attempts": 1, "delivered": None, "ended": None} | how))
+    return charged(ESTIMATE, MODEL, **({"usage": None, "sent": True, "delivered": None, "ended": None} | how))
 
 
 @pytest.mark.parametrize("ended", [None, ClientGone(), UpstreamFailed("x"), asyncio.CancelledError()])
@@ -42,8 +42,7 @@ def test_what_the_provider_said_counts_whatever_came_after(ended: BaseException 
         REFUSED,
         BadRequest("x"),
         Overloaded("x"),
-        UpstreamFailed("not reached", billed=False),
-        UpstreamTimeout("no connection", billed=False),
+        UpstreamFailed("it says so itself", billed=False),
     ],
 )
 @pytest.mark.parametrize("delivered", [None, 0])
@@ -51,9 +50,12 @@ def test_what_cannot_have_been_answered_costs_nothing(ended: BaseException, deli
     assert of(ended=ended, delivered=delivered) == NOTHING
 
 
-@pytest.mark.parametrize("ended", [ClientGone(), Draining("x"), asyncio.CancelledError(), RuntimeError()])
+@pytest.mark.parametrize(
+    "ended",
+    [ClientGone(), Draining("x"), asyncio.CancelledError(), RuntimeError(), UpstreamFailed("x"), UpstreamTimeout("x")],
+)
 def test_what_was_never_sent_costs_nothing(ended: BaseException) -> None:
-    assert of(ended=ended, attempts=0) == NOTHING
+    assert of(ended=ended, sent=False) == NOTHING
 
 
 UNKNOWN = [ClientGone(), Draining("x"), asyncio.CancelledError(), UpstreamFailed("cut"), UpstreamTimeout("late")]
@@ -69,9 +71,13 @@ def test_a_whole_answer_may_have_been_written(ended: BaseException) -> None:
     assert of(ended=ended) == whole(ESTIMATE)
 
 
+def test_what_was_passed_on_is_charged_though_the_provider_said_at_last_that_it_failed() -> None:
+    assert of(ended=UpstreamFailed("x", billed=False), delivered=9) == partial(ESTIMATE, MODEL, 9)
+
+
 def test_an_answer_without_counts_costs_what_it_holds() -> None:
     assert of(delivered=9) == partial(ESTIMATE, MODEL, 9)
 
 
 def test_an_endpoint_that_is_not_metered_costs_nothing() -> None:
-    assert charged(None, MODEL, USAGE, attempts=1, delivered=3, ended=None) == NOTHING
+    assert charged(None, MODEL, USAGE, sent=True, delivered=3, ended=None) == NOTHING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from proxy.core.calendar import Calendar
 from proxy.core.quota import WINDOWS, Counter, HistoryGone, Rule, StoreGone, Unit, Verdict
 from proxy.core.secret import Secret
-from proxy.recount import calendar_counters, key_ids, recount
+from proxy.recount import AGAIN, Recounting, calendar_counters, key_ids
 from proxy.settings.model import Settings
 from tests.asgi import Log
 
@@ -23,12 +24,12 @@ class Counted:
 
     def __init__(self, **wrong: Exception) -> None:
         self.asked: list[Counter] = []
-        self._wrong = wrong
+        self.wrong = wrong
 
     async def recount(self, counter: Counter) -> bool:
         self.asked.append(counter)
-        if counter.team in self._wrong:
-            raise self._wrong[counter.team]
+        if counter.team in self.wrong:
+            raise self.wrong[counter.team]
         return True
 
     async def reserve(self, call: str, claims: Any) -> Verdict:
@@ -72,20 +73,58 @@ def test_keys_are_those_of_the_file_and_those_that_were_issued() -> None:
     assert key_ids(settings, None) == {"red": [first], "blue": []}
 
 
-async def test_one_that_cannot_be_had_holds_up_no_other() -> None:
-    log, quotas = Log(), Counted(red=StoreGone(), blue=HistoryGone())
-    counters = [Counter(team, Unit.SPEND, DAY) for team in ("red", "green", "blue")]
-    await recount(quotas, counters, log)
-    assert quotas.asked == counters
+class Later:
+    """A sleep that ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+        self.morning = asyncio.Event()
+
+    async def __call__(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await self.morning.wait()
+        self.morning.clear()
+
+    async def night(self) -> None:
+        self.morning.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+async def test_one_that_cannot_be_had_holds_up_no_other_and_is_not_given_up() -> None:
+    log, later, quotas = Log(), Later(), Counted(red=StoreGone(), blue=HistoryGone())
+    counters = {Counter(team, Unit.SPEND, DAY) for team in ("red", "green", "blue")}
+    recounting = Recounting(quotas, log, later)
+    await recounting.recount(counters)
+    assert set(quotas.asked) == counters
     assert log.lines == [("warning", "recount_failed", {"counters": 2})]
+    quotas.asked.clear()
+    del quotas.wrong["blue"]
+    await asyncio.sleep(0)
+    await later.night()
+    assert {one.team for one in quotas.asked} == {"red", "blue"}
+    quotas.wrong.clear()
+    await later.night()
+    assert later.slept == [AGAIN] * 2
+    assert log.lines[1:] == [("info", "recounted", {})]
+    assert [one.team for one in quotas.asked][2:] == ["red"]
+    await recounting.close()
+
+
+async def test_nothing_goes_on_when_it_is_closed() -> None:
+    recounting = Recounting(Counted(red=StoreGone()), Log(), Later())
+    await recounting.recount([Counter("red", Unit.SPEND, DAY)])
+    before = asyncio.all_tasks()
+    await recounting.close()
+    assert asyncio.all_tasks() < before
 
 
 async def test_a_fault_of_ours_is_none_of_the_stores() -> None:
     with pytest.raises(ZeroDivisionError):
-        await recount(Counted(red=ZeroDivisionError()), [Counter("red", Unit.SPEND, DAY)], Log())
+        await Recounting(Counted(red=ZeroDivisionError()), Log()).recount([Counter("red", Unit.SPEND, DAY)])
 
 
 async def test_nothing_is_said_of_nothing() -> None:
     log = Log()
-    await recount(Counted(), [], log)
+    await Recounting(Counted(), log).recount([])
     assert log.lines == []

@@ -244,8 +244,8 @@ class UpstreamRefusal(ProxyError):
 
 
 class UpstreamUnknown(ProxyError):
-    """How far the upstream came with its answer is not known. `billed`: it may ask money for it, as it may whenever it
-    had the whole request and has not said itself that it failed."""
+    """How far the upstream came with its answer is not known. `billed`: it may ask money for it; not when it has said
+    itself that it failed."""
 
     def __init__(self, message: str, *, billed: bool = True, **more: Any) -> None:
         super().__init__(message, **more)

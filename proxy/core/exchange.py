@@ -60,11 +60,13 @@ class Exchange:
 
     # quota
     quota_headers: Headers = field(default_factory=list)
+    shadow_refusals: tuple[str, ...] = ()
 
     # dispatch
     streamed: bool = False
     upstream: str | None = None
     attempts: int = 0
+    sent: bool = False
     rewrites: dict[str, None] = field(default_factory=dict)
     answer_headers: Headers = field(default_factory=list)
     usage: Json | None = None

@@ -61,7 +61,11 @@ class Sheet:
     def __init__(self, lines: Iterable[Line]) -> None:
         self.lines = tuple(lines)
         self.spends = any(line.rule.unit is Unit.SPEND and not line.rule.shadow for line in self.lines)
+        self._shadows = [at for at, line in enumerate(self.lines) if line.rule.shadow]
         self._shown = Shown([line.rule for line in self.lines])
+        counted = [line for line in self.lines if line.rule.unit is not Unit.SPEND]
+        self.unpriced: Sheet = self if len(counted) == len(self.lines) else Sheet(counted)
+        """The same without what is counted in money."""
 
     def claims(self, key: str, estimate: Estimate | None) -> list[Claim]:
         return [line.claim(key, estimate) for line in self.lines]
@@ -71,12 +75,12 @@ class Sheet:
         ended = charge or NOTHING
         return [line.used(ended) for line in self.lines]
 
+    def shadow_refusals(self, standings: Sequence[Standing]) -> tuple[str, ...]:
+        """The shadow rules that would have refused it, by name."""
+        return tuple([self.lines[at].rule.name for at in self._shadows if standings[at].wait != 0])
+
     def headers(self, standings: Sequence[Standing]) -> Headers:
         return self._shown.headers(standings)
-
-    def unpriced(self) -> Sheet:
-        """The same without what is counted in money."""
-        return Sheet(line for line in self.lines if line.rule.unit is not Unit.SPEND)
 
 
 class Sheets:

@@ -128,6 +128,7 @@ async def serve(leader: Leader, listener: socket.socket) -> None:
         log = Writer(sys.stdout.buffer, level=settings.logging.level, format=settings.logging.format, **leader.always)
         process = await stack.enter_async_context(opened(plan, log))
         app = Application(settings, plan.sources.digest, process, leader.generation)
+        await app.start()
         logging.getLogger().addHandler(FromLibraries(log, app.redact))
         report(log, "warning", "config_warning", plan.warnings)
         server = leader.server(app, log)

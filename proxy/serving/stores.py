@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from proxy.core.quota import Counter, Rule, StoreGone, Unit
 from proxy.core.services import Log
 from proxy.core.team_key import Issued
 from proxy.generation import Counters
-from proxy.recount import calendar_counters, key_ids, recount
 from proxy.serving.ledger_place import ledger_url
 from proxy.serving.minted import state_folder
 from proxy.serving.pepper import pepper
@@ -35,8 +35,16 @@ if TYPE_CHECKING:  # SQLAlchemy takes 0.2 s to import, and not everybody keeps a
 _HOUR = 3_600_000
 """Milliseconds: the longest sliding window."""
 
-_GOODBYE = 2.0
-"""Seconds that the end of the process waits for the database to take when keys were used last."""
+_GOODBYE = 1.0
+"""Seconds that the end of the process waits for the database to take when keys were used last, and for Redis to take
+what is not settled yet."""
+
+_LAST_ROWS = 2.0
+"""Seconds that it waits for the database to take the last rows; what it does not take is in the journal. All of this
+together is less than a supervisor waits (supervisor.Timing)."""
+
+_ORPHANED = 3_600_000
+"""Milliseconds after which, at least, a call that is open in the database is nobody's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +76,11 @@ class Opener:
         except OSError as error:
             raise CannotStart(f"The folder of the ledger cannot be made: {error}. Set ledger.url.") from None
         if url is None:
-            return Stores(await self._counters(calendar, None, None))
+            return Stores(await self._counters(calendar, None))
         database = await self._database(url.reveal())
         ledger, history = await self._ledger(database, url.reveal())
         issued = await self._issued(database)
-        return Stores(await self._counters(calendar, history, issued), ledger, issued)
+        return Stores(await self._counters(calendar, history), ledger, issued)
 
     async def _database(self, url: str) -> Database:
         from proxy.store.database import DatabaseGone, DatabaseUnfit, open_database
@@ -97,12 +105,21 @@ class Opener:
 
         kept = int(self.settings.ledger.retention * 1000)
         folder = self._journals(url)
-        ledger = LedgerStore(database, folder, self.owner, log=self.log, now=self.wall, kept=kept)
+        longest = round(self.settings.providers.mistral.timeouts.total * 1000)
+        ledger = LedgerStore(
+            database,
+            folder,
+            self.owner,
+            log=self.log,
+            now=self.wall,
+            kept=kept,
+            orphaned=max(_ORPHANED, 2 * longest),
+        )
         try:
             await ledger.start()
         except OSError as error:
             raise CannotStart(f"The journal of the ledger cannot be kept in {folder}: {error}.") from None
-        self.closing.push_async_callback(ledger.close_down)
+        self.closing.push_async_callback(ledger.close_down, _LAST_ROWS)
         history = LedgerHistory(database, ledger.flush)
         self.closing.callback(history.close)
         return ledger, history
@@ -112,11 +129,12 @@ class Opener:
         from sqlalchemy import make_url
 
         parsed = make_url(url)
-        place = repr((parsed.drivername, parsed.host, parsed.port, parsed.database)).encode()
+        name = os.path.realpath(parsed.database or "") if parsed.drivername == "sqlite" else parsed.database
+        place = repr((parsed.drivername, parsed.host, parsed.port, name)).encode()
         return state_folder(self.environ) / "journal" / hashlib.sha256(place).hexdigest()[:16]
 
     async def _issued(self, database: Database) -> Issued:
-        from proxy.store.database import DatabaseGone
+        from proxy.store.database import DatabaseGone, DatabaseUnfit
         from proxy.store.issued import IssuedKeys
         from proxy.store.keys import Keys
 
@@ -125,26 +143,23 @@ class Opener:
         except OSError as error:
             raise CannotStart(f"The pepper of issued keys cannot be had: {error}. Set server.key_pepper.") from None
         issued = IssuedKeys(Keys(database), secret, self.wall, self.log)
-        with suppress(DatabaseGone):
+        with suppress(DatabaseGone, DatabaseUnfit):  # `follow` says so
             await asyncio.to_thread(issued.refresh)
         following = asyncio.ensure_future(issued.follow())
 
         async def stop() -> None:
             following.cancel()
             await asyncio.wait([following])
-            with suppress(DatabaseGone, TimeoutError):
+            with suppress(DatabaseGone, DatabaseUnfit, TimeoutError):
                 async with asyncio.timeout(_GOODBYE):
                     await issued.note_used()
 
         self.closing.push_async_callback(stop)
         return issued
 
-    async def _counters(self, calendar: Calendar, history: LedgerHistory | None, issued: Issued | None) -> Counters:
+    async def _counters(self, calendar: Calendar, history: LedgerHistory | None) -> Counters:
         if self.settings.store.shared:
-            shared = await self._redis(calendar, history)
-            # It may have counted for other rules than these.
-            await recount(shared, calendar_counters(self._rules(), key_ids(self.settings, issued)), self.log)
-            return shared
+            return await self._redis(calendar, history)
         store = MemoryStore(calendar, self.wall, history)
         if history:
             try:
@@ -166,7 +181,7 @@ class Opener:
             await redis.start()
         except StoreUnfit as error:
             raise CannotStart(f"The Redis of store.url is not fit for quotas: {error}.") from None
-        self.closing.push_async_callback(redis.close)
+        self.closing.push_async_callback(redis.close, _GOODBYE)
         guarded = WithOutage(
             redis, store.on_outage, redis.peers, self.log, self.monotonic, calendar=calendar, wall=self.wall
         )

@@ -242,22 +242,6 @@ class Team(auth.Team):
 
     quotas: list[quota.Quota] = Field(default_factory=list)
 
-    @field_validator("quotas")
-    @classmethod
-    def _each_once(cls, quotas: list[quota.Quota]) -> list[quota.Quota]:
-        """Of two limits on the same thing one would never be reached."""
-        seen: dict[object, int] = {}
-        faults = []
-        for at, one in enumerate(quotas):
-            rule = one.rule(one.model)
-            first = seen.setdefault((rule.unit, rule.window, rule.per_key, rule.model, rule.shadow), at)
-            if first != at:
-                twice = PydanticCustomError("limited_twice", "limited twice", {"first": first})
-                faults.append(InitErrorDetails(type=twice, loc=(at,), input=one))
-        if faults:
-            raise ValidationError.from_exception_data("quotas", faults)
-        return quotas
-
 
 class Translation(Strict):
     """`translation` of proxy.yaml: what happens to a parameter Mistral does not have, when leaving it out may matter.

@@ -86,7 +86,6 @@ _WORDS = {
     "too_short": "the list must have at least {min_length}",
     "too_long": "the list must have at most {max_length}",
     "alias_of_itself": "an alias of itself",
-    "limited_twice": "limits what quotas[{first}] limits already",
     "workers_alone": "more than 1 needs a store that workers can share: store.url on redis",
     "value_error": "{error}",
 }

@@ -37,8 +37,13 @@ def impossible(settings: Settings) -> Iterator[tuple[Path, str]]:
     for name, team in settings.teams.items():
         if not team.keys and settings.ledger.off:
             yield ("teams", name, "keys"), "a team needs at least one key: without a ledger none can be issued"
-        for at, one in enumerate(team.quotas):
+        limited: dict[tuple[object, ...], int] = {}
+        for at, (one, rule) in enumerate(zip(team.quotas, rules_of(team, catalogue), strict=True)):
             path: Path = ("teams", name, "quotas", at)
+            # Of two limits on the same thing one would never be reached, and both would count.
+            first = limited.setdefault((rule.unit, rule.window, rule.per_key, rule.model, rule.shadow), at)
+            if first != at:
+                yield path, f"limits what quotas[{first}] limits already"
             if one.spend and forgetful:
                 yield (
                     (*path, "spend"),

@@ -102,6 +102,7 @@ class Quotas:
             raise StoreUnavailable("Quotas cannot be checked at the moment. Send the request again later.") from None
         try:
             exchange.quota_headers = sheet.headers(verdict.standings)
+            exchange.shadow_refusals = sheet.shadow_refusals(verdict.standings)
             if not verdict.granted:
                 raise refusal(exchange.team.name, [line.rule for line in sheet.lines], claims, verdict.standings)
             await self._app(scope, receive, send)
@@ -127,5 +128,5 @@ class Quotas:
                     "whoever runs the proxy can give one in models.prices.",
                     param="model",
                 )
-            sheet = sheet.unpriced()
+            sheet = sheet.unpriced
         return sheet if sheet.lines else None

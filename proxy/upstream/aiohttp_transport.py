@@ -99,7 +99,7 @@ class AiohttpTransport:
 class _Connection:
     """One connection of the connector. See pool.Connection."""
 
-    __slots__ = ("_ear", "_lease", "_lost", "_payload", "_protocol", "_readable")
+    __slots__ = ("_ear", "_lease", "_lost", "_payload", "_protocol", "_readable", "sent")
 
     def __init__(self, lease: Lease) -> None:
         protocol, transport = lease.protocol, lease.transport
@@ -107,6 +107,7 @@ class _Connection:
             lease.close()
             raise TransportError("closed", _CLOSED)
         self._lease, self._protocol, self._lost = lease, protocol, lost
+        self.sent = False
         self._ear = _Ear(protocol)
         transport.set_protocol(self._ear)
         self._payload: StreamReader | None = None
@@ -116,11 +117,12 @@ class _Connection:
 
     async def ask(self, request: Request) -> _Answer:
         (head, body), protocol, self._payload = request, self._protocol, None
-        self._ear.heard = False
+        self._ear.heard = self.sent = False
         protocol.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=_READ_BUFFER)
         if protocol.transport is None:
             raise TransportError("closed", _CLOSED)
         try:
+            self.sent = True
             # Without the empty piece: from Python 3.12 on, asyncio's own loop would try to send it for ever.
             protocol.transport.writelines((head, body) if body else (head,))
             message, payload = await protocol.read()

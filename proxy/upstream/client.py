@@ -102,10 +102,10 @@ def failure(error: TransportError, timeouts: Timeouts) -> ProxyError:
     """What the client is told when the exchange with the upstream failed."""
     if error.kind == "connect_timeout":
         text = f"No connection to the upstream within {timeouts.connect:g} seconds (timeouts.connect)."
-        return UpstreamTimeout(text, billed=False, detail={"timeout": "connect"})
+        return UpstreamTimeout(text, detail={"timeout": "connect"})
     if error.kind == "pool":
         return Overloaded("All connections to the upstream are in use.")
-    return UpstreamFailed(_FAILED[error.kind], billed=error.kind not in ("connect", "tls"))
+    return UpstreamFailed(_FAILED[error.kind])
 
 
 _FAILED = {

@@ -77,13 +77,14 @@ class _Connection:
 
     def __init__(self, http: httpx2.AsyncHTTPTransport, patience: float) -> None:
         self._http, self._patience = http, patience
+        self.sent = False
         self._deadline = asyncio.timeout(None)
         self._stream: httpcore2.AsyncNetworkStream | None = None
         self._answer: _Answer | None = None
         self._closing: asyncio.Task[None] | None = None
 
     async def ask(self, request: httpx2.Request) -> _Answer:
-        self._answer = None
+        self._answer, self.sent = None, False
         request.extensions["trace"] = self._on_event
         try:
             async with asyncio.timeout(self._patience) as self._deadline:
@@ -103,6 +104,7 @@ class _Connection:
             self._stream = info["return_value"]
         elif event.endswith("send_request_headers.started") and info["request"].method != b"CONNECT":
             self._deadline.reschedule(None)
+            self.sent = True
 
     def is_done(self) -> bool:
         return self._answer is not None and self._answer.is_whole and self._answer.version == b"HTTP/2"

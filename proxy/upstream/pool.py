@@ -31,7 +31,9 @@ R = TypeVar("R")
 
 
 class Connection(Protocol[R_contra]):
-    """One connection, held by one call or by nobody."""
+    """One connection, held by one call or by nobody. `sent`: some of the latest request may be at the upstream."""
+
+    sent: bool
 
     async def ask(self, request: R_contra) -> Answer:
         """Send a request and wait for the headers of its answer. Raises TransportError."""
@@ -130,9 +132,10 @@ class Pool(Generic[R]):
 class PooledCall(Generic[R]):
     """One exchange: holds a place, and a connection, from enter to exit."""
 
-    __slots__ = ("_connection", "_fresh", "_pool", "_request")
+    __slots__ = ("_connection", "_fresh", "_pool", "_request", "sent")
 
     def __init__(self, pool: Pool[R], request: R, fresh: bool) -> None:
+        self.sent = False
         self._pool, self._request, self._fresh = pool, request, fresh
         self._connection: Connection[R] | None = None
 
@@ -144,12 +147,15 @@ class PooledCall(Generic[R]):
             reused = self._connection is not None
             if self._connection is None:
                 self._connection = await self._pool.new()
-            return await self._connection.ask(self._request)
+            answer = await self._connection.ask(self._request)
         except BaseException as error:
+            self.sent = self._connection is not None and self._connection.sent
             self._pool.leave(self._connection)
             if isinstance(error, TransportError):
                 error.reused = reused
             raise
+        self.sent = True
+        return answer
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -46,7 +46,11 @@ class Answer(Protocol):
 
 
 class Call(Protocol):
-    """One request under way: an async context manager, whose exit returns or closes the connection."""
+    """One request under way: an async context manager, whose exit returns or closes the connection. `sent`: some of it
+    may be at the upstream, which may then ask money for it, however it ends."""
+
+    @property
+    def sent(self) -> bool: ...
 
     async def __aenter__(self) -> Answer: ...
 

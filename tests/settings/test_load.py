@@ -203,6 +203,10 @@ REFUSED = [
         ["1: teams.a.quotas[1]: limits what quotas[0] limits already"],
     ),
     (
+        "teams: {a: {quotas: [{requests: 5/day, model: gpt-4o}, {requests: 9/day, model: mistral-large-2512}]}}",
+        ["1: teams.a.quotas[1]: limits what quotas[0] limits already"],
+    ),
+    (
         "ledger: off\nteams: {a: {keys: [D], quotas: [{spend: 5 USD/day}]}}",
         [
             "2: teams.a.quotas[0].spend: needs a ledger or a shared store: "

@@ -71,6 +71,12 @@ async def test_the_line_comes_after_the_last_byte() -> None:
     assert len(log.lines) == 1
 
 
+async def test_shadow_rules_report() -> None:
+    _, fields = await line(found=exchange(status=200, shadow_refusals=("tokens 5/day", "requests 1/hour")))
+    assert fields["shadow_refusals"] == "tokens 5/day, requests 1/hour"
+    assert "shadow_refusals" not in (await line())[1]
+
+
 @pytest.mark.parametrize(
     ("status", "error", "level"),
     [

@@ -223,6 +223,13 @@ async def test_the_longest_wait_is_told() -> None:
     assert error.code == "insufficient_quota"
 
 
+async def test_a_shadow_rule_says_whom_it_would_have_refused() -> None:
+    shadows = rules({"tokens": "50/minute", "mode": "shadow"}, {"requests": "60/minute"})
+    found = await ask(Store({Unit.TOKENS: Standing(10, 0, 1, wait=None)}), shadows)
+    assert found.shadow_refusals == ("tokens 50/minute",)
+    assert (await ask(Store(), shadows)).shadow_refusals == ()
+
+
 async def test_a_store_that_is_gone_is_nobodys_fault() -> None:
     store = Store(gone=True)
     with pytest.raises(StoreUnavailable) as caught:

@@ -72,6 +72,23 @@ async def test_a_cancelled_call_closes_its_connection_at_once(
     assert len(sent) < len(PHASES[phase]) or phase != "upload"  # the rest was dropped, not flushed
 
 
+@pytest.mark.parametrize("phase", ["handshake", "headers", "body"])
+async def test_d2_whether_a_call_may_have_been_heard(open_to: Open, authority: Authority, phase: str):
+    """What was not is not paid for."""
+    async with stalling(phase, authority) as (staller, server):
+        transport = open_to(server.url, max_connections=1)
+        call = transport.call("POST", "/x", [], PHASES[phase])
+
+        async def ask() -> bytes:
+            async with call as answer:
+                return b"".join([piece async for piece in answer.chunks()])
+
+        await cancelled(ask(), staller.stalled.get())
+        in_line = transport.call("POST", "/x", [], b"{}")
+    assert call.sent == (phase != "handshake")
+    assert not in_line.sent
+
+
 @pytest.mark.parametrize("phase", ["headers", "body"])
 async def test_a_cancelled_call_closes_its_connection_under_tls_too(open_to: Open, authority: Authority, phase: str):
     staller = Staller(phase)
@@ -235,6 +252,8 @@ class Plain:
     def __init__(self) -> None:
         self.done = self.usable = True
         self.closed = 0
+
+    sent = True
 
     async def ask(self, request: str) -> Any:
         return request

@@ -52,7 +52,7 @@ def choices_of(body: Any) -> list[Json]:
     if not isinstance(body, dict):
         raise UpstreamFailed(NONSENSE)
     if body.get("error") or body.get("object") in ("error", "Error"):
-        raise UpstreamFailed(FAILED, detail=_upstream(body))
+        raise UpstreamFailed(FAILED, billed=False, detail=_upstream(body))
     choices = body.get("choices")
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise UpstreamFailed(NONSENSE)
