@@ -25,8 +25,9 @@ _COUNTS: Final = {
     "cached": "CACHED",
     "completion": "COMPLETION",
 }
-_MONEY: Final = {"cost": "COST USD", "saved": "SAVED USD"}
 """Fields of a line, and the heads of their columns."""
+
+_COST: Final = "COST USD"
 
 _TOKENS: Final = ("prompt", "cached", "completion")
 
@@ -55,7 +56,7 @@ def _parts(_context: click.Context, _option: click.Parameter, value: str) -> tup
 @click.option("--json", "as_json", is_flag=True, help="As JSON, with exact amounts.")
 @config_option
 def usage(team: str | None, since: int, by: tuple[Part, ...], as_json: bool, config: Path | None) -> None:
-    """Show requests, tokens, cost and what the cache saved.
+    """Show requests, tokens and what they cost.
 
     Days are those of server.time_zone. ESTIMATED are requests whose tokens the provider did not count, UNPRICED those
     without a price: their cost is in no sum.
@@ -83,10 +84,7 @@ def _object(line: Line, by: Sequence[Part]) -> dict[str, Any]:
     made: dict[str, Any] = {part: _part(line, part) for part in by}
     for name in _COUNTS:
         made[f"{name}_tokens" if name in _TOKENS else name] = getattr(line, name)
-    for name in _MONEY:
-        nano = getattr(line, name)
-        made[f"{name}_usd"], made[f"{name}_nano_usd"] = decimal(nano), nano
-    return made
+    return made | {"cost_usd": decimal(line.cost), "cost_nano_usd": line.cost}
 
 
 def text(lines: Sequence[Line], by: Sequence[Part]) -> str:
@@ -95,9 +93,9 @@ def text(lines: Sequence[Line], by: Sequence[Part]) -> str:
         [*(_part(line, part) or "-" for part in by), *(str(getattr(line, name)) for name in _COUNTS)] for line in lines
     ]
     total = ["total", *[""] * (len(by) - 1), *(str(_sum(lines, name)) for name in _COUNTS)]
-    amounts = [_amounts([*(getattr(line, name) for line in lines), _sum(lines, name)]) for name in _MONEY]
-    head = [*(part.upper() for part in by), *_COUNTS.values(), *_MONEY.values()]
-    body = [[*row, *money] for row, money in zip([*rows, total], zip(*amounts, strict=True), strict=True)]
+    amounts = _amounts([*(line.cost for line in lines), _sum(lines, "cost")])
+    head = [*(part.upper() for part in by), *_COUNTS.values(), _COST]
+    body = [[*row, amount] for row, amount in zip([*rows, total], amounts, strict=True)]
     return table([head, *body], numbers=frozenset(range(len(by), len(head))))
 
 

@@ -9,7 +9,7 @@ from typing import Final
 from sqlalchemy import delete, select
 
 from proxy.store.database import Database
-from proxy.store.tables import CALLS, OPEN, USAGE
+from proxy.store.tables import CALLS, OPEN, USAGE, USAGE_DAYS
 
 _PATIENCE: Final = 30.0
 
@@ -53,5 +53,5 @@ def read(database: Database, teams: Collection[str]) -> list[Row]:
 def forget(database: Database, teams: Collection[str]) -> None:
     """As if they had never been: a ledger that others have too is for real teams. Raises DatabaseGone."""
     with database.begin(_PATIENCE) as connection:
-        for table in (CALLS, USAGE):
+        for table in (CALLS, USAGE, USAGE_DAYS):
             connection.execute(delete(table).where(table.c.team.in_(teams)))

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from aiohttp import ClientError, ClientSession
 
+from proxy.core.secret import Secret
 from proxy.proof.audit import Counters, Unheard, counters
 from proxy.proof.clients import session, wave
 from proxy.proof.cluster import CannotProve, Process, Replica
@@ -56,7 +57,7 @@ async def prove(plan: Plan, places: Places, folder: Path) -> Proved:
 
 
 class Proof:
-    """One proof under way. Times are monotonic seconds."""
+    """One proof under way. Times are monotonic seconds. Raises CannotProve when the ledger's database is none."""
 
     def __init__(self, plan: Plan, places: Places, folder: Path) -> None:
         self._plan = plan
@@ -68,7 +69,7 @@ class Proof:
         self._session: ClientSession | None = None
         self._provider: Provider
         self._url = ""
-        self._database: Database = open_database(places.ledger.reveal())
+        self._database = _open(places.ledger)
 
     @property
     def kills(self) -> int:
@@ -174,6 +175,13 @@ class Proof:
     @property
     def _teams(self) -> list[str]:
         return [trial.team for trial in self._plan.trials]
+
+
+def _open(url: Secret) -> Database:
+    try:
+        return open_database(url.reveal())
+    except DatabaseUnfit as error:
+        raise CannotProve(f"The ledger's database cannot be used: {error}.") from None
 
 
 def _is_quiet(found: Counters | None) -> bool:

@@ -14,9 +14,16 @@ _SHORTEST = 32
 
 
 def state_folder(environ: Mapping[str, str]) -> Path:
-    """$XDG_STATE_HOME or ~/.local/state, as the XDG base directory specification says."""
-    base = environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "mistral-proxy"
+    """$XDG_STATE_HOME or ~/.local/state, as the XDG base directory specification says. Raises OSError when the user has
+    neither: a container may run as a number that is nobody's."""
+    if base := environ.get("XDG_STATE_HOME"):
+        return Path(base) / "mistral-proxy"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        message = f"user {os.getuid()} has no home directory, and XDG_STATE_HOME is not set"
+        raise FileNotFoundError(message) from None
+    return home / ".local" / "state" / "mistral-proxy"
 
 
 def read_or_mint(file: Path, mint: Callable[[], str]) -> Secret | None:

@@ -60,8 +60,8 @@ def complete(
         return settings, None
     if exposed := exposure(settings):
         raise CannotStart(exposed)
-    file = local_key.path(environ)
     try:
+        file = local_key.path(environ)
         secret = local_key.read_or_mint(file)
     except OSError as error:
         raise CannotStart(

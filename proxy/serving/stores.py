@@ -104,7 +104,10 @@ class Opener:
         from proxy.store.ledger.store import LedgerStore
 
         kept = int(self.settings.ledger.retention * 1000)
-        folder = self._journals(url)
+        try:
+            folder = self._journals(url)
+        except OSError as error:
+            raise CannotStart(f"The journal of the ledger has no folder: {error}.") from None
         longest = round(self.settings.providers.mistral.timeouts.total * 1000)
         ledger = LedgerStore(
             database,

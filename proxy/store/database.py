@@ -7,7 +7,7 @@ threads. Importing SQLAlchemy takes 0.2 s: whoever may need no database imports 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -34,6 +34,10 @@ _HOPELESS_SQLITE: Final = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRU
 _HOPELESS_POSTGRES: Final = ("28", "3D", "42", "3F", "0A")
 """Classes of SQLSTATE: not let in, no such database, no such table or right to it, no such schema, not supported."""
 
+_ONE_STATE: Final[Mapping[str, Any]] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+"""Of a transaction that reads: by itself PostgreSQL lets each statement see what was committed before it, and sums of
+several would be of several states. SQLite's transactions are like this anyhow."""
+
 
 class DatabaseUnfit(Exception):
     """No retry mends this: its message tells what to do, and has no password in it."""
@@ -53,6 +57,7 @@ class Database:
         self.dialect = engine.dialect.name
         self.mark = "?" if self.dialect == "sqlite" else "%s"
         """What stands for a value in a statement of text."""
+        self._one_state: Mapping[str, Any] = _ONE_STATE if self.dialect == "postgresql" else {}
 
     @contextmanager
     def begin(self, patience: float = PATIENCE) -> Iterator[Connection]:
@@ -76,7 +81,7 @@ class Database:
     def _transaction(self, writes: bool, patience: float) -> Iterator[Connection]:
         try:
             with self._engine.connect() as connection:
-                connection.execution_options(writes=writes, patience=patience)
+                connection.execution_options(writes=writes, patience=patience, **({} if writes else self._one_state))
                 with connection.begin():
                     yield connection
         except (DataError, IntegrityError):

@@ -140,10 +140,8 @@ def test_a_ledger_in_postgresql_forgets_the_proof(tmp_path: Path, postgres: Post
     assert_exact(result)
     assert result.kind("spend")["ledger_nano_usd"] > 0
     with psycopg.connect(url) as connection:
-        assert connection.execute("SELECT (SELECT count(*) FROM calls), (SELECT count(*) FROM usage)").fetchone() == (
-            0,
-            0,
-        )
+        for table in ("calls", "usage", "usage_days"):
+            assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
 
 
 # What must be found.
@@ -175,6 +173,18 @@ def test_a_redis_that_is_not_there(tmp_path: Path) -> None:
     result = prove(tmp_path, store="redis://127.0.0.1:1/0")
     assert (result.code, result.out) == (2, "")
     assert result.err == "mistral-proxy: The store redis://127.0.0.1:1/0 does not answer: ConnectionError.\n"
+
+
+@pytest.mark.parametrize("url", ["postgresql://user:secret-word@host:port/name", "postgresql://user@host/name"])
+async def test_a_ledger_that_is_no_database(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or one for which a driver is wanting. It is no traceback: that would look like limits that do not hold."""
+    monkeypatch.delitem(sys.modules, "proxy.store.postgres", raising=False)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    made = plan(Options(clients=2, trials=1), PRICES, "0bad")
+    places = replace(in_memory(tmp_path), ledger=Secret(url))
+    with pytest.raises(CannotProve, match=r"^The ledger's database cannot be used: ") as caught:
+        await run.prove(made, places, tmp_path)
+    assert "secret-word" not in str(caught.value)
 
 
 def test_several_workers_need_a_store_that_they_share(tmp_path: Path) -> None:

@@ -34,6 +34,16 @@ def test_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
         assert minted.state_folder(environ) == Path("/home/anna/.local/state/mistral-proxy")
 
 
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert minted.state_folder({"XDG_STATE_HOME": "/x"}) == Path("/x/mistral-proxy")
+    with pytest.raises(OSError, match=r"^user \d+ has no home directory, and XDG_STATE_HOME is not set$"):
+        minted.state_folder({})
+
+
 def test_it_is_made_once(file: Path) -> None:
     numbers = count()
     made = [minted.read_or_mint(file, lambda: f"{mint()}-{next(numbers)}") for _ in range(3)]

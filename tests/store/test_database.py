@@ -71,6 +71,28 @@ def test_what_is_raised_in_a_transaction_undoes_it(database: Database) -> None:
     assert version(database) == 1
 
 
+def test_all_that_is_read_in_one_transaction_is_of_one_state(database: Database) -> None:
+    query = select(META.c.version)
+    with database.read() as reading:
+        before = reading.execute(query).scalar_one()
+        with database.begin() as connection:
+            connection.execute(META.update().values(version=77))
+        assert reading.execute(query).scalar_one() == before
+    assert version(database) == 77
+
+
+def test_a_connection_that_has_read_can_write(remote: Database) -> None:
+    for number in range(5):
+        with remote.begin() as connection:
+            connection.execute(META.update().values(version=number))
+        assert version(remote) == number
+
+
+def test_who_reads_cannot_write(remote: Database) -> None:
+    with pytest.raises(DatabaseGone, match="read-only"), remote.read() as connection:
+        connection.execute(META.update().values(version=77))
+
+
 def test_a_constraint_is_no_trouble_of_the_database(database: Database) -> None:
     with pytest.raises(IntegrityError), database.begin() as connection:
         connection.execute(insert(META).values(version=None))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ import pytest
 from proxy.core.ledger import LedgerFull
 from proxy.core.quota import StoreGone
 from proxy.store.database import Database
+from proxy.store.ledger.batch import MOST_AT_ONCE
+from proxy.store.ledger.commit import Committer
+from proxy.store.ledger.recovery import Recovery
+from proxy.store.ledger.retention import Retention
 from proxy.store.ledger.store import LedgerStore
 from tests.postgres_server import PostgresServer
 from tests.programs import until
@@ -148,6 +154,148 @@ async def test_a_commit_whose_reply_is_lost_counts_once(
         monkeypatch.undo()
     assert "ledger_gone" in log.events()
     await all_settled(database, 200)
+
+
+# What nobody has thought of, and more work than there is time for.
+
+
+class Fault:
+    """In place of a method: raises as a process does that has too many files open, until it is told not to."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+        real = getattr(owner, name)
+        self.there, self.calls = True, 0
+
+        def method(*arguments: Any) -> Any:
+            self.calls += 1
+            if self.there:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/a/secret/place")
+            return real(*arguments)
+
+        patch.setattr(owner, name, method)
+
+
+async def test_the_thread_outlives_whatever_is_raised(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault, log = Fault(monkeypatch, Recovery, "estates"), Lines()
+    async with ledger(database, tmp_path / "journal", log=log) as store:
+        traffic(store, 0, 100)
+        with pytest.raises(StoreGone, match="OSError in "):
+            await store.flush()
+        await asyncio.to_thread(until, lambda: fault.calls > 2, "it is tried again")
+        fault.there = False
+        await written(store)
+        ends(store, 100)
+        await store.flush()
+    assert log.events() == ["ledger_gone", "ledger_back"]
+    assert "secret" not in str(log.lines)
+    await all_settled(database, 100)
+
+
+async def test_a_round_that_fails_is_not_the_last_one(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.store.ledger.writer.ROUND", 0.01)
+    log = Lines()
+    async with ledger(database, tmp_path / "journal", log=log) as store:
+        await store.flush()
+        fault = Fault(monkeypatch, Retention, "step")
+        await asyncio.to_thread(until, lambda: fault.calls > 2, "it is tried again")
+        traffic(store, 0, 10)
+        await store.flush()
+        fault.there = False
+        await asyncio.to_thread(until, lambda: "ledger_round_done" in log.events(), "it has gone well")
+        ends(store, 10)
+    assert log.events() == ["ledger_round_failed", "ledger_round_done"]
+    await all_settled(database, 10)
+
+
+async def test_a_journal_stays_that_could_not_be_written(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        async with ledger(database, tmp_path / "journal") as store:
+            await store.flush()
+            Fault(patch, Committer, "commit")
+            traffic(store, 0, 100)
+            ends(store, 100)
+            assert not await store.close_down()
+            assert not await store.close_down()
+    assert await calls(database) == []
+    async with ledger(database, tmp_path / "journal", "ff00ff00ff00ff00") as store:
+        await store.flush()
+    await all_settled(database, 100)
+
+
+async def test_a_folder_that_somebody_has_removed(database: Database, tmp_path: Path) -> None:
+    """What is mapped into memory is there nevertheless."""
+    async with ledger(database, tmp_path / "journal") as store:
+        await store.flush()
+        for path in (tmp_path / "journal").rglob("*"):
+            path.unlink() if path.is_file() else None
+        (tmp_path / "journal" / store._owner).rmdir()
+        (tmp_path / "journal").rmdir()
+        traffic(store, 0, 10)
+        ends(store, 10)
+        assert await store.close_down()
+    await all_settled(database, 10)
+
+
+@pytest.mark.parametrize("meanwhile", [1, MOST_AT_ONCE])
+async def test_under_load_a_flush_ends_and_rounds_are_made(
+    meanwhile: int, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each transaction finds what came during the last one."""
+    rounds, transactions, real = Fault(monkeypatch, Recovery, "orphans"), 0, Committer.commit
+    rounds.there = False
+    async with ledger(database, tmp_path / "journal") as store:
+        await store.flush()
+        store._writer._next_round = 0.0
+        before = rounds.calls
+
+        def commit(committer: Committer, rows: Any) -> int:
+            nonlocal transactions
+            transactions += 1
+            if rows and transactions < 60 and rounds.calls == before:
+                for n in range(transactions * MOST_AT_ONCE, transactions * MOST_AT_ONCE + meanwhile):
+                    _open(store, n)
+            return real(committer, rows)
+
+        monkeypatch.setattr(Committer, "commit", commit)
+        for n in range(MOST_AT_ONCE + 1):
+            store.open(intent(n, "other"))
+        await store.flush(20)
+        seen = transactions
+        rows = [row for row in await calls(database) if row["call"].startswith("other-")]
+        await asyncio.to_thread(until, lambda: rounds.calls > before, "a round is made")
+    assert len(rows) == MOST_AT_ONCE + 1
+    assert seen < 10
+    assert transactions < 60
+
+
+def _open(store: LedgerStore, n: int) -> None:
+    """As the loop does while a transaction lasts."""
+    with suppress(LedgerFull):
+        store.open(intent(n))
+
+
+async def test_what_was_tried_before_is_not_all(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch is tried again as it was: what came since is another one, and who asks since waits for both."""
+    async with ledger(database, tmp_path / "journal") as store:
+        await store.flush()
+        fault = Fault(monkeypatch, Committer, "commit")
+        traffic(store, 0, 10)
+        with pytest.raises(StoreGone):
+            await store.flush()
+        traffic(store, 10, 20)
+        fault.there = False
+        await store.flush()
+        assert len(await calls(database)) == 20
+        ends(store, 20)
+    await all_settled(database, 20)
 
 
 # A disk that is full: a file system of our own, which grows when it is told to.

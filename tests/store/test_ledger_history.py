@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -12,10 +13,13 @@ from hypothesis import strategies as st
 from sqlalchemy import event
 
 from proxy.core.calendar import Calendar
-from proxy.core.quota import WINDOWS, Counter, StoreGone, Unit
+from proxy.core.quota import WINDOWS, Counter, HistoryGone, StoreGone, Unit
 from proxy.store.database import Database
+from proxy.store.ledger.batch import encode
 from proxy.store.ledger.commit import Committer
-from proxy.store.ledger.history import LedgerHistory, Recent
+from proxy.store.ledger.history import RECOVERY, LedgerHistory, Recent
+from proxy.store.ledger.journal import Journal
+from proxy.store.ledger.recovery import Recovery
 from proxy.store.ledger.rows import Row, ended, has_ended, opened
 from proxy.store.ledger.usage import report
 from proxy.store.tables import DAY, QUARTER
@@ -29,7 +33,7 @@ START = NOW // QUARTER * QUARTER
 UNITS = (Unit.REQUESTS, Unit.TOKENS, Unit.SPEND)
 
 
-async def nothing() -> None:
+async def nothing(_seconds: float) -> None:
     """There are no rows of ours."""
 
 
@@ -133,6 +137,41 @@ async def test_the_last_hour_for_counters_that_slide(history: LedgerHistory) -> 
     assert Recent in {type(one) for one in recent}
     assert first[2] // 1000 == min(one.second for one in recent)
     assert all(isinstance(value, int) for one in recent for value in (one.second, one.requests, one.tokens, one.cost))
+
+
+async def test_a_start_waits_for_a_long_recovery(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A counter that is asked for by a request does not."""
+    await asyncio.to_thread(dead, tmp_path / "journal", encode(intent(1, "dead", opened=START)))
+    over, recover = threading.Event(), Recovery.estates
+
+    def slowly(recovery: Recovery) -> None:
+        over.wait()
+        recover(recovery)
+
+    monkeypatch.setattr(Recovery, "estates", slowly)
+    monkeypatch.setattr("proxy.store.ledger.history.PATIENCE", 0.05)
+    async with ledger(database, tmp_path / "journal") as store:
+        history = LedgerHistory(database, store.flush)
+        with pytest.raises(StoreGone):
+            await history.recent(START, patience=0.05)
+        starting = asyncio.create_task(history.recent(START))
+        with pytest.raises(HistoryGone):
+            await history.used(Counter("research", Unit.SPEND, MONTH), START, START + QUARTER)
+        assert not starting.done()
+        over.set()
+        assert [one.cost for one in await starting] == [330_000]
+        history.close()
+    assert RECOVERY >= 60
+
+
+def dead(directory: Path, *records: bytes) -> None:
+    """The journal of a process that was killed."""
+    journal = Journal(directory, "dead", 4)
+    for record in records:
+        journal.append(record)
+    journal.release(empty=False)
 
 
 async def test_a_locked_database_cannot_stop_who_reads_sqlite(connect: Connect, tmp_path: Path) -> None:

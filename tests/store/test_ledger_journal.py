@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,6 +193,19 @@ def test_a_full_disk_is_no_room_until_there_is(tmp_path: Path, monkeypatch: pyte
     journal.release(empty=True)
 
 
+def test_where_nothing_allocates_zeros_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS; a disk may take less than it is given."""
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: real(descriptor, data[:100_000], at))
+    monkeypatch.delattr(os, "posix_fallocate")
+    segment = Segment.create(tmp_path / "1")
+    assert (tmp_path / "1").stat().st_blocks * 512 >= SEGMENT
+    assert segment.append(b"one")
+    loaded = Segment.load(tmp_path / "1")
+    assert loaded
+    assert list(loaded.records()) == [b"one"]
+
+
 def test_of_an_empty_journal_nothing_is_left(journal: Journal, tmp_path: Path) -> None:
     journal.release(empty=True)
     assert list(tmp_path.iterdir()) == []
@@ -222,6 +236,36 @@ def test_a_folder_that_was_never_finished_goes_after_a_while(tmp_path: Path) -> 
     assert owners(tmp_path) == {"bb"}
     assert list(estates(tmp_path, lambda: round((born + ABANDONED + 1) * 1000))) == []
     assert owners(tmp_path) == set()
+
+
+def test_a_new_folder_is_not_locked_by_who_looks_for_the_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner is about to do so, and would find it taken."""
+    real, looked = fcntl.flock, 0
+
+    def look_first(descriptor: int, operation: int) -> None:
+        """At the moment at which the owner takes it; and whoever else does so holds it at that moment."""
+        nonlocal looked
+        looked += 1
+        if looked == 1:
+            assert list(estates(tmp_path, at_once)) == []
+        assert looked == 1, "somebody else takes it"
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", look_first)
+    journal = Journal(tmp_path, OWNER, 4)
+    assert looked == 1
+    journal.release(empty=True)
+
+
+def test_a_folder_of_somebody_else_within_one_of_ours(journal: Journal, tmp_path: Path) -> None:
+    journal.append(b"mine")
+    journal.release(empty=False)
+    (journal.folder / "notes").mkdir()
+    assert left(tmp_path) == [b"mine"]
+    for estate in estates(tmp_path, at_once):
+        estate.remove()
+    assert [path.name for path in journal.folder.iterdir()] == ["notes"]
+    assert left(tmp_path) == []
 
 
 def test_a_folder_that_was_nearly_removed_goes(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from proxy.store.ledger.commit import Committer
 from proxy.store.ledger.journal import Journal, owners
 from proxy.store.ledger.recovery import ORPHANED, Recovery
 from proxy.store.ledger.rows import PROCESS_DIED, opened
+from tests.programs import until
 from tests.store.ledgers import (
     NOW,
     Clock,
@@ -158,6 +159,16 @@ async def test_calls_of_a_machine_that_is_gone(age: int, status: str, database: 
     await asyncio.to_thread(recovery(database, tmp_path, now=NOW + age).orphans)
     assert [row["status"] for row in await calls(database)] == [status]
     await consistent(database)
+
+
+async def test_how_old_they_must_be_is_for_who_knows_how_long_a_call_may_last(
+    database: Database, tmp_path: Path
+) -> None:
+    old = [intent(n, "elsewhere", opened=NOW - age) for n, age in enumerate((2 * ORPHANED, 2 * ORPHANED + 1))]
+    await asyncio.to_thread(Committer(database).commit, [opened(one) for one in old])
+    async with ledger(database, tmp_path, orphaned=2 * ORPHANED, log=(log := Lines())):
+        await asyncio.to_thread(until, lambda: "ledger_orphans" in log.events(), "a round is made")
+        assert [row["status"] for row in await calls(database)] == ["open", "cancelled"]
 
 
 def test_every_row_that_was_acknowledged_outlives_kill_9(database: Database, url: str, tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ from proxy.store.tables import CALLS, OPEN, QUARTER
 PATIENCE: Final = 2.0
 """Seconds that an answer is waited for."""
 
+RECOVERY: Final = 60.0
+"""Seconds that a start waits for what dead processes have left: the journal of a crash may have 250,000 rows."""
+
 LONG: Final = 20.0
 """Seconds that the calls of an hour may take to be summed up, at start."""
 
@@ -57,10 +60,10 @@ class Recent:
 
 
 class LedgerHistory:
-    """A core.quota.History. `flush` brings our own rows into the database first. Its threads are two, so that many who
-    ask a database that does not answer wait for nobody else's."""
+    """A core.quota.History. `flush` brings our own rows into the database first, within so many seconds. Its threads
+    are two, so that many who ask a database that does not answer wait for nobody else's."""
 
-    def __init__(self, database: Database, flush: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, database: Database, flush: Callable[[float], Awaitable[None]]) -> None:
         self._database = database
         self._flush = flush
         self._threads = ThreadPoolExecutor(2, "ledger-history")
@@ -68,7 +71,7 @@ class LedgerHistory:
     async def used(self, counter: Counter, start: int, end: int) -> int:
         try:
             async with asyncio.timeout(PATIENCE):
-                await self._flush()
+                await self._flush(PATIENCE)
                 used: int = await self._in_thread(self._used, counter, start, end)
         except TimeoutError:
             raise HistoryGone("the ledger's database does not answer") from None
@@ -76,9 +79,10 @@ class LedgerHistory:
             raise HistoryGone(str(error)) from None
         return used
 
-    async def recent(self, since: int) -> list[Recent]:
-        """The calls that were let in from `since` on, in Unix milliseconds. Raises StoreGone."""
-        await self._flush()
+    async def recent(self, since: int, patience: float = RECOVERY) -> list[Recent]:
+        """The calls that were let in from `since` on, in Unix milliseconds. `patience` is how many seconds those are
+        waited for that are in a journal yet. Raises StoreGone."""
+        await self._flush(patience)
         recent: list[Recent] = await self._in_thread(self._recent, since)
         return recent
 

@@ -68,7 +68,7 @@ class Segment:
         """Raises OSError when there is no room for it."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(descriptor, 0, SEGMENT)
+            _allocate(descriptor)
             memory = mmap.mmap(descriptor, SEGMENT, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
         except BaseException:
             path.unlink()
@@ -123,6 +123,16 @@ class Segment:
     def remove(self) -> None:
         self.memory.close()
         self.path.unlink(missing_ok=True)
+
+
+def _allocate(descriptor: int) -> None:
+    """Have the disk give all blocks of a segment now. Raises OSError."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, SEGMENT)
+        return
+    written = 0  # macOS has no such call: there they are given to what is written
+    while written < SEGMENT:
+        written += os.pwrite(descriptor, bytes(SEGMENT - written), written)
 
 
 class Journal:
@@ -188,26 +198,27 @@ class Journal:
             if segment is self._current or not self._is_read(segment):
                 return
             self._live.popleft()
-            segment.remove()
             self._wanted.put(True)
+            segment.remove()
 
     def release(self, *, empty: bool) -> None:
         """Give the folder up; if it is `empty` of what the database does not have, it goes. Nothing is appended any
-        more. A second time it does nothing."""
+        more. A second time it does nothing. Raises OSError, and has given it up nevertheless."""
         if self._released:
             return
         self._released = True
         self._wanted.put(False)
         self._maker.join()
-        for segment in self._spares:
-            segment.remove()
-        self._spares.clear()
         self._current.end = SEGMENT
-        if empty:
-            for segment in self._live:
-                segment.remove()
-            _remove(self.folder)
-        os.close(self._lock)
+        try:
+            while self._spares:
+                self._spares.popleft().remove()
+            if empty:
+                for segment in self._live:
+                    segment.remove()
+                _remove(self.folder)
+        finally:
+            os.close(self._lock)
 
     def _turn(self) -> bool:
         """Go on in the next segment, if one is ready."""
@@ -249,8 +260,12 @@ def _own_folder(directory: Path, owner: str) -> int:
     unnamed = directory / f".{owner}"
     unnamed.mkdir(mode=0o700)
     lock = os.open(unnamed / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    unnamed.rename(directory / owner)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unnamed.rename(directory / owner)
+    except BaseException:
+        os.close(lock)
+        raise
     return lock
 
 
@@ -266,7 +281,7 @@ class Estate:
 
     def records(self) -> Iterator[bytes | None]:
         for path in sorted(self._folder.iterdir()):
-            segment = Segment.load(path) if path.name != _LOCK else None
+            segment = Segment.load(path) if path.name != _LOCK and path.is_file() else None
             if segment is not None:
                 with segment.memory:
                     yield from segment.records()
@@ -279,25 +294,36 @@ class Estate:
 def estates(directory: Path, now: Callable[[], int]) -> Iterator[Estate]:
     """The journals of dead processes, each locked until the next one is asked for. `now` gives Unix milliseconds."""
     for folder in sorted(directory.iterdir()):
+        unfinished = folder.name.startswith(".")
+        if unfinished and not _is_abandoned(folder, now):  # its owner is about to take the lock, and must find it free
+            continue
         lock = _lock_of_the_dead(folder)
         if lock is None:
             continue
         try:
-            if not folder.name.startswith("."):
-                yield Estate(folder)
-            elif now() / 1000 - folder.stat().st_mtime > ABANDONED:
+            if unfinished:
                 _remove(folder)
+            else:
+                yield Estate(folder)
         finally:
             os.close(lock)
 
 
+def _is_abandoned(folder: Path, now: Callable[[], int]) -> bool:
+    try:
+        return now() / 1000 - folder.stat().st_mtime > ABANDONED
+    except FileNotFoundError:  # it has its name now
+        return False
+
+
 def _remove(folder: Path) -> None:
-    """The lock goes last: a folder without one is empty."""
+    """The lock goes last: a folder without one has nothing of ours. Folders in it are somebody else's, and stay."""
     for path in folder.iterdir():
-        if path.name != _LOCK:
+        if path.name != _LOCK and not path.is_dir():
             path.unlink()
     (folder / _LOCK).unlink()
-    folder.rmdir()
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def owners(directory: Path) -> set[str]:

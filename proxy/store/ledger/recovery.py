@@ -22,7 +22,8 @@ be gone. A call must not be able to last as long."""
 
 
 class Recovery:
-    """`now` gives Unix milliseconds. Its methods raise DatabaseGone and DatabaseUnfit."""
+    """`now` gives Unix milliseconds. `orphaned` is ORPHANED, or more where calls may last for longer. Its methods raise
+    DatabaseGone, DatabaseUnfit and OSError."""
 
     def __init__(self, committer: Committer, directory: Path, log: Log, now: Callable[[], int], orphaned: int) -> None:
         self._committer = committer

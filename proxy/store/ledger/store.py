@@ -67,7 +67,6 @@ class LedgerStore:
     ) -> None:
         self._database, self._directory, self._owner, self._most = database, directory, owner, most_segments
         self._report, self._now, self._kept, self._orphaned = log, now, kept, orphaned
-        self._records = 0
         self._full = False
 
     async def start(self) -> None:
@@ -93,7 +92,7 @@ class LedgerStore:
             raise LedgerFull
         if self._full:
             self._note(full=False)
-        self._records += 1
+        self._queue.taken += 1
         self._writer.tell()
 
     def close(self, outcome: Outcome) -> None:
@@ -103,7 +102,7 @@ class LedgerStore:
             record = encode(fit_outcome(outcome))
         if not self._journal.append(record, reserved=True):
             self._queue.late.append(record)  # no more of them than calls that were let in
-        self._records += 1
+        self._queue.taken += 1
         self._writer.tell()
 
     async def flush(self, seconds: float = PATIENCE) -> None:
@@ -125,12 +124,13 @@ class LedgerStore:
 
     @property
     def backlog(self) -> Backlog:
-        rows = self._records - self._queue.written
+        rows = self._queue.taken - self._queue.written
         return Backlog(rows, self._journal.segments, self._writer.gone, self._full)
 
     def _end(self, seconds: float) -> bool:
         written = self._writer.stop(seconds)
-        self._journal.release(empty=written)
+        with suppress(OSError):  # whoever looks next for what the dead have left removes the rest of it
+            self._journal.release(empty=written and not self._queue.waits())
         return written
 
     def _note(self, *, full: bool) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, func, select
 from proxy.core.calendar import Calendar
 from proxy.core.quota import WINDOWS
 from proxy.store.database import Database
+from proxy.store.ledger.rows import SUMS
 from proxy.store.ledger.spans import Piece, pieces
 from proxy.store.tables import QUARTER
 
@@ -27,15 +28,12 @@ PATIENCE: Final = 30.0
 
 _COLUMNS: Final[Mapping[Part, str]] = {"team": "team", "model": "model", "key": "key_id"}
 
-_SUMS: Final = (
-    "requests", "failed", "estimated", "unpriced", "prompt", "cached", "completion", "cost", "saved",
-)  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What it is not divided by is None. `unpriced` are requests without a price: they are in no cost. `cached` tokens
-    are part of the `prompt`. `cost` and `saved` (by the cache) are nano-USD."""
+    """The SUMS of one part; what the report is not divided by is None. `unpriced` are requests without a price: they
+    are in no cost. `cached` tokens are part of the `prompt`. `cost` and `saved` (by a cache of answers, when there is
+    one) are nano-USD."""
 
     team: str | None
     model: str | None
@@ -77,7 +75,7 @@ def _lines(
     sums: dict[tuple[str, ...], list[int]] = {}
     for piece in pieces(start, end):
         for group, values in _sums(connection, by, team, piece):
-            known = sums.setdefault(group, [0] * len(_SUMS))
+            known = sums.setdefault(group, [0] * len(SUMS))
             sums[group] = [one + piece.sign * value for one, value in zip(known, values, strict=True)]
     parts = [part for part in _COLUMNS if part in by]
     for group, numbers in sums.items():
@@ -91,7 +89,7 @@ def _sums(
 ) -> Iterator[tuple[tuple[str, ...], list[int]]]:
     column = piece.table.c
     groups = [column[name] for part, name in _COLUMNS.items() if part in by]
-    sums = [func.coalesce(func.sum(column[name]), 0) for name in _SUMS]
+    sums = [func.coalesce(func.sum(column[name]), 0) for name in SUMS]
     query = select(*groups, *sums).where(column.start >= piece.start, column.start < piece.end).group_by(*groups)
     if team is not None:
         query = query.where(column.team == team)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Final
 
+from proxy.core.errors import place_of
 from proxy.core.services import Log
 from proxy.store.database import Database, DatabaseGone, DatabaseUnfit
 from proxy.store.ledger.batch import MOST_AT_ONCE, Assembly
@@ -44,14 +45,25 @@ class Queue:
         self._assembly = Assembly()
         self._rows: list[Row] | None = None
         self._read = 0
+        self.taken = 0
+        """Records that were handed over, counted by the event loop once they are in the journal, or late."""
         self.written = 0
         """Records that are in the database."""
 
     def waits(self) -> bool:
         return self.journal.waits() or bool(self.late)
 
-    def write(self, committer: Committer, log: Log) -> bool:
-        """One transaction; whether there was anything to write. After an error the next one tries the same again."""
+    def write_all(self, committer: Committer, log: Log) -> None:
+        """All that was there when this began. Of what comes meanwhile no more than is in the same transactions: under
+        load there is no end of it."""
+        until = self.taken
+        while self._write(committer, log) and (self.written < until or self.late):
+            pass
+
+    def _write(self, committer: Committer, log: Log) -> bool:
+        """One transaction; whether there may be more than it had room for. After an error the next one tries the same
+        again."""
+        again = self._rows is not None
         if self._rows is None:
             self._rows = self._next()
         lost = committer.commit(self._rows)
@@ -62,9 +74,9 @@ class Queue:
         count, self._read, self._rows = self._read, 0, None
         self._assembly.strangers.clear()
         self._assembly.damaged = 0
-        self.journal.committed()
         self.written += count
-        return count > 0
+        self.journal.committed()
+        return again or count >= MOST_AT_ONCE
 
     def _next(self) -> list[Row]:
         records: list[bytes | None] = self.journal.read(MOST_AT_ONCE)
@@ -84,7 +96,8 @@ class Writer:
         self._recovery, self._retention = recovery, retention
         self._wake: SimpleQueue[Asked | None] = SimpleQueue()
         self._asked: list[Asked] = []
-        self._asleep = self._stopping = self._ready = False
+        self._asleep = self._stopping = self._ready = self._finished = False
+        self._rounds_fail = False
         self._failures = 0
         self._next_round = 0.0
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
@@ -107,7 +120,7 @@ class Writer:
         self._stopping = True
         self._wake.put(None)
         self._thread.join(seconds)
-        return not (self._thread.is_alive() or self.gone)
+        return self._finished
 
     @property
     def gone(self) -> bool:
@@ -119,18 +132,18 @@ class Writer:
             self._attempt()
             self._sleep()
         self._attempt()
+        self._finished = not self.gone
         _answer(self._asked, DatabaseGone("the ledger is closed"))
 
     def _attempt(self) -> None:
-        """Write all that there is, or note why not."""
+        """Write all that there is, or note why not. Whatever it is, this must not be the last attempt."""
         asked, self._asked = self._asked, []
         failure: Exception | None = None
         try:
             self._prepare()
-            while self._queue.write(self._committer, self._log):
-                pass
-        except (DatabaseGone, DatabaseUnfit) as error:
-            failure = error
+            self._queue.write_all(self._committer, self._log)
+        except Exception as error:
+            failure = DatabaseGone(_reason(error))
         self._note(failure)
         _answer(asked, failure)
         if failure is None and not self._stopping:
@@ -146,14 +159,23 @@ class Writer:
     def _look_around(self) -> None:
         if time.monotonic() < self._next_round:
             return
+        more, failure = False, None
         try:
             self._recovery.estates()
             self._recovery.orphans()
             more = self._retention.step()
-        except (DatabaseGone, DatabaseUnfit) as error:
-            more = False
-            self._log("warning", "ledger_round_failed", reason=str(error))
+        except Exception as error:
+            failure = _reason(error)
+        self._note_round(failure)
         self._next_round = time.monotonic() + (GATHER if more else ROUND)
+
+    def _note_round(self, failure: str | None) -> None:
+        """One line when they begin to fail, one when they no longer do."""
+        if failure and not self._rounds_fail:
+            self._log("warning", "ledger_round_failed", reason=failure)
+        if self._rounds_fail and not failure:
+            self._log("info", "ledger_round_done")
+        self._rounds_fail = failure is not None
 
     def _note(self, failure: Exception | None) -> None:
         """One line when the database goes, one when it is back."""
@@ -186,6 +208,13 @@ class Writer:
         if asked:
             self._asked.append(asked)
         return True
+
+
+def _reason(error: Exception) -> str:
+    """The database's own words have no secret in them; of anything else only what it is, and where."""
+    if isinstance(error, DatabaseGone | DatabaseUnfit):
+        return str(error)
+    return f"{type(error).__name__} in {place_of(error)}"
 
 
 def _answer(asked: Sequence[Asked], failure: Exception | None) -> None:
