@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.core import json
 from proxy.core.endpoint import Batch, Endpoint, EventStream, Meter, ModelFrom, Retry
-from proxy.core.errors import BadRequest, ClientGone, ProxyError, UpstreamFailed, UpstreamRefusal
+from proxy.core.errors import BadRequest, ClientGone, Draining, ProxyError, UpstreamFailed, UpstreamRefusal
 from proxy.core.exchange import Exchange
 from proxy.core.json import Json
 from proxy.core.provider import Provider
@@ -146,11 +146,12 @@ class Responder:
     async def stream(self, body: Json, events: EventStream, send: Send) -> None:
         relay = Relay(events, self.guard, send, self.dispatch.upstream.scrub)
         ended: BaseException | None = None
+        stuck = False
         try:
             async with self.guard:
                 await self._call(body, relay.run)
         except ProxyError as error:
-            ended = error
+            ended, stuck = error, isinstance(error, Draining) and bool(relay.unsent)
             if events.done and not relay.unsent:
                 return  # the client has its whole answer; the upstream was only slow to end its own
             last = events.end()
@@ -163,13 +164,15 @@ class Responder:
             self.exchange.error = error
             await relay.fail(error)
         except BaseException as error:
-            ended = error
+            ended, stuck = error, bool(relay.unsent)
             raise
         finally:
             if events.done:
                 self._metered(events.usage, tier=events.tier, delivered=events.delivered)
             else:
-                self._charge(events.usage, tier=events.tier, delivered=events.delivered, ended=ended)
+                # While a client does not read, its provider goes on into the buffers between: nobody knows how far.
+                delivered = None if stuck else events.delivered
+                self._charge(events.usage, tier=events.tier, delivered=delivered, ended=ended)
 
     async def _answer_parts(self, batch: Batch, body: Json, answered: list[tuple[Json, Json]]) -> None:
         """One part of a batch, and its answer, are added; it is halved for as long as the provider says that it is too

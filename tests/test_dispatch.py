@@ -13,6 +13,7 @@ from starlette.types import Message
 
 from proxy import data
 from proxy.core.catalogue import Catalogue
+from proxy.core.charge import Estimate
 from proxy.core.endpoint import Endpoint, Retry
 from proxy.core.errors import BadRequest, Draining, Overloaded, ProxyError, UpstreamFailed, UpstreamTimeout
 from proxy.core.exchange import Exchange, Team
@@ -700,6 +701,29 @@ async def test_e6_what_a_client_was_about_to_take_is_not_lost_to_the_drain(held:
         assert answer.body.endswith(DONE)
         assert isinstance(setting.exchange.error, Draining)
     assert answer.status == 200
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_e6_a_client_that_does_not_read_pays_for_what_may_have_been_written(reads: bool) -> None:
+    """Its provider goes on into the buffers between, and nobody sees how far. Of one that reads, that is known."""
+    setting, ready = chat(streamed(EVENT, LAST + DONE) if not reads else streamed(EVENT, never)), asyncio.Event()
+    estimate = Estimate(prompt=10, completion=90, tokens=100, cost=1)
+
+    async def taking(message: Message) -> None:
+        if EVENT in message.get("body", b"") and not ready.is_set():
+            ready.set()
+            if not reads:
+                await never()
+
+    task = asyncio.create_task(setting.ask(asked(stream=True), taking=taking, estimate=estimate))
+    await asyncio.wait_for(ready.wait(), 5)
+    await asyncio.sleep(0)
+    for guard in list(setting.guards):
+        guard.drain()
+    await task
+    assert setting.exchange.charge
+    assert setting.exchange.charge.completion == (1 if reads else 90)
+    assert setting.exchange.charge.estimated
 
 
 async def test_what_was_used_is_known_even_of_a_stream_that_broke() -> None:

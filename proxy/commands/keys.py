@@ -36,9 +36,17 @@ def _name(_context: click.Context, _option: click.Parameter, value: str | None) 
     return value
 
 
+def _lasting(_context: click.Context, _option: click.Parameter, value: int | None) -> int | None:
+    if value == 0:
+        raise click.BadParameter("a key that is good for no time is none")
+    return value
+
+
 @keys.command()
 @click.argument("team")
-@click.option("--expires", type=Milliseconds(), help="How long it is good for, such as 90d; default for ever.")
+@click.option(
+    "--expires", type=Milliseconds(), callback=_lasting, help="How long it is good for, such as 90d; default for ever."
+)
 @click.option("--name", callback=_name, help="What it is for, to tell it from others.")
 @config_option
 def new(team: str, expires: int | None, name: str | None, config: Path | None) -> None:

@@ -13,7 +13,7 @@ from proxy.serving.ledger_place import ledger_url
 from proxy.serving.pepper import path, pepper
 from proxy.settings.load import SettingsError, Sources, settings_of
 from proxy.settings.model import Settings
-from proxy.store.database import Database, DatabaseGone, DatabaseUnfit, open_database
+from proxy.store.database import Database, DatabaseGone, DatabaseUnfit, open_database, place
 from proxy.store.keys import Keys
 from proxy.store.migrations import migrate
 
@@ -73,7 +73,7 @@ def opened(config: Path | None, environ: Mapping[str, str], purpose: str) -> Ite
         with _database(url) as database:
             yield Opened(settings, str(file or "the environment"), database, environ)
     except (DatabaseGone, DatabaseUnfit) as error:
-        stop(f"The ledger's database cannot be used: {error}.", CANNOT_START)
+        stop(f"The ledger's database ({place(url.reveal())}) cannot be used: {error}.", CANNOT_START)
 
 
 @contextmanager

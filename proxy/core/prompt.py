@@ -1,8 +1,8 @@
 """How large a prompt is, found without a tokenizer: about so many tokens, and no more than so many.
 
-An estimate takes four bytes for a token. The bound takes one: a tokenizer that knows every byte, as Mistral's do, makes
-at most one token of each, and rare text comes near to that. What is not text counts by the piece. Nothing is decoded,
-whatever its size; a request is gone through once.
+An estimate takes four bytes for a token, two of what is not ASCII, and one digit. The bound takes one byte, whatever it
+is: a tokenizer that knows every byte, as Mistral's do, makes at most one token of each, and rare text comes near to
+that. What is not text counts by the piece. Nothing is decoded, whatever its size; a request is gone through once.
 
 Sources: mistral-common's documentation, "Images" and "Audio"; Voxtral, arXiv:2507.13264; recorded usage of the API.
 """
@@ -17,6 +17,12 @@ from proxy.core import json
 from proxy.core.json import Json
 
 BYTES_A_TOKEN: Final = 4
+"""Of ordinary text."""
+
+_DIGITS: Final = b"0123456789"
+"""Mistral's tokenizers make a token of each."""
+
+_ASCII: Final = bytes(range(128))
 
 MARKS: Final = 4
 """Tokens around each message, part, call and tool, and around them all."""
@@ -74,7 +80,6 @@ class Prompt(msgspec.Struct, frozen=True):
 def measure(body: Json, context: int | None) -> Prompt:
     """The prompt of a chat or embeddings request, as its client has sent it: of any shape that JSON has. `context` is
     the model's, in tokens: a longer prompt is refused, as is each longer text of several to embed."""
-    size = 0
     rest = _Rest()
     messages = body.get("messages")
     if type(messages) is list:
@@ -82,7 +87,7 @@ def measure(body: Json, context: int | None) -> Prompt:
         for message in messages:
             content = message.get("content") if type(message) is dict else None
             if type(content) is str and len(message) == 2:  # the other member is the role
-                size += len(content) if content.isascii() else len(content.encode())
+                rest.text(content)
             else:
                 rest.message(message)
     for name in _DEFINITIONS:
@@ -91,13 +96,22 @@ def measure(body: Json, context: int | None) -> Prompt:
             rest.definition(definition)
     if "input" in body:
         rest.texts(body["input"])
-    return rest.prompt(size, context)
+    return rest.prompt(context)
+
+
+def _quarters(text: bytes) -> int:
+    """Quarters of a token that a text is taken for."""
+    size = len(text)
+    quarters = size + (BYTES_A_TOKEN - 1) * (size - len(text.translate(None, _DIGITS)))
+    return quarters if text.isascii() else quarters + len(text.translate(None, _ASCII))
 
 
 class _Rest(msgspec.Struct):
-    """What is no plain message, added up. `size` is bytes of text, `most` the tokens beyond `size` that they may be."""
+    """All of it, added up. `size` is bytes of text, `quarters` of a token what they are taken for, `most` the tokens
+    beyond `size` that they may be."""
 
     size: int = 0
+    quarters: int = 0
     most: int = 0
     pieces: int = 0
     embedded: int = 0
@@ -107,10 +121,9 @@ class _Rest(msgspec.Struct):
     sounds: int = 0
     sound_size: int = 0
 
-    def prompt(self, size: int, context: int | None) -> Prompt:
-        size += self.size
-        tokens = -(-size // BYTES_A_TOKEN) + MARKS * (self.pieces + 1) + IMAGE * self.images
-        most = size + self.most + MOST_MARKS * self.pieces + MOST_ADDED + MOST_IMAGE * self.images
+    def prompt(self, context: int | None) -> Prompt:
+        tokens = -(-self.quarters // BYTES_A_TOKEN) + MARKS * (self.pieces + 1) + IMAGE * self.images
+        most = self.size + self.most + MOST_MARKS * self.pieces + MOST_ADDED + MOST_IMAGE * self.images
         if self.sounds or self.documents:
             return self._with_media(tokens, context)
         if context is not None:
@@ -126,13 +139,17 @@ class _Rest(msgspec.Struct):
         return Prompt(min(tokens + seconds * TOKENS_PER_2_SECONDS // 2, most), most, seconds, most_seconds)
 
     def text(self, text: str) -> None:
-        self.size += len(text) if text.isascii() else len(text.encode())
+        self.utf8(text.encode())
+
+    def utf8(self, text: bytes) -> None:
+        self.size += len(text)
+        self.quarters += _quarters(text)
 
     def structure(self, value: Any, times: int = 1) -> None:
         """JSON of which the provider makes at most so many `times` its size."""
-        size = len(json.encode(value))
-        self.size += size
-        self.most += size * (times - 1)
+        text = json.encode(value)
+        self.utf8(text)
+        self.most += len(text) * (times - 1)
 
     def message(self, message: Any) -> None:
         if type(message) is not dict:

@@ -27,7 +27,7 @@ def refusal(team: str, rules: Sequence[Rule], claims: Sequence[Claim], standings
     wait = None if milliseconds == NEVER else int(milliseconds)
     facts = _facts(rule, claim, standing)
     told = ", ".join(f"{name} {fact}" for name, fact in facts.items())
-    advice = f"Try again in {span(wait)}" if wait is not None else _TOO_MUCH
+    advice = f"Try again in {span(wait)}" if wait is not None else _never(rule)
     text = f"Quota of team '{team}': {rule.name}: {told}. {advice}."
     detail = {"rule": rule.name, **facts, "reset": span(standing.reset)}
     if rule.unit is Unit.SPEND:
@@ -35,7 +35,10 @@ def refusal(team: str, rules: Sequence[Rule], claims: Sequence[Claim], standings
     return RateLimited(text, about="tokens" if rule.unit is Unit.TOKENS else "requests", wait=wait, detail=detail)
 
 
-_TOO_MUCH: Final = "It can never fit: ask for less, for example by max_tokens"
+def _never(rule: Rule) -> str:
+    if rule.limit == 0:
+        return "The limit is 0, so nothing is let in"
+    return "It can never fit: ask for less, with a shorter prompt or a lower max_tokens"
 
 
 def _facts(rule: Rule, claim: Claim, standing: Standing) -> dict[str, str]:

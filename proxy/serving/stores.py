@@ -83,7 +83,7 @@ class Opener:
         return Stores(await self._counters(calendar, history), ledger, issued)
 
     async def _database(self, url: str) -> Database:
-        from proxy.store.database import DatabaseGone, DatabaseUnfit, open_database
+        from proxy.store.database import DatabaseGone, DatabaseUnfit, open_database, place
         from proxy.store.migrations import migrate
 
         try:
@@ -91,12 +91,12 @@ class Opener:
             self.closing.callback(database.close)
             await asyncio.to_thread(migrate, database)
         except DatabaseUnfit as error:
-            raise CannotStart(f"The ledger's database cannot be used: {error}.") from None
+            raise CannotStart(f"The ledger's database ({place(url)}) cannot be used: {error}.") from None
         except DatabaseGone as error:
             # With a shared store everything but calendar counters that it does not have can do without it for now: the
             # ledger brings it up to date when it comes.
             if not self.settings.store.shared:
-                raise CannotStart(f"The ledger's database cannot be used: {error}.") from None
+                raise CannotStart(f"The ledger's database ({place(url)}) cannot be used: {error}.") from None
         return database
 
     async def _ledger(self, database: Database, url: str) -> tuple[LedgerStore, LedgerHistory]:
@@ -178,7 +178,14 @@ class Opener:
 
         store = self.settings.store
         redis = RedisStore(
-            store.url, calendar, history, owner=self.owner, log=self.log, wall=self.wall, monotonic=self.monotonic
+            store.url,
+            calendar,
+            history,
+            owner=self.owner,
+            log=self.log,
+            wall=self.wall,
+            monotonic=self.monotonic,
+            workers=self.settings.server.workers,
         )
         try:
             await redis.start()

@@ -94,6 +94,15 @@ class Database:
             raise _trouble(error, self._engine.url) from None
 
 
+def place(url: str) -> str:
+    """Where it is, for people: without a password."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return "its URL"
+    return parsed.database or "" if parsed.drivername == "sqlite" else f"{parsed.host}/{parsed.database}"
+
+
 def open_database(url: str) -> Database:
     """`sqlite:///path` or `postgresql://user:password@host/name`. Connects to nothing yet. Raises DatabaseUnfit."""
     try:

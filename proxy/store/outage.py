@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Final, Literal, Protocol
 
 from proxy.core.calendar import Calendar
 from proxy.core.quota import Claim, Counter, HistoryGone, QuotaStore, Standing, StoreGone, Unit, Verdict
 from proxy.core.services import Log
-from proxy.store.share import Share
+from proxy.store.share import Grants, Share
 
 PROBE_EVERY: Final = 1.0
 """Seconds between two questions whether the store is back."""
@@ -21,9 +22,14 @@ PROBE_FOR: Final = 1.0
 TOLD_AT_ONCE: Final = 50
 """Counters that a store that is back is told of in one step."""
 
+STEPS_AT_ONCE: Final = 30
+"""Such steps that are under way: less than a store has connections."""
+
 Mode = Literal["local", "open", "closed"]
 """`store.on_outage`: each worker grants its share of a limit; or whatever is asked; or nothing. A limit on spend is
 granted by the store or not at all."""
+
+Step = Callable[[], Awaitable[None]]
 
 _UNCOUNTED: Final = Standing(used=0, reserved=0, reset=0)
 
@@ -35,6 +41,10 @@ class Remote(QuotaStore, Protocol):
 
     async def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...]: ...
     async def recount(self, counter: Counter) -> bool: ...
+    async def hold(self, calls: Mapping[str, Sequence[Claim]]) -> None:
+        """Take the slots of calls that were let in without it; they are given back as they are settled. May be said
+        again. Raises StoreGone."""
+
     async def ping(self) -> None:
         """Raises StoreGone."""
 
@@ -64,10 +74,14 @@ class WithOutage:
         self._monotonic = monotonic
         self._sleep = sleep
         self._share = Share(calendar, wall, peers)
-        self._ours: set[str] = set()
+        self._ours: dict[str, list[Claim]] = {}
+        """Calls that were let in without the store, and the slots of each."""
+        self._held: set[str] = set()
+        """Those of them whose slots the store has been told of."""
         self._missed: dict[str, Counter] = {}
         """Calendar counters of what was let in uncounted."""
         self._gone_since = 0.0
+        self._gone = False
         self._probe: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -81,7 +95,7 @@ class WithOutage:
 
     @property
     def gone(self) -> bool:
-        return self._probe is not None
+        return self._gone
 
     async def reserve(self, call: str, claims: Sequence[Claim]) -> Verdict:
         if not claims:
@@ -97,7 +111,7 @@ class WithOutage:
                 self._share.learn(call, claims, verdict)
                 return verdict
         verdict = await self._without(call, claims)
-        self._ours.add(call)
+        self._ours[call] = [claim for claim in claims if claim.counter.window is None]
         return verdict
 
     async def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...]:
@@ -115,13 +129,16 @@ class WithOutage:
     def settle(self, call: str, claims: Sequence[Claim], used: Sequence[int]) -> None:
         """To whoever granted it; a remote store keeps it for later if it is gone."""
         self._share.settle(call, claims, used)
-        if call in self._ours:
-            self._ours.remove(call)
-        elif claims:
-            self._store.settle(call, claims, used)
+        slots = self._ours.pop(call, None)
+        if slots is None:
+            if claims:
+                self._store.settle(call, claims, used)
+        elif call in self._held:
+            self._held.remove(call)
+            self._store.settle(call, slots, [0] * len(slots))
 
     async def close(self) -> None:
-        """Look for the store no longer."""
+        """Look for the store no longer, and tell it nothing more."""
         self._closed = True
         if self._probe:
             self._probe.cancel()
@@ -140,50 +157,105 @@ class WithOutage:
     def _lose(self) -> None:
         if self.gone or self._closed:
             return
-        self._gone_since = self._monotonic()
+        self._gone, self._gone_since = True, self._monotonic()
         self._share.begin()
-        self._probe = asyncio.create_task(self._look())
+        self._probe = asyncio.create_task(self._look(self._probe))
         self._log("error", "store_gone", on_outage=self.mode)
 
-    async def _look(self) -> None:
-        """The first look is at once: one answer that was too late is no outage."""
+    async def _look(self, before: asyncio.Task[None] | None) -> None:
+        """The first look is at once: one answer that was too late is no outage.
+
+        Requests are let in while the store is told what it has missed. So that this comes to an end, it is told once,
+        and of the rest when it is asked again. `before` is the task of the last outage, which may be telling still.
+        """
+        if before:
+            before.cancel()
+            await asyncio.wait([before])
         while not await self._answers():
             await self._sleep(PROBE_EVERY)
-        self._probe = None
+        self._gone = False
         self._log("info", "store_back", after=round(self._monotonic() - self._gone_since, 3))
+        while not await self._knows_all():
+            await self._sleep(PROBE_EVERY)
 
     async def _answers(self) -> bool:
         try:
             async with asyncio.timeout(PROBE_FOR):
                 await self._store.ping()
-            while self._missed:
-                name, counter = next(iter(self._missed.items()))
-                await self._recounted(counter)
-                del self._missed[name]
-            while owed := await self._share.owed():
-                await self._tell(owed[:TOLD_AT_ONCE])
+            await self._catch_up()
         except Exception:  # whatever else it may be: no answer, and nobody else would look again
             return False
         return True
 
-    async def _tell(self, owed: Sequence[Claim]) -> None:
-        """Have the store count what was granted without it: else a window that is not over could be had twice."""
-        known = await asyncio.gather(*(self._recounted(claim.counter) for claim in owed))
-        rest = [claim for claim, is_known in zip(owed, known, strict=True) if not is_known]
-        if rest:
-            call = f"outage-{secrets.token_hex(8)}"
-            await self._store.reserve(call, rest)
-            self._store.settle(call, rest, [claim.amount for claim in rest])
-        self._share.told(owed)
+    async def _knows_all(self) -> bool:
+        try:
+            await self._catch_up()
+        except Exception:  # as above
+            return False
+        return not self._missed and not await self._share.owed()
 
-    async def _recounted(self, counter: Counter) -> bool:
+    async def _catch_up(self) -> None:
+        """Tell the store what was let in without it until now. What only the ledger could say stays for the next time
+        if that does not answer."""
+        slots = {call: slots for call, slots in self._ours.items() if slots}
+        if slots:
+            self._held.update(slots)
+            await self._store.hold(slots)
+        steps: list[Step] = [partial(self._look_up, counter) for counter in self._missed.values()]
+        for grants, owed in await self._share.owed():
+            steps += [partial(self._tell, grants, claims) for claims in _in_steps(owed)]
+        await _together(steps)
+
+    async def _look_up(self, counter: Counter) -> None:
+        """Who is let in while the ledger is asked is not in its answer."""
+        del self._missed[counter.name]
+        try:
+            await self._store.recount(counter)
+        except BaseException as error:
+            self._missed[counter.name] = counter
+            if not isinstance(error, HistoryGone):
+                raise
+
+    async def _tell(self, grants: Grants, owed: Sequence[Claim]) -> None:
+        """Have the store count what was granted without it: else a window that is not over could be had twice."""
+        if not await self._recounted(owed):
+            call = f"outage-{secrets.token_hex(8)}"
+            try:
+                verdict = await self._store.reserve(call, owed)
+            except HistoryGone:
+                return
+            self._share.learn(call, owed, verdict)
+            self._store.settle(call, owed, [claim.amount for claim in owed])
+        grants.told(owed)
+
+    async def _recounted(self, owed: Sequence[Claim]) -> bool:
         """Whether the store has it from the ledger, which knows what everybody was granted."""
-        if not _is_calendar(counter):
+        if not _is_calendar(owed[0].counter):
             return False
         try:
-            return await self._store.recount(counter)
+            return await self._store.recount(owed[0].counter)
         except HistoryGone:
             return False
+
+
+async def _together(steps: Sequence[Step]) -> None:
+    """All of them, some at a time; none goes on alone when one has failed."""
+    places = asyncio.Semaphore(STEPS_AT_ONCE)
+
+    async def one(step: Step) -> None:
+        async with places:
+            await step()
+
+    async with asyncio.TaskGroup() as group:
+        for step in steps:
+            group.create_task(one(step))
+
+
+def _in_steps(owed: Sequence[Claim]) -> list[Sequence[Claim]]:
+    """A calendar's counter by itself: the ledger is asked for it first, and keeps no other waiting."""
+    sliding = [claim for claim in owed if not _is_calendar(claim.counter)]
+    alone: list[Sequence[Claim]] = [[claim] for claim in owed if _is_calendar(claim.counter)]
+    return alone + [sliding[i : i + TOLD_AT_ONCE] for i in range(0, len(sliding), TOLD_AT_ONCE)]
 
 
 def _is_calendar(counter: Counter) -> bool:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any, Final, Literal
 
 from redis.asyncio.connection import AbstractConnection
@@ -31,6 +32,10 @@ _SLIDING, _CALENDAR, _SLOTS = 1, 2, 3
 _OK, _REFUSED, _NO_LEASE, _OTHER_PERIOD, _ABSENT, _KNOWN = 0, 1, 2, 3, 4, 5
 """As in lua/common.lua."""
 
+GRACE: Final = 0.02
+"""Seconds, twice, that a request without a slot waits for one that may be on its way back, from here or from another
+worker."""
+
 _ROUNDS: Final = 8
 """Questions for one reservation at most; more than one only after an outage or at the turn of a period."""
 
@@ -43,7 +48,8 @@ class StoreUnfit(Exception):
 class Timing:
     """Seconds. `deadline` of one question to Redis, `patience` of one reservation with all its questions, each of which
     has at `least` so many. `birth`: how long a new counter is waited for, which is for the ledger and not for Redis;
-    `settle_in`: how long rows of other workers may be on their way to the ledger. A `lease` is renewed at each `beat`;
+    `settle_in`: how long rows of other workers may be on their way to the ledger; `before_recount`: how long a recount
+    waits for our own settlements. A `lease` is renewed at each `beat`;
     what was not heard is said again after `retry`."""
 
     deadline: float = 0.35
@@ -51,6 +57,7 @@ class Timing:
     least: float = 0.05
     birth: float = 1.5
     settle_in: float = 0.3
+    before_recount: float = 2.0
     lease: float = 15.0
     beat: float = 5.0
     retry: float = 1.0
@@ -67,7 +74,8 @@ class Held:
 
 class RedisStore:
     """A QuotaStore. `owner` is this worker among all that share the Redis. `wall` gives Unix milliseconds, `monotonic`
-    seconds; `sleep` is how its tasks wait. Make it anywhere, `start` it in the loop that uses it, after fork.
+    seconds; `sleep` is how its tasks wait. `workers`: so many of this replica share it, heard of or not. Make it
+    anywhere, `start` it in the loop that uses it, after fork.
     """
 
     def __init__(
@@ -80,6 +88,7 @@ class RedisStore:
         log: Log,
         wall: Callable[[], int],
         prefix: str = PREFIX,
+        workers: int = 1,
         timing: Timing = Timing(),
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -94,7 +103,8 @@ class RedisStore:
         self._clock = StoreClock(wall, monotonic)
         self._periods = Periods(calendar, self._clock)
         self._root: str | None = None
-        self._peers = 1
+        self._workers = self._peers = max(1, workers)
+        self._recounts = count(1)
         self._held: dict[str, Held] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._link: Link
@@ -108,13 +118,14 @@ class RedisStore:
         self._births = Births(self._link, self._history, self._clock, timing.settle_in, self._sleep)
         self._settlements = Settlements(self._link, self._log, self._sleep, timing.retry)
         with suppress(StoreGone):
-            await self._link.use(self._say_that_we_live)
-        if self._link.policy.startswith("allkeys-"):
+            await self._link.use(self._say_that_we_live, apart=True)
+        if self._link.evicts:
             await self._link.close()
             raise StoreUnfit(
                 f"its maxmemory-policy is {self._link.policy}, which throws counters away; set it to noeviction, "
                 "or give the quotas a Redis of their own"
             )
+        self._link.complains = True
         self._tasks = [asyncio.create_task(self._settlements.run()), asyncio.create_task(self._heartbeat())]
 
     async def close(self, within: float = 2.0) -> None:
@@ -126,7 +137,7 @@ class RedisStore:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._births.close()
         with suppress(StoreGone):
-            await self._link.run_script(LEAVE, (self._owner,))
+            await self._link.run_script(LEAVE, (self._owner,), apart=True)
         await self._link.close()
 
     @property
@@ -151,6 +162,15 @@ class RedisStore:
         return self._peers
 
     async def reserve(self, call: str, claims: Sequence[Claim]) -> Verdict:
+        verdict = await self._reserve(call, claims)
+        if not verdict.granted and _lacks_slots_alone(claims, verdict):
+            # Slots come back behind the answer: who has had that, and asks again at once, must not find them taken.
+            await self._settlements.passed(GRACE)
+            await self._sleep(GRACE)
+            verdict = await self._reserve(call, claims)
+        return verdict
+
+    async def _reserve(self, call: str, claims: Sequence[Claim]) -> Verdict:
         ask = Ask()
         try:
             root, answer = await self._answer(call, claims, ask)
@@ -174,13 +194,21 @@ class RedisStore:
         assert counter.window
         if not self._history:
             return False
+        await self._settlements.passed(self._timing.before_recount)
         root = self._root
         if root is None:
             root = await self._link.use(self._say_that_we_live)
         start = self._periods.edges(counter.window)[1]
-        birth = Birth(root, counter, start, self._periods.end(counter.window, start))
+        birth = Birth(root, counter, start, self._periods.end(counter.window, start), next(self._recounts))
         await self._births.make([birth], asyncio.get_running_loop().time() + self._timing.birth)
         return True
+
+    async def hold(self, calls: Mapping[str, Sequence[Claim]]) -> None:
+        """Take the slots of calls that were let in without it, as those are taken that it holds itself when its lease
+        has ended. Raises StoreGone."""
+        now = self._clock.now()
+        self._held.update((call, Held(self._root or "", now, slots)) for call, slots in calls.items())
+        await self._link.use(self._say_that_we_live, apart=True)
 
     def settle(self, call: str, claims: Sequence[Claim], used: Sequence[int]) -> None:
         held = self._held.pop(call, None)
@@ -266,7 +294,7 @@ class RedisStore:
         while True:
             pause = self._timing.beat
             try:
-                await self._link.use(self._beat)
+                await self._link.use(self._beat, apart=True)
             except StoreGone:
                 pause = self._timing.retry
             await self._sleep(pause)
@@ -276,7 +304,7 @@ class RedisStore:
         if root is not None:
             answer = await self._link.ask(connection, self._link.packet(LEASE, (self._owner, root, self._lease)))
             if answer[0] == _OK:
-                self._peers = max(1, answer[2])
+                self._peers = max(self._workers, answer[2])
                 return
         await self._say_that_we_live(connection)
 
@@ -294,7 +322,7 @@ class RedisStore:
         answer = await self._link.ask(connection, self._link.packet(LEASE, argument))
         _, now, peers, root = answer
         self._clock.learn(now)
-        self._peers = max(1, peers)
+        self._peers = max(self._workers, peers)
         if run == self._link.run:
             self._root = root
         return str(root)
@@ -302,6 +330,13 @@ class RedisStore:
     @property
     def _lease(self) -> int:
         return int(self._timing.lease * 1000)
+
+
+def _lacks_slots_alone(claims: Sequence[Claim], verdict: Verdict) -> bool:
+    return all(
+        standing.wait == 0 or claim.counter.shadow or (claim.counter.window is None and 0 < claim.amount <= claim.limit)
+        for claim, standing in zip(claims, verdict.standings, strict=True)
+    )
 
 
 def _standings(answer: list[Any]) -> tuple[Standing, ...]:

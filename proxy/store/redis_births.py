@@ -17,12 +17,14 @@ from proxy.store.redis_link import CREATE, Link
 
 @dataclass(frozen=True, slots=True)
 class Birth:
-    """Of the total of one period, in one life (`root`) of the data."""
+    """Of the total of one period, in one life (`root`) of the data. A `recount` is nobody else's: it asks
+    the ledger after it was called for."""
 
     root: str
     counter: Counter
     start: int
     end: int
+    recount: int = 0
 
 
 class Births:

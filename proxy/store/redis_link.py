@@ -23,8 +23,11 @@ from redis.exceptions import InvalidResponse, NoScriptError, RedisError, Respons
 from proxy.core.quota import StoreGone
 from proxy.core.secret import Secret
 
-CONNECTIONS: Final = 16
-"""Of one worker, at most."""
+CONNECTIONS: Final = 32
+"""Of one worker for its requests, at most."""
+
+APART: Final = 4
+"""Those besides, for what must not stand in line with the requests."""
 
 STEP: Final = 0.02
 """Seconds of patience that one look of the loop uses up at most."""
@@ -69,10 +72,10 @@ class Patience:
     """How long Redis is waited for: `seconds`, counted in steps after each of which the loop has looked whether there
     is an answer. A loop that a crowd of requests keeps busy looks late, and Redis is not to blame for that."""
 
-    __slots__ = ("_handle", "_left", "_timeout")
+    __slots__ = ("_handle", "_timeout", "left")
 
     def __init__(self, seconds: float) -> None:
-        self._left = seconds
+        self.left = seconds
 
     async def __aenter__(self) -> None:
         self._timeout = await asyncio.timeout(None).__aenter__()
@@ -85,14 +88,18 @@ class Patience:
         await self._timeout.__aexit__(kind, error, trace)
 
     def _wait(self) -> None:
-        self._handle = asyncio.get_running_loop().call_later(min(STEP, max(self._left, 0.0)), self._step)
+        self._handle = asyncio.get_running_loop().call_later(min(STEP, max(self.left, 0.0)), self._step)
 
     def _step(self) -> None:
-        self._left -= STEP
-        if self._left > 0:
+        self.left -= STEP
+        if self.left > 0:
             self._wait()
         else:
             self._timeout.reschedule(0.0)  # which is over
+
+
+class Crowd(Exception):
+    """So many wait for a Redis so slow that the last ones have lost their patience."""
 
 
 class Ask:
@@ -105,14 +112,17 @@ class Ask:
 
 
 class Link:
-    """`prefix` is that of all keys, `deadline` in seconds: no question takes longer, connecting included.
+    """`prefix` is that of all keys, `deadline` in seconds: no question takes longer, connecting included. Nor
+    does one without a patience of its own wait longer until it is asked.
 
     `run` is the run of the server that the newest connection leads to, '' if it does not say; `met` is called when
-    that is another one than before. `policy` is what it evicts. Made and used in a running loop.
+    that is another one than before. `policy` is what it evicts; one that `complains` logs it when that becomes unfit.
+    Made and used in a running loop.
     """
 
     def __init__(self, url: Secret, prefix: str, deadline: float, met: Callable[[], None], log: Log) -> None:
         self.run = self.policy = ""
+        self.complains = False
         self._met = met
         self._log = log
         self._deadline = deadline
@@ -121,9 +131,10 @@ class Link:
         self._gone: str | None = None
         self._losses = 0
         self._places = asyncio.Semaphore(CONNECTIONS)
+        self._apart = asyncio.Semaphore(APART)
         self._pool: Any = ConnectionPool.from_url(  # its methods have no types
             url.reveal(),
-            max_connections=CONNECTIONS,
+            max_connections=CONNECTIONS + APART,
             protocol=2,  # one round trip less to connect, and nothing is pushed
             driver_info=None,
             socket_timeout=None,  # the deadline holds for all of it, and is one timer instead of a task per command
@@ -140,11 +151,25 @@ class Link:
         packed = _encode(argument)
         return b"%s$%d\r\n%s\r\n" % (self._heads[script], len(packed), packed)
 
-    async def use(self, work: Callable[[AbstractConnection], Awaitable[T]], patience: float = inf) -> T:
-        """What comes of `work` on a connection of its own, within `patience` seconds. Raises StoreGone for all that
-        Redis does wrong; a crowd before the connections is none of that."""
-        losses = self._losses
-        async with self._places:
+    @property
+    def evicts(self) -> bool:
+        """Whether it throws keys away when it is full. All of ours end by themselves, so that it may be any of them."""
+        return self.policy not in ("", "noeviction")
+
+    async def use(
+        self, work: Callable[[AbstractConnection], Awaitable[T]], patience: float = inf, *, apart: bool = False
+    ) -> T:
+        """What comes of `work` on a connection of its own, within `patience` seconds, the wait for one included. Raises
+        StoreGone for all that Redis does wrong. What is `apart` stands in a line of its own."""
+        places, losses = self._apart if apart else self._places, self._losses
+        try:
+            if places.locked():
+                patience = await self._wait(places, patience if patience < inf else self._deadline)
+            else:
+                await places.acquire()
+        except TimeoutError:
+            raise self._lost(Crowd()) from None
+        try:
             if self._losses != losses:  # who was before us in the line has found out
                 raise StoreGone(self._gone or "JustNow")
             try:
@@ -156,15 +181,24 @@ class Link:
                         await self._pool.release(connection)  # suspends for a lock only, which nobody holds for long
             except _WRONG as error:
                 raise self._lost(error) from None
+        finally:
+            places.release()
         if self._gone:
             self._gone = None
             self._log("info", "redis_back")
         return result
 
-    async def run_script(self, script: Script, argument: Sequence[Any]) -> list[Any]:
+    async def _wait(self, places: asyncio.Semaphore, seconds: float) -> float:
+        """Until there is a place. Returns what is left of the patience. Raises TimeoutError."""
+        patience = Patience(seconds)
+        async with patience:
+            await places.acquire()
+        return patience.left
+
+    async def run_script(self, script: Script, argument: Sequence[Any], *, apart: bool = False) -> list[Any]:
         """What it answers. Raises StoreGone."""
         packet = self.packet(script, argument)
-        return await self.use(lambda connection: self.ask(connection, packet))
+        return await self.use(lambda connection: self.ask(connection, packet), apart=apart)
 
     async def ask(self, connection: AbstractConnection, packet: bytes, ask: Ask | None = None) -> list[Any]:
         """The answer to a packet. A server that does not know our scripts is taught them, once."""
@@ -193,7 +227,7 @@ class Link:
 
     async def ping(self) -> None:
         """Raises StoreGone."""
-        await self.use(self._ping)
+        await self.use(self._ping, apart=True)
 
     async def _ping(self, connection: AbstractConnection) -> None:
         await connection.send_packed_command(_PING, check_health=False)
@@ -230,10 +264,15 @@ class Link:
         """Of every new connection: which run of which server is this? Another one may have lost a part of the data."""
         await connection.on_connect()
         run = await _info(connection, "server", b"run_id:")
-        self.policy = await _info(connection, "memory", b"maxmemory_policy:")
+        self._learn(await _info(connection, "memory", b"maxmemory_policy:"))
         if run != self.run:
             self.run = run
             self._met()
+
+    def _learn(self, policy: str) -> None:
+        before, self.policy = self.policy, policy
+        if self.complains and self.evicts and policy != before:
+            self._log("error", "redis_evicts", policy=policy)
 
 
 async def _info(connection: AbstractConnection, section: str, field: bytes) -> str:

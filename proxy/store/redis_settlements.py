@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 from redis.asyncio.connection import AbstractConnection
@@ -37,9 +38,11 @@ class Settlements:
         self._lasting: deque[bytes] = deque()
         self._passing: deque[bytes] = deque()
         self._lost = 0
+        self._came = self._left = 0  # lasting ones, since the start
         self._some = asyncio.Event()
         self._none = asyncio.Event()
         self._none.set()
+        self._fewer = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._lasting) + len(self._passing)
@@ -47,9 +50,10 @@ class Settlements:
     def add(self, packet: bytes, lasting: bool) -> None:
         """`lasting`: what it gives back would not come back by itself."""
         if len(self) >= self._most:
-            (self._passing or self._lasting).popleft()
+            self._drop(self._passing or self._lasting)
             self._lost += 1
         (self._lasting if lasting else self._passing).append(packet)
+        self._came += lasting
         self._some.set()
         self._none.clear()
 
@@ -62,11 +66,20 @@ class Settlements:
             return False
         return True
 
+    async def passed(self, within: float) -> None:
+        """Return when the lasting ones that wait now are settled, whatever comes after them; or after `within` seconds
+        at most."""
+        last = self._came
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while self._left < last:
+                    await self._fewer.wait()
+
     async def run(self) -> None:
         while True:
             await self._some.wait()
             try:
-                await self._link.use(self._batch)
+                await self._link.use(self._batch, apart=True)
             except StoreGone:
                 await self._sleep(self._retry)
             if self._lost:
@@ -87,7 +100,13 @@ class Settlements:
         self._judge(errors)
         for done in batch:
             if queue and queue[0] is done:  # else it was lost meanwhile
-                queue.popleft()
+                self._drop(queue)
+        self._fewer.set()
+        self._fewer = asyncio.Event()
+
+    def _drop(self, queue: deque[bytes]) -> None:
+        queue.popleft()
+        self._left += queue is self._lasting
 
     def _judge(self, errors: list[ResponseError | None]) -> None:
         """Where others went well, an error is about that one alone, which would stop all behind it for ever."""

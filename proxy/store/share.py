@@ -15,6 +15,27 @@ MOST_SEEN: Final = 100_000
 """Counters that are remembered; one beyond counts as full, like any that was never seen."""
 
 
+class Grants:
+    """What this process has granted during one outage. `owed` until the store knows of it."""
+
+    def __init__(self, calendar: Calendar, wall: Callable[[], int]) -> None:
+        self.local = MemoryStore(calendar, wall)
+        self.counters: dict[str, Counter] = {}
+        self._told: dict[str, int] = {}
+
+    async def owed(self) -> list[Claim]:
+        """What counts still, and was not `told` to the store yet."""
+        asked = [Claim(counter, MOST, 0) for counter in self.counters.values()]
+        totals = [standing.used + standing.reserved for standing in await self.local.standing(asked)]
+        rest = [total - self._told.get(claim.counter.name, 0) for claim, total in zip(asked, totals, strict=True)]
+        return [Claim(claim.counter, MOST, more) for claim, more in zip(asked, rest, strict=True) if more > 0]
+
+    def told(self, claims: Sequence[Claim]) -> None:
+        """The store knows of these now."""
+        for claim in claims:
+            self._told[claim.counter.name] = self._told.get(claim.counter.name, 0) + claim.amount
+
+
 class Share:
     """An equal part of each limit, without what is known to be used; counted in this process.
 
@@ -26,21 +47,22 @@ class Share:
     def __init__(self, calendar: Calendar, wall: Callable[[], int], peers: Callable[[], int]) -> None:
         self._wall = wall
         self._peers = peers
-        self._local = MemoryStore(calendar, wall)
+        self._now = Grants(calendar, wall)
+        self._earlier: list[Grants] = []
         self._begun = 0
         self._seen: OrderedDict[str, tuple[int, int]] = OrderedDict()  # a counter's total, and when
-        self._granted: dict[str, Counter] = {}
-        self._told: dict[str, int] = {}
         self._slots: dict[str, int] = {}
         self._holding: dict[str, list[tuple[str, int]]] = {}
+        self._open: dict[str, list[tuple[str, int]]] = {}
+        """Slots that were granted here; `_slots` has them from the next outage on."""
 
     @property
     def calendar(self) -> Calendar:
-        return self._local.calendar
+        return self._now.local.calendar
 
     @calendar.setter
     def calendar(self, calendar: Calendar) -> None:
-        self._local.calendar = calendar
+        self._now.local.calendar = calendar
 
     def learn(self, call: str, claims: Sequence[Claim], verdict: Verdict) -> None:
         """Remember what the store has told, and which of its slots this worker holds."""
@@ -59,36 +81,38 @@ class Share:
             self._hold(call, slots)
 
     def begin(self) -> None:
-        """From now on the store tells nothing."""
+        """From now on the store tells nothing. What it was not told since the last time is owed still."""
         self._begun = self._wall()
-        self._local = MemoryStore(self._local.calendar, self._wall)
-        self._granted.clear()
-        self._told.clear()
+        self._earlier.append(self._now)
+        self._now = Grants(self.calendar, self._wall)
+        for call, slots in self._open.items():
+            self._hold(call, slots)
+        self._open.clear()
 
-    async def owed(self) -> list[Claim]:
-        """What was granted here since the store went, counts still, and was not `told` to the store yet."""
-        asked = [Claim(counter, MOST, 0) for counter in self._granted.values()]
-        totals = [standing.used + standing.reserved for standing in await self._local.standing(asked)]
-        rest = [total - self._told.get(claim.counter.name, 0) for claim, total in zip(asked, totals, strict=True)]
-        return [Claim(claim.counter, MOST, more) for claim, more in zip(asked, rest, strict=True) if more > 0]
-
-    def told(self, claims: Sequence[Claim]) -> None:
-        """The store knows of these now."""
-        for claim in claims:
-            self._told[claim.counter.name] = self._told.get(claim.counter.name, 0) + claim.amount
+    async def owed(self) -> list[tuple[Grants, list[Claim]]]:
+        """What the store has to be told of, and whom to say that it was."""
+        owed = [(grants, await grants.owed()) for grants in (*self._earlier, self._now)]
+        self._earlier = [grants for grants, claims in owed if claims and grants is not self._now]
+        return [(grants, claims) for grants, claims in owed if claims]
 
     async def reserve(self, call: str, claims: Sequence[Claim]) -> Verdict:
         """Raises StoreGone where the share is used up: the team may well have more left."""
         mine = [Claim(claim.counter, self._of(claim), claim.amount) for claim in claims]
-        verdict = await self._local.reserve(call, mine)
+        grants = self._now
+        verdict = await grants.local.reserve(call, mine)
         if not verdict.granted:
             raise StoreGone
-        self._granted.update((claim.counter.name, claim.counter) for claim in claims if claim.counter.window)
+        grants.counters.update((claim.counter.name, claim.counter) for claim in claims if claim.counter.window)
+        slots = [(claim.counter.name, claim.amount) for claim in claims if claim.counter.window is None]
+        if slots:
+            self._open[call] = slots
         return Verdict(True, tuple(map(_as_of_the_whole, claims, mine, verdict.standings)))
 
     def settle(self, call: str, claims: Sequence[Claim], used: Sequence[int]) -> None:
         """A call that was granted here, or by the store; any other is ignored."""
-        self._local.settle(call, claims, used)
+        for grants in (*self._earlier, self._now):
+            grants.local.settle(call, claims, used)
+        self._open.pop(call, None)
         for name, amount in self._holding.pop(call, ()):
             self._slots[name] -= amount
             if not self._slots[name]:

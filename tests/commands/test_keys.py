@@ -260,7 +260,13 @@ def test_a_database_that_cannot_be_used(folder: Path) -> None:
     ):
         Path("my.yaml").write_text(CONFIG + f'ledger: {{url: "{url}"}}\n')
         line = refused(keys("list", "--config", "my.yaml"), 2)
-        assert line == f"mistral-proxy: The ledger's database cannot be used: {said}."
+        place = url.removeprefix("sqlite:///")
+        assert line == f"mistral-proxy: The ledger's database ({place}) cannot be used: {said}."
+
+
+def test_a_key_that_is_good_for_no_time_is_none(folder: Path) -> None:
+    result = keys("new", "research", "--expires", "0d")
+    assert (result.exit_code, "good for no time" in result.output) == (2, True)
 
 
 def test_a_state_folder_that_cannot_be_made(folder: Path) -> None:

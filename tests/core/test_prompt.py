@@ -41,10 +41,12 @@ def says(content: Any, role: str = "user", **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("content", "size"), [("", 0), ("a" * 4, 4), ("a" * 5, 5), ("é", 2), ("🌍" * 3, 12), ([], 0), (None, 0), (5, 1)]
-)
-def test_four_bytes_are_a_token_at_most_each_of_them(content: Any, size: int) -> None:
-    expected = Prompt(-(-size // 4) + 2 * MARKS, size + MOST_MARKS + MOST_ADDED)
+    ("content", "size", "tokens"),
+    [("", 0, 0), ("a" * 4, 4, 1), ("a" * 5, 5, 2), ("é", 2, 1), ("🌍" * 3, 12, 6), ([], 0, 0), (None, 0, 0), (5, 1, 1),
+     ("7" * 9, 9, 9), ("ab 12", 5, 3)],
+)  # fmt: skip
+def test_four_bytes_are_a_token_and_so_is_a_digit_at_most_each_byte(content: Any, size: int, tokens: int) -> None:
+    expected = Prompt(tokens + 2 * MARKS, size + MOST_MARKS + MOST_ADDED)
     assert measure(asks(says(content)), None) == expected
     assert measure(asks(says(content, name=None)), None) == expected  # not by the short way
 

@@ -360,7 +360,7 @@ ROWS = (
     Row(
         "I6",
         "full, or configured to throw keys away",
-        "as if it were gone; with an `allkeys-*` policy the start is refused",
+        "as if it were gone; with any policy but `noeviction` the start is refused",
     ),
     Row("I7", "a failover to a replica that has not heard everything", "what it says is not believed"),
     Row("I8", "flushed, or restarted with nothing", "counters are born again from the ledger before anybody is let in"),

@@ -136,13 +136,15 @@ class Relay:
             writer.close()
             return
         self._tasks.add(task)
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
         try:
-            await asyncio.gather(self._up(reader, up_writer), self._down(up_reader, writer))
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
+            try:
+                await asyncio.gather(self._up(reader, up_writer), self._down(up_reader, writer))
+            finally:
+                up_writer.close()
         except (asyncio.CancelledError, OSError):
             pass
         finally:
-            up_writer.close()
             writer.close()
             self._tasks.discard(task)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from proxy.core.calendar import Calendar
 from proxy.core.quota import WINDOWS, Claim, Counter, HistoryGone, Standing, StoreGone, Unit, Verdict, Window
+from proxy.core.rate import MOST
 from proxy.store.memory import MemoryStore
-from proxy.store.outage import PROBE_EVERY, Mode, WithOutage
+from proxy.store.outage import PROBE_EVERY, STEPS_AT_ONCE, Mode, WithOutage
 from proxy.store.share import MOST_SEEN, Share
 
 UTC = ZoneInfo("UTC")
@@ -47,6 +48,7 @@ class Scene:
         self.asked = 0
         self.recounted: list[Counter] = []
         self.settled: list[str] = []
+        self.held: list[str] = []
         self.lines: list[tuple[str, str, dict[str, Any]]] = []
         self.slept: list[float] = []
         self.morning = asyncio.Event()
@@ -69,6 +71,13 @@ class Scene:
         self.settled.append(call)
         self.shared.settle(call, claims, used)
 
+    async def hold(self, calls: Mapping[str, Sequence[Claim]]) -> None:
+        await self._far()
+        for call, slots in calls.items():
+            if call not in self.held:
+                self.held.append(call)
+                await self.shared.reserve(call, [Claim(slot.counter, MOST, slot.amount) for slot in slots])
+
     async def ping(self) -> None:
         await self._far()
 
@@ -85,7 +94,7 @@ class Scene:
     async def night(self) -> None:
         """The probe wakes up, asks, and goes to sleep again or is done."""
         self.morning.set()
-        for _ in range(10):
+        for _ in range(60):
             await asyncio.sleep(0)
 
     @property
@@ -299,6 +308,149 @@ async def test_it_is_not_back_before_it_was_told() -> None:
     assert not one.gone
     assert (await scene.shared.standing(claims))[0].used == 1
     await one.close()
+
+
+@pytest.mark.parametrize("mode", ["local", "open"])
+async def test_requests_that_go_on_do_not_keep_it_gone(mode: Mode) -> None:
+    """And none is lost that is let in while the store is told of those before, which takes a while."""
+    scene, ledger = Scene(), Known(0)
+    scene.shared = MemoryStore(Calendar(UTC), lambda: scene.clock, ledger)
+    worker, claims = scene.worker(mode, peers=1), [Claim(DAILY, 1000, 1), Claim(REQUESTS, 1000, 1)]
+    await worker.reserve("known", claims)
+    scene.gone = StoreGone()
+    recount, calls = scene.recount, 0
+
+    async def let_in() -> None:
+        nonlocal calls
+        if worker.gone:
+            calls += 1
+            await granted(worker, *claims, call=f"local-{calls}")
+
+    async def slow(counter: Counter) -> bool:
+        known = await recount(counter)
+        await let_in()  # the ledger has answered already
+        await asyncio.sleep(0)
+        ledger.total = 1 + calls
+        return known
+
+    scene.recount = slow  # type: ignore[method-assign]
+    await granted(worker, *claims, call="local-0")
+    calls += 1
+    ledger.total = 1 + calls
+    scene.gone = None
+    await scene.night()
+    assert not worker.gone
+    assert calls == 2
+    daily, requests = await scene.shared.standing(claims)
+    assert daily.used + daily.reserved == 3
+    assert requests.used + requests.reserved == (3 if mode == "local" else 1)
+    await worker.close()
+
+
+async def test_many_counters_are_looked_up_together() -> None:
+    scene, most, now = Scene(), 0, 0
+
+    async def recount(counter: Counter) -> bool:
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        now -= 1
+        return True
+
+    scene.recount = recount  # type: ignore[method-assign]
+    async with scene.without_store("open") as worker:
+        for n in range(2 * STEPS_AT_ONCE):
+            await granted(worker, Claim(Counter(f"team-{n}", Unit.TOKENS, WINDOWS["day"]), 9, 1), call=f"{n}")
+        scene.gone = None
+        await scene.night()
+        assert not worker.gone
+    assert most == STEPS_AT_ONCE
+
+
+async def test_what_could_not_be_looked_up_is_looked_up_later() -> None:
+    scene, ledger = Scene(), Known(0)
+    scene.shared = MemoryStore(Calendar(UTC), lambda: scene.clock, ledger)
+    worker, claims = scene.worker("open"), [Claim(DAILY, 1000, 30)]
+    await worker.reserve("known", claims)
+    scene.gone = StoreGone()
+    await granted(worker, *claims)
+    scene.gone, ledger.gone = None, True
+    await scene.night()
+    assert not worker.gone
+    ledger.gone, ledger.total = False, 60
+    await scene.night()
+    assert (await scene.shared.standing(claims))[0].used == 30
+    asked = len(scene.recounted)
+    await scene.night()
+    assert len(scene.recounted) == asked
+    await worker.close()
+
+
+async def test_it_goes_again_before_it_has_been_told_all() -> None:
+    """Nothing that was granted is forgotten, and nothing is told twice."""
+    scene = Scene()
+    worker, claims = scene.worker(peers=1), [Claim(REQUESTS, 100, 1)]
+    await worker.reserve("known", claims)
+    scene.gone = StoreGone()
+    await granted(worker, *claims, call="first")
+    reserve = scene.reserve
+
+    async def goes(call: str, claims: Sequence[Claim]) -> Verdict:
+        verdict = await reserve(call, claims)
+        await granted(worker, Claim(REQUESTS, 100, 1), call="second")
+        scene.gone, scene.reserve = StoreGone(), reserve  # type: ignore[method-assign]
+        return verdict
+
+    scene.gone, scene.reserve = None, goes  # type: ignore[method-assign]
+    await scene.night()
+    assert not worker.gone
+    await refused(worker, Claim(SPEND, 1, 1))
+    await granted(worker, *claims, call="third")
+    scene.gone = None
+    for _ in range(3):
+        await scene.night()
+    assert not worker.gone
+    (standing,) = await scene.shared.standing(claims)
+    assert standing.used + standing.reserved == 4
+    await worker.close()
+
+
+@pytest.mark.parametrize("mode", ["local", "open"])
+async def test_the_store_is_told_which_slots_are_taken(mode: Mode) -> None:
+    scene = Scene()
+    worker, slot = scene.worker(mode, peers=1), Claim(SLOTS, 3, 1)
+    scene.gone = StoreGone()
+    for call in ("a", "b", "over"):
+        await granted(worker, slot, Claim(REQUESTS, 10, 0), call=call)
+    worker.settle("over", [slot, Claim(REQUESTS, 10, 0)], [1, 0])
+    scene.gone = None
+    await scene.night()
+    assert (await scene.shared.standing([slot]))[0].reserved == 2
+    assert await fill(worker, slot) == 1
+    for call in ("a", "b", "a"):
+        worker.settle(call, [slot, Claim(REQUESTS, 10, 0)], [1, 0])
+    assert (await scene.shared.standing([slot]))[0].reserved == 1
+    assert not worker._ours
+    assert not worker._held
+    await worker.close()
+
+
+async def test_slots_of_one_outage_are_taken_in_the_next_one() -> None:
+    scene = Scene()
+    worker, slot = scene.worker(peers=1), Claim(SLOTS, 3, 1)
+    scene.gone = StoreGone()
+    await granted(worker, slot, call="a")
+    await granted(worker, slot, call="b")
+    scene.gone = None
+    await scene.night()
+    scene.gone = StoreGone()
+    worker.settle("a", [slot], [1])
+    assert await fill(worker, slot) == 2
+    worker.settle("b", [slot], [1])
+    assert await fill(worker, slot) == 1
+    await worker.close()
 
 
 async def test_a_new_time_zone_is_the_stores_too() -> None:

@@ -22,6 +22,7 @@ from tests.store.redis_parts import (
     SLOTS,
     Calls,
     Ledger,
+    Relay,
     grant,
     numbers,
     opened,
@@ -349,10 +350,46 @@ async def test_peers_are_counted(server: RedisServer):
         await eventually(lambda: one.peers() == 1, "one worker")
 
 
+async def test_workers_that_were_not_heard_of_yet_are_believed_to_be_there(server: RedisServer):
+    async with opened(server.url, "w1", workers=2) as one:
+        assert one.peers() == 2
+        async with opened(server.url, "w2"), opened(server.url, "w3"):
+            await eventually(lambda: one.peers() == 3, "three workers")
+        await eventually(lambda: one.peers() == 2, "one worker, and one that is expected")
+
+
+async def test_slots_of_calls_that_were_let_in_without_it(server: RedisServer):
+    slots, local = [Claim(SLOTS, 3, 1)], {"w1-a": [Claim(SLOTS, 3, 1)], "w1-b": [Claim(SLOTS, 3, 2)]}
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        await one.hold(local)
+        await one.hold(local)
+        assert await numbers(other, SLOTS) == [(0, 3)]
+        assert not (await other.reserve("w2-1", slots)).granted
+        for call, claims in local.items():
+            one.settle(call, claims, [0])
+        assert await one.drain(5)
+        assert await numbers(other, SLOTS) == [(0, 0)]
+
+
+async def test_a_slot_that_is_given_back_while_it_is_taken_stays_free(server: RedisServer):
+    slots = [Claim(SLOTS, 3, 1)]
+    async with opened(server.url, "w1") as one:
+        await one.standing(slots)
+        for n in range(20):
+            taking = asyncio.create_task(one.hold({f"w1-{n}": slots}))
+            for _ in range(n):
+                await asyncio.sleep(0)
+            one.settle(f"w1-{n}", slots, [0])
+            await taking
+            one.settle(f"w1-{n}", slots, [0])
+        assert await one.drain(5)
+        assert await numbers(one, SLOTS) == [(0, 0)]
+
+
 # what is not let in
 
 
-@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])
+@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random", "volatile-lru", "volatile-ttl"])
 async def test_i6_a_redis_that_evicts_counters_is_refused(server: RedisServer, policy: str):
     server.command("CONFIG", "SET", "maxmemory-policy", policy)
     try:
@@ -410,3 +447,134 @@ async def test_a_counter_that_has_missed_something_counts_what_the_ledger_knows(
         assert (await store.standing([blue]))[0].used == 9
     async with opened(server.url, owner="w2") as store:
         assert not await store.recount(claim.counter)
+
+
+# the ledger is asked again while settlements are on their way
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "before", "after"),
+    [
+        (500, 720, 720),  # 100 of others, 120 that the call has used, and what was let in without the store
+        (180, 400, 400),
+        (50, 400, 270),
+        (0, 400, 220),
+    ],
+)
+async def test_a_call_that_ended_before_the_ledger_was_asked_takes_nothing_back_of_what_that_knew(
+    server: RedisServer, meanwhile: int, before: int, after: int
+):
+    ledger, claims = Ledger(), [Claim(MONTH, 10_000, 300), Claim(SLOTS, 2, 1)]
+    async with (
+        Relay(server.port) as relay,
+        opened(relay.url, "w1", timing=replace(QUICK, beat=3600.0)) as late,
+        opened(server.url, "w2", ledger) as other,
+    ):
+        await grant(other, "w2-1", claims)
+        other.settle("w2-1", claims, [100, 0])
+        assert await other.drain(5)
+        await grant(late, "w1-1", claims)
+        relay.refuse()
+        late.settle("w1-1", claims, [120, 0])
+        ledger.rows[MONTH.name] = 100 + 120 + meanwhile
+        ended = late._clock.now()
+        await eventually(lambda: late._clock.now() > ended + 5, "the clocks agree on what was first")
+        assert await other.recount(MONTH)
+        assert await numbers(other, MONTH) == [(before - 300, 300)]
+        relay.refuse(False)
+        assert await late.drain(20)
+        assert await numbers(other, MONTH, SLOTS) == [(after, 0), (0, 0)]
+        await grant(late, "w1-2", claims)
+        late.settle("w1-2", claims, [10, 0])  # which the ledger was not asked for
+        assert await late.drain(20)
+        assert await numbers(other, MONTH) == [(after + 10, 0)]
+
+
+async def test_a_call_that_was_under_way_when_the_ledger_was_asked_gives_back_the_rest(server: RedisServer):
+    ledger, claims = Ledger(), [Claim(MONTH, 10_000, 300)]
+    async with opened(server.url, "w1", ledger) as store:
+        await grant(store, "w1-1", claims)
+        ledger.rows[MONTH.name] = 300 + 500
+        assert await store.recount(MONTH)
+        assert await numbers(store, MONTH) == [(500, 300)]
+        born = int(server.command("HGET", server.command("KEYS", f"{PREFIX}sum:*")[0], "b"))
+        await eventually(lambda: store._clock.now() > born, "a millisecond has passed")
+        store.settle("w1-1", claims, [120])
+        assert await store.drain(5)
+        assert await numbers(store, MONTH) == [(620, 0)]
+
+
+async def test_what_nobody_has_heard_of_takes_nothing_back_of_what_the_ledger_knew(server: RedisServer):
+    ledger, claims = Ledger(), [Claim(MONTH, 10_000, 300)]
+    async with opened(server.url, "w1", ledger) as store:
+        await grant(store, "w1-1", claims)
+        ledger.rows[MONTH.name] = 500
+        assert await store.recount(MONTH)
+        store._undo("w1-1", claims)
+        assert await store.drain(5)
+        assert await numbers(store, MONTH) == [(500, 0)]
+
+
+async def test_what_waits_is_settled_before_the_ledger_is_asked_again(server: RedisServer):
+    waiting = []
+
+    class Watching(Ledger):
+        async def used(self, counter: Counter, start: int, end: int) -> int:
+            waiting.append(len(store._settlements))
+            return await super().used(counter, start, end)
+
+    async with opened(server.url, history=Watching()) as store:
+        await grant(store, "w1-1", ONE_OF_EACH)
+        store.settle("w1-1", ONE_OF_EACH, [1, 2, 0])
+        assert await store.recount(MONTH)
+    assert waiting == [0, 0]  # the first one is its birth
+
+
+async def test_a_recount_does_not_wait_for_settlements_for_ever(server: RedisServer):
+    async with Relay(server.port) as relay, opened(relay.url, timing=replace(QUICK, before_recount=0.01)) as store:
+        await grant(store, "w1-1", ONE_OF_EACH)
+        relay.refuse()
+        store.settle("w1-1", ONE_OF_EACH, [1, 2, 0])
+        await store._settlements.passed(0.01)
+        assert len(store._settlements) == 1
+
+
+async def test_a_recount_does_not_join_one_that_has_asked_before(server: RedisServer):
+    asking, answered, answers = asyncio.Event(), asyncio.Event(), iter((0, 500))
+
+    class Slow(Ledger):
+        async def used(self, counter: Counter, start: int, end: int) -> int:
+            used = next(answers)
+            if not used:
+                asking.set()
+                await answered.wait()
+            return used
+
+    async with opened(server.url, history=Slow()) as store:
+        first = asyncio.create_task(store.recount(MONTH))
+        await asking.wait()
+        assert await store.recount(MONTH)
+        assert await numbers(store, MONTH) == [(500, 0)]
+        answered.set()
+        assert await first
+        assert await numbers(store, MONTH) == [(500, 0)]
+
+
+async def test_who_has_had_an_answer_does_not_find_the_slot_taken(server: RedisServer):
+    """The slot comes back behind the answer, from another worker, too."""
+    claim = Claim(Counter("red", Unit.CONCURRENCY, None), 1, 1)
+    async with opened(server.url, owner="w1") as one, opened(server.url, owner="w2") as other:
+        for n in range(50):
+            asked, next_one = (one, other) if n % 2 else (other, one)
+            assert (await asked.reserve(f"{n}", [claim])).granted
+            asked.settle(f"{n}", [claim], [0])
+            assert (await next_one.reserve(f"{n}-next", [claim])).granted
+            next_one.settle(f"{n}-next", [claim], [0])
+
+
+async def test_a_slot_that_is_in_use_is_refused(server: RedisServer):
+    claim = Claim(Counter("red", Unit.CONCURRENCY, None), 1, 1)
+    async with opened(server.url) as store:
+        assert (await store.reserve("w1-1", [claim])).granted
+        assert not (await store.reserve("w1-2", [claim])).granted
+        assert not (await store.reserve("w1-3", [Claim(claim.counter, 0, 1)])).granted

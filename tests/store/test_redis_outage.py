@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from proxy.core.quota import Claim, StoreGone
+from proxy.core.quota import Claim, StoreGone, Verdict
 from proxy.core.secret import Secret
 from proxy.store.redis import PREFIX, RedisStore, Timing
+from proxy.store.redis_link import CONNECTIONS, LEAVE
 from tests.redis_server import PASSWORD, RedisServer, eventually
 from tests.store.redis_parts import (
     MINUTE,
     MONTH,
     QUICK,
+    REQUESTS,
     SLOTS,
     Calls,
     Ledger,
@@ -75,6 +77,14 @@ async def let_in(store: RedisStore, calls: Calls) -> str:
                 await asyncio.sleep(0)
             else:
                 return call
+
+
+async def answers(store: RedisStore) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            with suppress(StoreGone):
+                return await store.ping()
+            await asyncio.sleep(0)
 
 
 async def counted(store: RedisStore, expected: list[tuple[int, int]]) -> None:
@@ -141,6 +151,59 @@ async def test_no_request_waits_longer_than_half_a_second(server: RedisServer):
             waited.append(asyncio.get_running_loop().time() - begun)
         assert min(waited) < 0.5
         server.cont()
+
+
+async def test_a_crowd_before_a_slow_redis_does_not_wait_in_line(server: RedisServer):
+    """Half a thousand at once: one after the other they would wait for seconds."""
+    loop, waited = asyncio.get_running_loop(), []
+
+    async def ask(store: RedisStore, call: str) -> None:
+        begun = loop.time()
+        with suppress(StoreGone):
+            await store.reserve(call, CLAIMS)
+        waited.append(loop.time() - begun)
+
+    async with Relay(server.port) as relay, opened(relay.url, timing=Timing()) as store:
+        await asyncio.gather(*(ask(store, f"w1-first-{n}") for n in range(CONNECTIONS)))
+        waited.clear()
+        relay.delay = 0.3
+        await asyncio.gather(*(ask(store, f"w1-{n}") for n in range(500)))
+        assert max(waited) < 2.0  # half a second, on a machine that has nothing else to do
+        relay.delay = 0.0
+
+
+async def test_a_crowd_before_a_redis_that_answers_is_served(server: RedisServer):
+    """With the timing that is shipped; of several attempts one does not fail because the machine is busy."""
+    claims, granted = [Claim(REQUESTS, 10_000, 1)], []
+    async with opened(server.url, timing=Timing()) as store:
+        for attempt in range(3):
+            asked = (store.reserve(f"w1-{attempt}-{n}", claims) for n in range(500))
+            verdicts = await asyncio.gather(*asked, return_exceptions=True)
+            granted.append(sum(isinstance(verdict, Verdict) for verdict in verdicts))
+    assert max(granted) == 500
+
+
+async def test_who_stands_in_line_for_too_long_is_told_so(server: RedisServer):
+    async with opened(server.url) as store:
+        with all_places_taken(store):
+            await asyncio.sleep(0)
+            with impatient(store):
+                with pytest.raises(StoreGone, match="Crowd"):
+                    await store._link.run_script(LEAVE, ("nobody",))
+        await eventually(lambda: not store._link._places.locked(), "there is a place")
+        await grant(store, "w1-1", CLAIMS)
+
+
+async def test_a_lease_and_a_settlement_do_not_stand_in_line(server: RedisServer):
+    async with opened(server.url) as store:
+        await grant(store, "w1-1", CLAIMS)
+        with all_places_taken(store):
+            await asyncio.sleep(0)
+            store.settle("w1-1", CLAIMS, [4, 250, 0])
+            assert await store.drain(20)
+            await store.ping()
+            server.command("PEXPIRE", f"{PREFIX}lease:w1", 5000)
+            await eventually(lambda: server.command("PTTL", f"{PREFIX}lease:w1") > 5000, "the lease is renewed")
 
 
 async def test_i4_a_little_slow_is_only_slow(server: RedisServer):
@@ -313,6 +376,24 @@ async def test_a_ledger_that_is_slow_keeps_nobody_waiting(server: RedisServer):
             assert await numbers(other, MONTH) == [(5, 300)]
 
 
+async def test_i6_a_redis_that_begins_to_evict_is_complained_of_once(server: RedisServer):
+    log = Log()
+    async with Relay(server.port) as relay, opened(relay.url, log=log) as store:
+        await store.ping()
+        server.command("CONFIG", "SET", "maxmemory-policy", "volatile-lru")
+        try:
+            for _ in range(3):
+                relay.refuse()
+                with pytest.raises(StoreGone):
+                    await store.ping()
+                relay.refuse(False)
+                await answers(store)
+        finally:
+            server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    complaints = [line for line in log.lines if line[1] == "redis_evicts"]
+    assert complaints == [("error", "redis_evicts", {"policy": "volatile-lru"})]
+
+
 # it refuses
 
 
@@ -469,6 +550,19 @@ async def test_the_end_does_not_wait_for_a_dead_store(server: RedisServer):
         server.kill()
         store.settle("w1-1", CLAIMS, [0, 0, 0])
     assert ("error", "settlement_lost", {"kind": "StoreGone", "count": 1}) in log.lines
+
+
+@contextmanager
+def all_places_taken(store: RedisStore) -> Iterator[None]:
+    """By requests that are never answered."""
+
+    async def wait(_: object) -> None:
+        await asyncio.Event().wait()
+
+    tasks = [asyncio.create_task(store._link.use(wait)) for _ in range(CONNECTIONS)]
+    yield
+    for task in tasks:
+        task.cancel()
 
 
 async def after_birth(store: RedisStore, server: RedisServer) -> None:

@@ -11,7 +11,8 @@
 --   peers                       sorted set: owner -> when its lease ends
 --   call:<call>                 what a call has reserved, or TOMBSTONE when it was settled
 --   log:<counter>               sliding: {first, last, amount, owner, reserved, ...} for each entry, oldest first
---   sum:<root>:<start>:<counter>   calendar: hash of t (total), b (when it was born), r:<owner> (reserved)
+--   sum:<root>:<start>:<counter>   calendar: hash of t (total), r:<owner> (reserved), and of the last time that the ledger
+--                               was asked: b (when), n (how often it was by then), e (by how much t was more than it knew)
 --   busy:<root>:<counter>       concurrency: set of owners that may have slots
 --   slots:<root>:<owner>:<counter> concurrency: set of calls
 local prefix = string.sub(KEYS[1], 1, -5)

@@ -44,7 +44,9 @@ look[CALENDAR] = function(claim)
                 local name, value = fields[j], tonumber(fields[j + 1])
                 if name == 't' then
                     found.total = value
-                elseif name ~= 'b' then
+                elseif name == 'n' then
+                    found.asked_ledger = value
+                elseif string.sub(name, 1, 2) == 'r:' then
                     if alive(string.sub(name, 3)) then
                         found.reserved = found.reserved + value
                     else
@@ -140,7 +142,7 @@ take[CALENDAR] = function(claim, state)
     local key = sum_key(claim[2], state.start)
     redis.call('HINCRBY', key, 't', digits(claim[4]))
     redis.call('HINCRBY', key, 'r:' .. owner, digits(claim[4]))
-    return state.start
+    return {state.start, state.asked_ledger}
 end
 
 take[SLOTS] = function(claim)

@@ -37,28 +37,36 @@ local function settle_log(claim, first)
     end
 end
 
-local function settle_sum(claim, start)
+-- `n`: how often the ledger had been asked for the total when this call was granted by it; nil in another life.
+local function settle_sum(claim, start, n)
     local key = sum_key(claim[2], start)
-    local had = redis.call('HMGET', key, 't', 'b')
+    local had = redis.call('HMGET', key, 't', 'b', 'n', 'e')
     if not had[1] then
         return
     end
-    local total, born = tonumber(had[1]), tonumber(had[2])
-    -- A total that was born since, from the ledger, has what this call could use only if it had not ended by then.
-    if record[1] ~= root and (not granted or ended <= born) then
-        return
-    end
-    redis.call('HSET', key, 't', digits(math.max(total + (claim[4] - claim[3]), 0)))
-    if record[1] == root and redis.call('HINCRBY', key, 'r:' .. owner, digits(-claim[3])) <= 0 then
+    local total, more, excess = tonumber(had[1]), claim[4] - claim[3], tonumber(had[4])
+    local ours = record[1] == root
+    if ours and redis.call('HINCRBY', key, 'r:' .. owner, digits(-claim[3])) <= 0 then
         redis.call('HDEL', key, 'r:' .. owner)
     end
+    -- The ledger was asked since: for a call that had ended by then, it has said what that has used. One that was under
+    -- way was in it with what it could use.
+    if not (ours and n == tonumber(had[3])) and (not granted or ended <= tonumber(had[2])) then
+        if not ours or more > 0 then
+            return
+        end
+        more = -math.min(-more, excess)
+        redis.call('HSET', key, 'e', digits(excess + more))
+    end
+    redis.call('HSET', key, 't', digits(math.max(total + more, 0)))
 end
 
 for place, claim in ipairs(claims) do
     if claim[1] == SLIDING and record[place + 1] then
         settle_log(claim, record[place + 1])
     elseif claim[1] == CALENDAR and root then
-        settle_sum(claim, record[place + 1] or claim[5])
+        local at = record[place + 1]
+        settle_sum(claim, at and at[1] or claim[5], at and at[2])
     end
 end
 return cmsgpack.pack({OK, now})
