@@ -22,8 +22,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final
 
-SEGMENT: Final = 512 << 10
-"""Bytes of a segment: some 2,000 calls. It is in memory before it is needed, so that no request waits for a page."""
+SEGMENT: Final = 1 << 20
+"""Bytes of a segment: some 4,000 calls. It is in memory before it is needed, so that no request waits for a page."""
 
 SPARES: Final = 2
 """Segments that are ready before they are needed: a disk may be slow for as long as they last."""

@@ -22,7 +22,7 @@ from proxy.store.ledger.retention import Retention
 from proxy.store.ledger.rows import fit_intent, fit_outcome
 from proxy.store.ledger.writer import Queue, Writer
 
-MOST_SEGMENTS: Final = 128
+MOST_SEGMENTS: Final = 64
 """Of the journal, which may wait for the database: 64 MiB, some 250,000 calls."""
 
 PATIENCE: Final = 2.0
