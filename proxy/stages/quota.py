@@ -100,6 +100,7 @@ class Quotas:
             verdict = await self._store.reserve(exchange.call, claims)
         except StoreGone:
             raise StoreUnavailable("Quotas cannot be checked at the moment. Send the request again later.") from None
+        written = True
         try:
             exchange.quota_headers = sheet.headers(verdict.standings)
             exchange.shadow_refusals = sheet.shadow_refusals(verdict.standings)
@@ -107,12 +108,12 @@ class Quotas:
                 raise refusal(exchange.team.name, [line.rule for line in sheet.lines], claims, verdict.standings)
             await self._app(scope, receive, send)
         except StoreUnavailable:
-            if verdict.granted:  # but its row cannot be written: it is not let in after all, and has used nothing
-                self._store.settle(exchange.call, claims, [0] * len(claims))
+            written = False  # its row cannot be: it is not let in after all, and has used nothing
             raise
         finally:
             if verdict.granted:
-                self._store.settle(exchange.call, claims, sheet.used(exchange.charge))
+                used = sheet.used(exchange.charge) if written else [0] * len(claims)
+                self._store.settle(exchange.call, claims, used)
 
     def _sheet(self, exchange: Exchange, team: str) -> Sheet | None:
         """The rules that the request falls under, if there are any. Raises ModelNotAllowed if its price is needed and

@@ -121,6 +121,16 @@ async def test_it_is_settled_however_it_ends(charge: Charge | None, error: BaseE
     assert [used for _, _, used in store.settled] == [[1, 0, 0, 0, 1]]
 
 
+async def test_what_cannot_be_written_down_has_used_nothing() -> None:
+    async def unwritten(scope: Any, receive: Any, send: Any) -> None:
+        raise StoreUnavailable("x")
+
+    store = Store()
+    with pytest.raises(StoreUnavailable):
+        await ask(store, ALL, app=unwritten)
+    assert [used for _, _, used in store.settled] == [[0, 0, 0, 0, 0]]
+
+
 async def test_a_team_without_rules_is_not_counted() -> None:
     store = Store()
     await ask(store, [])
