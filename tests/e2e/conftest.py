@@ -56,6 +56,13 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         proxy.program.stop()
 
 
+@pytest.fixture(scope="module")
+def held() -> Iterator[socket.socket]:
+    """The port where a module's proxies look for Mistral: `async with upstream(held, reply):` puts one there."""
+    with listener() as one:
+        yield one
+
+
 @pytest.fixture
 def ends() -> Iterator[ExitStack]:
     """What is to be done when the test is over."""

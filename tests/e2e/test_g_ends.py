@@ -32,7 +32,7 @@ from tests.e2e.quotas import (
     text_of,
     together,
 )
-from tests.e2e.upstream import JSON, STREAM, event, listener, upstream, url_of
+from tests.e2e.upstream import JSON, STREAM, event, upstream, url_of
 from tests.e2e.wire import Connection, connect, soon
 from tests.programs import until
 from tests.redis_server import RedisServer
@@ -56,12 +56,6 @@ PROMPT = "Say hello to the people of the south."
 
 TEAMS = [f"{fault}-{kind}" for fault in FAULTS for kind in KINDS]
 HELD = 12
-
-
-@pytest.fixture(scope="module")
-def held() -> Iterator[socket.socket]:
-    with listener() as one:
-        yield one
 
 
 @pytest.fixture(scope="module", params=["memory", "redis"])

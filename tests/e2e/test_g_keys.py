@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import PROVIDER_KEY
 from tests.e2e.quotas import SLACK, Deployment, Holding, key_of, meets
-from tests.e2e.upstream import listener, upstream, url_of
+from tests.e2e.upstream import upstream, url_of
 from tests.e2e.wire import Answer, ask, chat, connect
 from tests.redis_server import RedisServer
 
@@ -27,12 +27,6 @@ ADDRESSES = cycle(range(1, 255))
 
 PROMISED = 1.0
 """Seconds until every worker knows."""
-
-
-@pytest.fixture(scope="module")
-def held() -> Iterator[socket.socket]:
-    with listener() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

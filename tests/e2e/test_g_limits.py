@@ -34,7 +34,7 @@ from tests.e2e.quotas import (
     statuses,
     together,
 )
-from tests.e2e.upstream import JSON, listener, upstream, url_of
+from tests.e2e.upstream import JSON, upstream, url_of
 from tests.e2e.wire import Answer, ask, chat
 from tests.programs import Program
 from tests.redis_server import RedisServer
@@ -63,12 +63,6 @@ RULES = {
     "sdk-money": "[spend: 0.000001 USD/day]",
     "sdk-second": "[requests: 1/second]",
 }
-
-
-@pytest.fixture(scope="module")
-def held() -> Iterator[socket.socket]:
-    with listener() as one:
-        yield one
 
 
 @pytest.fixture(scope="module", params=["memory", "redis"])

@@ -30,7 +30,7 @@ from tests.e2e.quotas import (
     statuses,
     timed,
 )
-from tests.e2e.upstream import listener, upstream, url_of
+from tests.e2e.upstream import upstream, url_of
 from tests.e2e.wire import Answer, ask
 from tests.programs import until
 from tests.redis_server import RedisServer
@@ -40,12 +40,6 @@ TROUBLES = ("killed", "frozen")
 LIMIT = 60
 BACK = 5.0
 """Seconds until a store that is back is used again, as the issue promises."""
-
-
-@pytest.fixture(scope="module")
-def held() -> Iterator[socket.socket]:
-    with listener() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

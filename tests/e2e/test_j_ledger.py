@@ -29,7 +29,7 @@ from tests.e2e.quotas import (
     rows_of,
     statuses,
 )
-from tests.e2e.upstream import listener, upstream, url_of
+from tests.e2e.upstream import upstream, url_of
 from tests.e2e.wire import Answer, Connection, ask, connect
 from tests.postgres_server import PostgresServer
 from tests.programs import PATIENCE, until
@@ -43,12 +43,6 @@ from proxy.store.ledger import journal
 journal.SEGMENT = 1 << 18
 """
 """Imported by Python itself as the proxy starts: for the same reason."""
-
-
-@pytest.fixture(scope="module")
-def held() -> Iterator[socket.socket]:
-    with listener() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")
