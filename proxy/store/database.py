@@ -7,6 +7,7 @@ threads. Importing SQLAlchemy takes 0.2 s: whoever may need no database imports 
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -21,6 +22,9 @@ PATIENCE: Final = 2.0
 
 GRACE: Final = 0.5
 """Seconds after which a server is dead that should have ended a statement by itself."""
+
+_AGAIN: Final = 0.005
+"""Seconds after which what SQLite did not want to wait for is asked again."""
 
 IDLE_TRANSACTION: Final = 10_000
 """Milliseconds after which PostgreSQL ends the transaction of a process that is frozen, and frees its locks."""
@@ -141,8 +145,24 @@ def _sqlite(url: URL) -> Engine:
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     """FULL: what is committed outlives a power failure. It costs one fsync for each batch of calls."""
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "journal_size_limit = 67108864"):
+    _write_ahead(connection)
+    for pragma in ("synchronous = FULL", "journal_size_limit = 67108864"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Several that change a new file to WAL at once are in each other's way, and SQLite tells all but one so at once,
+    whatever the timeout: waiting could be a deadlock. Asked again, they find it done."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if _code(error) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+            time.sleep(_AGAIN)
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:

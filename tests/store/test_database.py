@@ -3,12 +3,13 @@ from __future__ import annotations
 import sqlite3
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
-from proxy.store.database import Database, DatabaseGone, DatabaseUnfit, open_database
+from proxy.store.database import Database, DatabaseGone, DatabaseUnfit, _prepare_sqlite, open_database
 from proxy.store.migrations import migrate
 from proxy.store.tables import META
 from tests.postgres_server import PASSWORD, PostgresServer
@@ -179,3 +180,24 @@ def test_a_server_is_named_by_its_trouble_only(remote: Database) -> None:
         connection.exec_driver_sql("SELECT 'a-value' FROM missing")
     assert "a-value" not in str(caught.value)
     assert PASSWORD not in str(caught.value)
+
+
+def test_a_new_file_that_others_change_to_wal_as_well(tmp_path: Path) -> None:
+    """SQLite then says so at once, to all of them but one: their start must not fail."""
+
+    class Hindered(sqlite3.Connection):
+        refusals = 2
+
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            if "journal_mode" in sql and self.refusals:
+                self.refusals -= 1
+                error = sqlite3.OperationalError("database is locked")
+                error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+                raise error
+            return super().execute(sql, *parameters)
+
+    connection = sqlite3.connect(tmp_path / "ledger.db", factory=Hindered)
+    _prepare_sqlite(connection, None)
+    assert connection.refusals == 0
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
