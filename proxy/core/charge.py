@@ -29,7 +29,7 @@ _PRIORITY_ASKED = ("priority", "fast")  # OpenAI's words for what is sent as Mis
 _PRIORITY = "priority"
 
 
-class Estimate(msgspec.Struct, frozen=True):
+class Estimate(msgspec.Struct, frozen=True, gc=False):
     """The worst case of one request. `tokens` is `prompt`, an estimate, and the most tokens of all its answers, each of
     which has at most `completion`. `cost` is for a prompt of as many tokens as it can possibly have (prompt.py), which
     makes it a bound: it holds as long as the provider counts at most a token per byte, cuts answers at the limit that
@@ -44,7 +44,7 @@ class Estimate(msgspec.Struct, frozen=True):
     audio_seconds: int = 0
 
 
-class Charge(msgspec.Struct, frozen=True):
+class Charge(msgspec.Struct, frozen=True, gc=False):
     """`prompt` includes the `cached` tokens, `completion` those of `reasoning`. `estimated`: the provider's own count
     was not had."""
 

@@ -14,7 +14,7 @@ Status = Literal["settled", "failed", "cancelled"]
 """How a row ends: with an answer; with an error; without the client, or without the process that had it."""
 
 
-class Intent(msgspec.Struct, frozen=True, array_like=True, tag="i"):
+class Intent(msgspec.Struct, frozen=True, array_like=True, tag="i", gc=False):
     """`call` is our id of it and the row's key; `request_id` may be the client's. `model` is the name that was sent,
     `priced_as` the catalogue's id of it. `prompt` is the estimate of the prompt's tokens; `tokens` and `cost` are the
     most that it can use, which is what it is charged if nothing is ever heard of it again."""
@@ -36,7 +36,7 @@ class Intent(msgspec.Struct, frozen=True, array_like=True, tag="i"):
     cost: int
 
 
-class Outcome(msgspec.Struct, frozen=True, array_like=True, tag="o"):
+class Outcome(msgspec.Struct, frozen=True, array_like=True, tag="o", gc=False):
     """`completion` includes the tokens of `reasoning`, `prompt` those that were `cached`. `cost` is None when there is
     no price. `latency` and `first_byte` are microseconds since the request began. `estimated`: the provider's own count
     was not had."""

@@ -67,7 +67,7 @@ _REWRITTEN: Final = 4
 _DEFINITIONS = ("tools", "functions", "response_format", "prediction")
 
 
-class Prompt(msgspec.Struct, frozen=True):
+class Prompt(msgspec.Struct, frozen=True, gc=False):
     """`tokens` is the estimate, `most` the bound: the provider counts no more, or refuses. The same for the seconds of
     sound in it."""
 

@@ -119,7 +119,7 @@ class Standing(msgspec.Struct, frozen=True, gc=False):
     wait: int | None = 0
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """`standings` are in the order of the claims. When it was not `granted`, nothing has been reserved anywhere, and at
     least one `wait` is not 0."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import inf
 from typing import Final
 
 from proxy.core.errors import Headers
@@ -17,33 +18,39 @@ class Shown:
     request leaves. Money has no such headers, and what a shadow rule counts is nobody's business."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
-        self._groups = [
+        groups = [
             (
-                [(at, rule.limit) for at, rule in enumerate(rules) if rule.unit is unit and not rule.shadow],
-                b"x-ratelimit-limit-" + name,
+                [
+                    (at, rule.limit, (b"x-ratelimit-limit-" + name, b"%d" % rule.limit))
+                    for at, rule in enumerate(rules)
+                    if rule.unit is unit and not rule.shadow
+                ],
                 b"x-ratelimit-remaining-" + name,
                 b"x-ratelimit-reset-" + name,
             )
             for unit, name in _SHOWN
         ]
+        self._groups = [group for group in groups if group[0]]
 
     def headers(self, standings: Sequence[Standing]) -> Headers:
         """`standings` are in the order of the rules."""
         found: Headers = []
-        for group, *names in self._groups:
-            least: int | None = None
-            for at, limit in group:
+        for group, remaining, reset in self._groups:
+            least: float = inf
+            for at, limit, header in group:
                 standing = standings[at]
                 left = limit - standing.used - standing.reserved
-                if least is None or left < least:
-                    least, most, reset = left, limit, standing.reset
-            if least is not None:
-                values = b"%d" % most, b"%d" % (least if least > 0 else 0), span(reset).encode()
-                found += zip(names, values, strict=True)
+                if left < least:
+                    least, shown, binding = left, header, standing
+            found += shown, (remaining, b"%d" % (least if least > 0 else 0)), (reset, _span(binding.reset))
         return found
 
 
 @lru_cache(4096)  # mostly it is the whole window
+def _span(milliseconds: int) -> bytes:
+    return span(milliseconds).encode()
+
+
 def span(milliseconds: int) -> str:
     """As OpenAI writes one: `120ms`, `7.66s`, `6m0s`, `2h0m0s`."""
     if milliseconds < 1000:

@@ -5,96 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from proxy.core.calendar import Calendar, Period
+from proxy.core.calendar import Calendar
 from proxy.core.quota import Claim, Counter, History, Standing, Verdict, Window
 from proxy.store.sliding import SlidingLog
-
-SLOT_WAIT: Final = 1_000
-"""Milliseconds after which to ask again for a slot: nobody knows when one comes back."""
+from proxy.store.tally import PeriodTotal, Slots, Tally
 
 SWEEP_EVERY: Final = 60_000
 """Milliseconds between two searches for counters that need not be kept. A thousand of them take 0.2 ms."""
-
-
-class Tally(Protocol):
-    """What one counter has counted by the latest moment that `advance` or `wait` was told of; see SlidingLog."""
-
-    @property
-    def idle(self) -> bool: ...
-    def advance(self, now: int) -> None: ...
-    def wait(self, now: int, amount: int, limit: int) -> int | None: ...
-    def reserve(self, amount: int) -> Any:
-        """Where it lies: for `settle`, and nobody else."""
-
-    def settle(self, place: Any, reserved: int, used: int) -> None: ...
-    def standing(self, wait: int | None) -> Standing: ...
-
-
-class PeriodTotal:
-    """One counter in one period of the calendar. When that is over there is another one: settling this is in vain then,
-    as it should be."""
-
-    __slots__ = ("now", "period", "reserved", "used", "window")
-
-    def __init__(self, window: Window, period: Period, used: int) -> None:
-        self.window, self.period = window, period
-        self.now, self.used, self.reserved = period.start, used, 0
-
-    def advance(self, now: int) -> None:
-        self.now = now
-
-    def wait(self, now: int, amount: int, limit: int) -> int | None:
-        self.now = now
-        if self.used + self.reserved + amount <= limit:
-            return 0
-        return self.period.end - self.now if amount <= limit else None
-
-    def reserve(self, amount: int) -> None:
-        self.reserved += amount
-
-    def settle(self, place: None, reserved: int, used: int) -> None:
-        self.reserved -= reserved
-        self.used += used
-
-    def standing(self, wait: int | None) -> Standing:
-        reset = self.period.end - self.now if self.used or self.reserved else 0
-        return Standing(self.used, self.reserved, reset, wait)
-
-    @property
-    def idle(self) -> bool:
-        return self.now >= self.period.end
-
-
-class Slots:
-    """One counter of what is under way. All of it comes back, whatever it is said to have used."""
-
-    __slots__ = ("reserved",)
-
-    def __init__(self) -> None:
-        self.reserved = 0
-
-    def advance(self, now: int) -> None:
-        """A slot does not age."""
-
-    def wait(self, now: int, amount: int, limit: int) -> int | None:
-        if self.reserved + amount <= limit:
-            return 0
-        return SLOT_WAIT if amount <= limit else None
-
-    def reserve(self, amount: int) -> None:
-        self.reserved += amount
-
-    def settle(self, place: None, reserved: int, used: int) -> None:
-        self.reserved -= reserved
-
-    def standing(self, wait: int | None) -> Standing:
-        return Standing(0, self.reserved, 0, wait)
-
-    @property
-    def idle(self) -> bool:
-        return not self.reserved
 
 
 Held = tuple[list[Tally], list[Any], Sequence[Claim]]
@@ -141,13 +60,19 @@ class MemoryStore:
                 del self._tallies[name]
 
     async def reserve(self, call: str, claims: Sequence[Claim]) -> Verdict:
-        tallies = self._found(claims) or await self._made(claims)
+        found = self._found(claims) or await self._made(claims)
         # From here on nothing is awaited: nobody comes between the check and what it allows.
-        granted, waits = self._check(tallies, claims)
-        if granted:
-            places = [tally.reserve(claim.amount) for tally, claim in zip(tallies, claims, strict=True)]
-            self._open[call] = tallies, places, claims
-        return Verdict(granted, _standings(tallies, waits))
+        tallies, fit = found
+        waits = None if fit else self._waits(tallies, claims)
+        if waits and _refused(waits, claims):
+            return Verdict(False, _standings(tallies, waits))
+        now, places, standings = self._now, [], []
+        for tally, claim in zip(tallies, claims, strict=True):
+            place, standing = tally.take(now, claim.amount)
+            places.append(place)
+            standings.append(standing)
+        self._open[call] = tallies, places, claims
+        return Verdict(True, tuple(standings) if waits is None else _standings(tallies, waits))
 
     def settle(self, call: str, claims: Sequence[Claim], used: Sequence[int]) -> None:
         for tally, place, claim, much in zip(*self._open.pop(call, _NOTHING), used, strict=False):
@@ -155,8 +80,8 @@ class MemoryStore:
 
     async def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...]:
         """What `reserve` would find. Raises StoreGone."""
-        tallies = self._found(claims) or await self._made(claims)
-        return _standings(tallies, self._check(tallies, claims)[1])
+        tallies, _ = self._found(claims) or await self._made(claims)
+        return _standings(tallies, self._waits(tallies, claims))
 
     async def recount(self, counter: Counter) -> bool:
         """Have a calendar counter count no less than the ledger knows, if there is one: it has missed the time in which
@@ -172,14 +97,9 @@ class MemoryStore:
             tally.used = max(tally.used, used - tally.reserved)
         return True
 
-    def _check(self, tallies: list[Tally], claims: Sequence[Claim]) -> tuple[bool, list[int | None]]:
-        now, granted, waits = self._now, True, []
-        for tally, claim in zip(tallies, claims, strict=True):
-            wait = tally.wait(now, claim.amount, claim.limit)
-            waits.append(wait)
-            if wait != 0 and not claim.counter.shadow:
-                granted = False
-        return granted, waits
+    def _waits(self, tallies: list[Tally], claims: Sequence[Claim]) -> list[int | None]:
+        now = self._now
+        return [tally.wait(now, claim.amount, claim.limit) for tally, claim in zip(tallies, claims, strict=True)]
 
     def seed(self, counter: Counter, at: int, amount: int) -> None:
         """Count what was used at a moment of the past (Unix milliseconds) in a sliding window. Oldest first: what comes
@@ -188,27 +108,34 @@ class MemoryStore:
         assert counter.window.span
         now = self._advance()  # before there is a log: a new one that is still empty would be swept away
         log = self._tallies.setdefault(counter.name, SlidingLog(counter.window.span))
-        log.advance(min(at, now))
-        log.settle(log.reserve(amount), amount, amount)
+        at = min(at, now)
+        log.advance(at)
+        log.settle(log.take(at, amount)[0], amount, amount)
 
-    def _found(self, claims: Sequence[Claim]) -> list[Tally] | None:
-        """The tallies of claims as of now, if there are all of them."""
-        self._advance()
-        known = self._tallies
-        try:
-            return [known[claim.counter.name] for claim in claims]
-        except KeyError:
-            return None
+    def _found(self, claims: Sequence[Claim]) -> tuple[list[Tally], bool] | None:
+        """The tallies of claims as of now, if there are all of them; and whether all fit. Mostly they do, and then
+        nobody needs to know how long to wait."""
+        now, known, tallies, fit = self._advance(), self._tallies, [], True
+        for claim in claims:
+            tally = known.get(claim.counter.name)
+            if tally is None:
+                return None
+            if tally.until <= now:
+                tally.advance(now)
+            if tally.used + tally.reserved + claim.amount > claim.limit:
+                fit = False
+            tallies.append(tally)
+        return tallies, fit
 
-    async def _made(self, claims: Sequence[Claim]) -> list[Tally]:
+    async def _made(self, claims: Sequence[Claim]) -> tuple[list[Tally], bool]:
         while True:
             for claim in claims:
                 if claim.counter.name not in self._tallies:
                     await self._make(claim.counter)
             # While the ledger was asked, a period may have ended, or the time zone may have become another.
-            tallies = self._found(claims)
-            if tallies is not None:
-                return tallies
+            found = self._found(claims)
+            if found is not None:
+                return found
 
     async def _make(self, counter: Counter) -> None:
         window = counter.window
@@ -254,6 +181,10 @@ class MemoryStore:
                 del self._tallies[name]
             elif isinstance(tally, PeriodTotal):
                 self._sweep_at = min(self._sweep_at, tally.period.end)
+
+
+def _refused(waits: list[int | None], claims: Sequence[Claim]) -> bool:
+    return any(wait != 0 and not claim.counter.shadow for wait, claim in zip(waits, claims, strict=True))
 
 
 def _standings(tallies: list[Tally], waits: list[int | None]) -> tuple[Standing, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from proxy.core.quota import Standing
+from proxy.store.tally import FOREVER
 
 GRAINS = 100
 """An entry takes new amounts for a span divided by this. So at most GRAINS + 2 entries count at a time."""
@@ -26,14 +27,15 @@ class Entry:
 
 
 class SlidingLog:
-    """`used` and `reserved` are the totals of the `span` milliseconds before `now`, the latest moment that `advance` or
-    `wait` was told of: a clock that goes back stands still here."""
+    """A Tally. `used` and `reserved` are the totals of the `span` milliseconds before `now`, the latest moment that it
+    was told of: a clock that goes back stands still here."""
 
-    __slots__ = ("_entries", "now", "reserved", "span", "used")
+    __slots__ = ("_entries", "now", "reserved", "span", "until", "used")
 
     def __init__(self, span: int) -> None:
         self.span = span
         self.now = self.used = self.reserved = 0
+        self.until: float = FOREVER
         self._entries: deque[Entry] = deque()
 
     def advance(self, now: int) -> None:
@@ -45,11 +47,10 @@ class SlidingLog:
                 gone = entries.popleft()
                 self.used -= gone.used
                 self.reserved -= gone.reserved
+            self.until = entries[0].last + self.span if entries else FOREVER
 
     def wait(self, now: int, amount: int, limit: int) -> int | None:
-        """Milliseconds from `now` on until `amount` fits if nothing else comes: 0 if it does, None if it never will."""
-        if now > self.now:
-            self.advance(now)
+        self.advance(now)
         over = self.used + self.reserved + amount - limit
         if over <= 0:
             return 0
@@ -59,27 +60,36 @@ class SlidingLog:
                 return entry.last + self.span - self.now
         return None
 
-    def reserve(self, amount: int) -> Entry:
-        """The entry that has it from now on."""
-        now, entries = self.now, self._entries
-        if not entries or (now - entries[-1].first) * GRAINS >= self.span:
-            entries.append(Entry(now))
-        entry = entries[-1]
-        entry.last = now
+    def take(self, now: int, amount: int) -> tuple[Entry, Standing]:
+        """The place is the entry that has it from now on."""
+        if now > self.now:
+            self.now = now
+        else:
+            now = self.now
+        entries = self._entries
+        if entries and (now - entries[-1].first) * GRAINS < self.span:
+            entry = entries[-1]
+            entry.last = now
+        else:
+            entry = Entry(now)
+            if not entries:
+                self.until = now + self.span
+            entries.append(entry)
         entry.reserved += amount
         self.reserved += amount
-        return entry
+        if entry.reserved or entry.used:
+            return entry, Standing(self.used, self.reserved, self.span)
+        return entry, self.standing(0)
 
-    def settle(self, entry: Entry, reserved: int, used: int) -> None:
-        """Of what was `reserved` in an entry so much was `used`, be it more. One that is too old to count stays so."""
-        entry.reserved -= reserved
-        entry.used += used
-        if entry.last > self.now - self.span:
+    def settle(self, place: Entry, reserved: int, used: int) -> None:
+        """An entry that is too old to count stays so."""
+        place.reserved -= reserved
+        place.used += used
+        if place.last > self.now - self.span:
             self.reserved -= reserved
             self.used += used
 
     def standing(self, wait: int | None) -> Standing:
-        """As of `now`, beside the wait that was found before."""
         for entry in reversed(self._entries):
             if entry.used or entry.reserved:
                 return Standing(self.used, self.reserved, entry.last + self.span - self.now, wait)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from proxy.core.calendar import Calendar
 from proxy.core.quota import WINDOWS, Claim, Counter, Standing, StoreGone, Unit, Verdict
-from proxy.store.memory import SLOT_WAIT, SWEEP_EVERY, MemoryStore
+from proxy.store.memory import SWEEP_EVERY, MemoryStore
+from proxy.store.tally import SLOT_WAIT
 from tests.store import oracle
 from tests.store.oracle import BEGIN, COUNTERS, ZONE, Past, machine
 

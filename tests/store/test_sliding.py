@@ -18,9 +18,16 @@ def log_of(amounts: Sequence[tuple[int, int]], span: int = 1_000) -> SlidingLog:
     """A log with so much used at so many milliseconds after NOW."""
     log = SlidingLog(span)
     for after, amount in amounts:
-        log.advance(NOW + after)
-        log.settle(log.reserve(amount), amount, amount)
+        log.settle(taken(log, NOW + after, amount), amount, amount)
     return log
+
+
+def taken(log: SlidingLog, now: int, amount: int) -> Entry:
+    """What is taken as of now; how that leaves it is how it is."""
+    log.advance(now)
+    entry, standing = log.take(now, amount)
+    assert standing == log.standing(0)
+    return entry
 
 
 def test_an_amount_counts_for_exactly_its_span() -> None:
@@ -65,10 +72,8 @@ def test_how_long_to_wait(amount: int, limit: int, wait: int | None) -> None:
 
 def test_settling_moves_what_was_reserved_in_its_own_entry() -> None:
     log = SlidingLog(1_000)
-    log.advance(NOW)
-    first = log.reserve(50)
-    log.advance(NOW + 500)
-    log.reserve(30)
+    first = taken(log, NOW, 50)
+    taken(log, NOW + 500, 30)
     assert (log.used, log.reserved) == (0, 80)
     log.settle(first, 50, 70)
     assert (log.used, log.reserved) == (70, 30)
@@ -80,8 +85,7 @@ def test_settling_moves_what_was_reserved_in_its_own_entry() -> None:
 
 def test_what_is_given_back_whole_is_no_reason_to_wait() -> None:
     log = SlidingLog(1_000)
-    log.advance(NOW)
-    entry = log.reserve(50)
+    entry = taken(log, NOW, 50)
     log.settle(entry, 50, 0)
     assert log.standing(0) == Standing(0, 0, 0, 0)
     assert not log.idle  # the next amount joins it
@@ -91,8 +95,7 @@ def test_a_clock_that_goes_back_stands_still() -> None:
     log = log_of([(0, 5), (900, 5)])
     assert log.wait(NOW + 1_000, 1, 5) == 900
     assert log.wait(NOW - 5_000, 1, 5) == 900
-    log.advance(NOW)
-    entry = log.reserve(1)
+    entry = taken(log, NOW, 1)
     assert (entry.first, entry.last) == (NOW + 1_000, NOW + 1_000)
     assert (log.used, log.reserved, log.now) == (5, 1, NOW + 1_000)
 
@@ -108,8 +111,7 @@ def test_totals_are_those_of_its_entries_and_of_every_amount(events: list[tuple[
     for step, amount, used in events:
         clock += step
         latest = max(latest, clock)
-        log.advance(clock)
-        held.append((log.reserve(amount), amount, used))
+        held.append((taken(log, clock, amount), amount, used))
         if step % 3 == 0:
             entry, reserved, much = held.pop(0)
             log.settle(entry, reserved, much)
@@ -127,8 +129,7 @@ def test_waiting_as_long_as_told_and_not_a_millisecond_less(
     clock = NOW
     for step, much, _ in events:
         clock += step
-        log.advance(clock)
-        log.reserve(much)
+        taken(log, clock, much)
     wait = log.wait(clock, amount, limit)
     if wait is None:
         assert amount > limit
@@ -145,10 +146,21 @@ def test_it_never_has_many_entries_and_counts_at_most_a_hundredth_too_long(gaps:
     events = []
     for gap in gaps:
         clock += gap
-        log.advance(clock)
-        log.reserve(1)
+        taken(log, clock, 1)
         events.append(clock)
         assert len(log._entries) <= GRAINS + 2
     exact = sum(at > clock - 1_000 for at in events)
     lenient = sum(at > clock - 1_000 - 1_000 // GRAINS for at in events)
     assert exact <= log.reserved <= lenient
+
+
+@given(EVENTS)
+def test_nothing_changes_before_the_moment_that_it_names(events: list[tuple[int, int, int]]) -> None:
+    log, clock = SlidingLog(1_000), NOW
+    for step, amount, used in events:
+        clock = max(clock, log.now) + max(step, 0)
+        log.settle(taken(log, clock, amount), amount, used)
+        assert log.until > log.now
+        totals, at = (log.used, log.reserved), int(min(log.until - 1, clock + 2_000))
+        log.advance(at)
+        assert (log.used, log.reserved) == totals

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from struct import Struct
 from typing import Final
 
 SEGMENT: Final = 1 << 20
@@ -43,8 +44,8 @@ _DONE: Final = slice(12, 16)
 _START: Final = 16
 """A segment: magic with version, up to where the database has it, then the records."""
 
-_HEAD: Final = 8
-"""A record: its length, its CRC-32 (after a power failure any page may be missing), itself. Padded to 4 bytes."""
+_HEAD: Final = Struct("<II")
+"""Of a record: its length, and its CRC-32, because after a power failure any page may be missing. Padded to 4 bytes."""
 
 _LOCK: Final = "lock"
 
@@ -93,7 +94,7 @@ class Segment:
     def append(self, record: bytes, reserve: int = 0) -> bool:
         """Whether there was room for it, and `reserve` bytes more."""
         at = self.end
-        end = at + _HEAD + len(record)
+        end = at + _HEAD.size + len(record)
         if end + reserve > SEGMENT:
             return False
         memory = self.memory
@@ -104,17 +105,16 @@ class Segment:
 
     def records(self) -> Iterator[bytes | None]:
         """Those that have not been read yet; None for one that is damaged."""
-        memory = self.memory
-        while self.read + _HEAD <= SEGMENT:
-            at = self.read
-            size = int.from_bytes(memory[at : at + 4], "little")
+        memory, unpack, head = self.memory, _HEAD.unpack_from, _HEAD.size
+        while (at := self.read) + head <= SEGMENT:
+            size, crc = unpack(memory, at)
             if not size:
                 return
-            end = at + _HEAD + size
+            start = at + head
+            end = start + size
             self.read = min(end + 3 & ~3, SEGMENT)
-            record = memory[at + _HEAD : end]
-            whole = zlib.crc32(record) == int.from_bytes(memory[at + 4 : at + _HEAD], "little")
-            yield record if whole else None
+            record = memory[start:end]
+            yield record if zlib.crc32(record) == crc else None
 
     def done(self, until: int) -> None:
         """The database has all records before `until`."""
