@@ -59,7 +59,7 @@ class Application:
     async def start(self) -> None:
         """Before anybody is served: a store that others use may have counted for other rules than these."""
         if self.current.settings.store.shared:
-            await self._recounting.recount(self._counters(self.current))
+            await self._recounting.recount(self._counters(self.current), missed=False)
 
     async def _count(self, before: Generation, new: Generation) -> None:
         """Bring the counters of rules that are new, or begin at other times now, up to date before anybody asks."""
@@ -67,7 +67,7 @@ class Application:
         if moved:
             self.process.quotas.calendar = new.calendar
         old = set() if moved else self._counters(before)
-        await self._recounting.recount(self._counters(new) - old)
+        await self._recounting.recount(self._counters(new) - old, missed=True)
 
     def _counters(self, generation: Generation) -> set[Counter]:
         return set(calendar_counters(generation.rules, key_ids(generation.settings, self.process.issued)))

@@ -42,9 +42,9 @@ from proxy.upstream.config import is_loopback
 class Counters(QuotaStore, Protocol):
     """`calendar` says when days, weeks and months begin; another one may take its place."""
 
-    async def recount(self, counter: Counter) -> bool:
-        """Have a calendar counter count no less than the ledger knows of its period; False: there is none. Raises
-        StoreGone."""
+    async def recount(self, counter: Counter, *, missed: bool) -> bool:
+        """Have a calendar counter count no less than the ledger knows of its period; False: there is none. `missed`: it
+        is known that it has missed something; if it may have, that is found out first. Raises StoreGone."""
         ...
 
     @property

@@ -46,9 +46,10 @@ class Recounting:
         self._left: set[Counter] = set()
         self._going_on: asyncio.Task[None] | None = None
 
-    async def recount(self, counters: Iterable[Counter]) -> None:
-        """One attempt for all of them; those that fail are tried again later, and hold up nothing."""
-        self._left |= await self._attempt(set(counters))
+    async def recount(self, counters: Iterable[Counter], *, missed: bool) -> None:
+        """One attempt for all of them; those that fail are tried again later, and hold up nothing. `missed`: they are
+        known to have missed something, if they are there."""
+        self._left |= await self._attempt(set(counters), missed)
         if self._left and not self._going_on:
             self._log("warning", "recount_failed", counters=len(self._left))
             self._going_on = asyncio.create_task(self._go_on())
@@ -62,14 +63,15 @@ class Recounting:
         while self._left:
             await self._sleep(AGAIN)
             tried = set(self._left)
-            self._left -= tried - await self._attempt(tried)
+            self._left -= tried - await self._attempt(tried, True)
         self._going_on = None
         self._log("info", "recounted")
 
-    async def _attempt(self, counters: set[Counter]) -> set[Counter]:
+    async def _attempt(self, counters: set[Counter], missed: bool) -> set[Counter]:
         """Those for which it cannot be had now."""
         asked = list(counters)
-        answers = await asyncio.gather(*map(self._quotas.recount, asked), return_exceptions=True)
+        steps = [self._quotas.recount(counter, missed=missed) for counter in asked]
+        answers = await asyncio.gather(*steps, return_exceptions=True)
         failed = set()
         for counter, answer in zip(asked, answers, strict=True):
             if isinstance(answer, StoreGone):

@@ -26,7 +26,7 @@ class Counted:
         self.asked: list[Counter] = []
         self.wrong = wrong
 
-    async def recount(self, counter: Counter) -> bool:
+    async def recount(self, counter: Counter, *, missed: bool) -> bool:
         self.asked.append(counter)
         if counter.team in self.wrong:
             raise self.wrong[counter.team]
@@ -95,7 +95,7 @@ async def test_one_that_cannot_be_had_holds_up_no_other_and_is_not_given_up() ->
     log, later, quotas = Log(), Later(), Counted(red=StoreGone(), blue=HistoryGone())
     counters = {Counter(team, Unit.SPEND, DAY) for team in ("red", "green", "blue")}
     recounting = Recounting(quotas, log, later)
-    await recounting.recount(counters)
+    await recounting.recount(counters, missed=False)
     assert set(quotas.asked) == counters
     assert log.lines == [("warning", "recount_failed", {"counters": 2})]
     quotas.asked.clear()
@@ -113,7 +113,7 @@ async def test_one_that_cannot_be_had_holds_up_no_other_and_is_not_given_up() ->
 
 async def test_nothing_goes_on_when_it_is_closed() -> None:
     recounting = Recounting(Counted(red=StoreGone()), Log(), Later())
-    await recounting.recount([Counter("red", Unit.SPEND, DAY)])
+    await recounting.recount([Counter("red", Unit.SPEND, DAY)], missed=False)
     before = asyncio.all_tasks()
     await recounting.close()
     assert asyncio.all_tasks() < before
@@ -121,10 +121,12 @@ async def test_nothing_goes_on_when_it_is_closed() -> None:
 
 async def test_a_fault_of_ours_is_none_of_the_stores() -> None:
     with pytest.raises(ZeroDivisionError):
-        await Recounting(Counted(red=ZeroDivisionError()), Log()).recount([Counter("red", Unit.SPEND, DAY)])
+        await Recounting(Counted(red=ZeroDivisionError()), Log()).recount(
+            [Counter("red", Unit.SPEND, DAY)], missed=False
+        )
 
 
 async def test_nothing_is_said_of_nothing() -> None:
     log = Log()
-    await Recounting(Counted(), log).recount([])
+    await Recounting(Counted(), log).recount([], missed=False)
     assert log.lines == []

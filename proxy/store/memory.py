@@ -83,9 +83,9 @@ class MemoryStore:
         tallies, _ = self._found(claims) or await self._made(claims)
         return _standings(tallies, self._waits(tallies, claims))
 
-    async def recount(self, counter: Counter) -> bool:
-        """Have a calendar counter count no less than the ledger knows, if there is one: it has missed the time in which
-        no rule asked for it. Raises StoreGone."""
+    async def recount(self, counter: Counter, *, missed: bool) -> bool:
+        """Have a calendar counter count no less than the ledger knows, if there is one: it may have missed the time in
+        which no rule asked for it, and nobody asks for it now. Raises StoreGone."""
         window = counter.window
         assert window
         if not self._history:

@@ -40,7 +40,7 @@ class Remote(QuotaStore, Protocol):
     calendar: Calendar
 
     async def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...]: ...
-    async def recount(self, counter: Counter) -> bool: ...
+    async def recount(self, counter: Counter, *, missed: bool) -> bool: ...
     async def hold(self, calls: Mapping[str, Sequence[Claim]]) -> None:
         """Take the slots of calls that were let in without it; they are given back as they are settled. May be said
         again. Raises StoreGone."""
@@ -120,11 +120,11 @@ class WithOutage:
             raise StoreGone
         return await self._store.standing(claims)
 
-    async def recount(self, counter: Counter) -> bool:
+    async def recount(self, counter: Counter, *, missed: bool) -> bool:
         """As the store has it. Raises StoreGone."""
         if self.gone:
             raise StoreGone
-        return await self._store.recount(counter)
+        return await self._store.recount(counter, missed=missed)
 
     def settle(self, call: str, claims: Sequence[Claim], used: Sequence[int]) -> None:
         """To whoever granted it; a remote store keeps it for later if it is gone."""
@@ -210,7 +210,7 @@ class WithOutage:
         """Who is let in while the ledger is asked is not in its answer."""
         del self._missed[counter.name]
         try:
-            await self._store.recount(counter)
+            await self._store.recount(counter, missed=True)
         except BaseException as error:
             self._missed[counter.name] = counter
             if not isinstance(error, HistoryGone):
@@ -233,7 +233,7 @@ class WithOutage:
         if not _is_calendar(owed[0].counter):
             return False
         try:
-            return await self._store.recount(owed[0].counter)
+            return await self._store.recount(owed[0].counter, missed=True)
         except HistoryGone:
             return False
 

@@ -188,8 +188,9 @@ class RedisStore:
         _, answer = await self._answer(False, claims, Ask())
         return _standings(answer)
 
-    async def recount(self, counter: Counter) -> bool:
-        """Have a calendar counter count no less than the ledger knows, if there is one. Raises StoreGone and
+    async def recount(self, counter: Counter, *, missed: bool) -> bool:
+        """Have a calendar counter count no less than the ledger knows, if there is one. Where it is known that it has
+        `missed` something, or found to have, nobody is let in while the ledger is asked. Raises StoreGone and
         HistoryGone."""
         assert counter.window
         if not self._history:
@@ -199,8 +200,9 @@ class RedisStore:
         if root is None:
             root = await self._link.use(self._say_that_we_live)
         start = self._periods.edges(counter.window)[1]
-        birth = Birth(root, counter, start, self._periods.end(counter.window, start), next(self._recounts))
-        await self._births.make([birth], asyncio.get_running_loop().time() + self._timing.birth)
+        birth = Birth(root, counter, start, self._periods.end(counter.window, start))
+        if missed or await self._births.recount(birth, None):
+            await self._births.recount(birth, f"{self._owner}-{next(self._recounts)}")
         return True
 
     async def hold(self, calls: Mapping[str, Sequence[Claim]]) -> None:
@@ -278,10 +280,10 @@ class RedisStore:
 
     def _absent(self, root: str, claims: Sequence[Claim], answer: list[Any]) -> list[Birth]:
         births = []
-        for place, start in zip(answer[2::2], answer[3::2], strict=True):
+        for place, start, held in zip(answer[2::3], answer[3::3], answer[4::3], strict=True):
             counter = claims[place].counter
             assert counter.window
-            births.append(Birth(root, counter, start, self._periods.end(counter.window, start)))
+            births.append(Birth(root, counter, start, self._periods.end(counter.window, start), bool(held)))
         return births
 
     # Being alive.

@@ -1,30 +1,43 @@
-"""How a calendar counter comes into being: with what the ledger knows of its period.
+"""How a calendar counter comes into being, and how it is counted anew: with what the ledger knows of its period.
 
 While one is born, all who need it wait for the same birth. Requests that others have let in may be on their way to the
 ledger still, so it is asked a moment later, unless the period itself is younger than that.
+
+One that has missed something cannot be told what: of those whom it has let in a moment ago nobody knows whether they
+are in the ledger's number. So while that is asked again nobody is let in by this counter (lua/hold.lua).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Final, Literal
 
-from proxy.core.quota import Counter, History, HistoryGone
+from proxy.core.quota import Counter, History, HistoryGone, StoreGone
 from proxy.store.redis_clock import StoreClock
-from proxy.store.redis_link import CREATE, Link
+from proxy.store.redis_link import CREATE, HOLD, Link
+
+HOLD_FOR: Final = 2_500
+"""Milliseconds after which a hold ends by itself. A ledger that takes longer to answer has not been asked."""
+
+LOOK: Final = 0.025
+"""Seconds between two looks whether a hold has ended."""
+
+_OK: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Birth:
-    """Of the total of one period, in one life (`root`) of the data. A `recount` is nobody else's: it asks
-    the ledger after it was called for."""
+    """Of the total of one period, in one life (`root`) of the data. `held`: it is there, and somebody counts it anew,
+    which is waited for."""
 
     root: str
     counter: Counter
     start: int
     end: int
-    recount: int = 0
+    held: bool = False
 
 
 class Births:
@@ -56,6 +69,16 @@ class Births:
         except TimeoutError:
             raise HistoryGone("SlowLedger") from None
 
+    async def recount(self, birth: Birth, hold: str | None) -> bool:
+        """Have it count no less than the ledger knows; whether it did count less. With the name of a `hold` nobody is
+        let in meanwhile, and it is exact. Raises StoreGone and HistoryGone."""
+        if hold is None:
+            return await self._create(birth, await self._used(birth), None)
+        if self._history:  # nobody is kept waiting for a ledger that does not answer
+            await self._history.used(birth.counter, birth.start, birth.end)
+        async with self._hold(birth, hold):
+            return await self._create(birth, await self._used(birth), hold)
+
     async def close(self) -> None:
         tasks = list(self._under_way.values())
         for task in tasks:
@@ -75,9 +98,38 @@ class Births:
             task.exception()  # whoever waited has it; if nobody does any more, it is nobody's
 
     async def _make(self, birth: Birth) -> None:
-        used = 0
-        if self._history:
-            if self._clock.now() - birth.start > self._settle_in * 1000:
-                await self._sleep(self._settle_in)
-            used = await self._history.used(birth.counter, birth.start, birth.end)
-        await self._link.run_script(CREATE, (birth.root, birth.counter.name, birth.start, birth.end, used))
+        if not birth.held:
+            await self._create(birth, await self._used(birth), None)
+            return
+        while await self._holds(birth, False):
+            await self._sleep(LOOK)
+
+    async def _used(self, birth: Birth) -> int:
+        if not self._history:
+            return 0
+        if self._clock.now() - birth.start > self._settle_in * 1000:
+            await self._sleep(self._settle_in)
+        return await self._history.used(birth.counter, birth.start, birth.end)
+
+    async def _create(self, birth: Birth, used: int, hold: str | None) -> bool:
+        """Whether it was there already, and had missed something."""
+        argument = (birth.root, birth.counter.name, birth.start, birth.end, used, hold or False)
+        status, _, missed = await self._link.run_script(CREATE, argument)
+        if status != _OK:
+            raise HistoryGone("SlowLedger")
+        return bool(missed)
+
+    @asynccontextmanager
+    async def _hold(self, birth: Birth, name: str) -> AsyncIterator[None]:
+        await self._holds(birth, name, HOLD_FOR)
+        try:
+            yield
+        except BaseException:
+            with suppress(StoreGone):  # then it ends by itself
+                await self._holds(birth, name)
+            raise
+
+    async def _holds(self, birth: Birth, name: str | Literal[False], last: int = 0) -> int:
+        """How many there are, when this one lasts for so many milliseconds from now on."""
+        argument = (birth.root, birth.counter.name, birth.start, birth.end, name, last)
+        return int((await self._link.run_script(HOLD, argument))[2])

@@ -366,16 +366,16 @@ async def test_a_counter_that_has_missed_something_counts_what_the_ledger_knows(
     await store.reserve("a", [claim])
     for total, used in ((10, 0), (30, 0), (130, 100), (50, 100)):  # never less than it has counted itself
         known[0] = total
-        assert await store.recount(counter)
+        assert await store.recount(counter, missed=True)
         [standing] = await store.standing([claim])
         assert (standing.used, standing.reserved) == (used, 30)
     store.settle("a", [claim], [5])
     assert (await store.standing([claim]))[0].used == 105
-    assert not await MemoryStore(Calendar(ZONE), lambda: BEGIN).recount(counter)
+    assert not await MemoryStore(Calendar(ZONE), lambda: BEGIN).recount(counter, missed=True)
 
 
 async def test_what_is_looked_up_again_need_not_be_there() -> None:
     counter = Counter("red", Unit.TOKENS, WINDOWS["day"])
     store = MemoryStore(Calendar(ZONE), lambda: BEGIN, Ledger(lambda counter, start, end: 7))
-    assert await store.recount(counter)
+    assert await store.recount(counter, missed=True)
     assert (await store.standing([Claim(counter, 1000, 1)]))[0].used == 7

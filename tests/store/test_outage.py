@@ -62,10 +62,10 @@ class Scene:
         await self._far()
         return await self.shared.standing(claims)
 
-    async def recount(self, counter: Counter) -> bool:
+    async def recount(self, counter: Counter, *, missed: bool) -> bool:
         await self._far()
         self.recounted.append(counter)
-        return await self.shared.recount(counter)
+        return await self.shared.recount(counter, missed=missed)
 
     def settle(self, call: str, claims: Sequence[Claim], used: Sequence[int]) -> None:
         self.settled.append(call)
@@ -326,8 +326,8 @@ async def test_requests_that_go_on_do_not_keep_it_gone(mode: Mode) -> None:
             calls += 1
             await granted(worker, *claims, call=f"local-{calls}")
 
-    async def slow(counter: Counter) -> bool:
-        known = await recount(counter)
+    async def slow(counter: Counter, *, missed: bool) -> bool:
+        known = await recount(counter, missed=missed)
         await let_in()  # the ledger has answered already
         await asyncio.sleep(0)
         ledger.total = 1 + calls
@@ -350,7 +350,7 @@ async def test_requests_that_go_on_do_not_keep_it_gone(mode: Mode) -> None:
 async def test_many_counters_are_looked_up_together() -> None:
     scene, most, now = Scene(), 0, 0
 
-    async def recount(counter: Counter) -> bool:
+    async def recount(counter: Counter, *, missed: bool) -> bool:
         nonlocal most, now
         now += 1
         most = max(most, now)

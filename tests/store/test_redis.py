@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.core.quota import WINDOWS, Claim, Counter, Unit
+from proxy.core.quota import WINDOWS, Claim, Counter, HistoryGone, Unit
 from proxy.store.redis import PREFIX, RedisStore, StoreUnfit
 from tests.redis_server import RedisServer, eventually
 from tests.store.redis_parts import (
@@ -438,15 +438,15 @@ async def test_a_counter_that_has_missed_something_counts_what_the_ledger_knows(
         assert (await store.reserve("w1-1", [claim])).granted
         for total, counted in ((10, 30), (30, 30), (130, 130), (50, 130)):  # never less than it has counted itself
             ledger.rows[claim.counter.name] = total
-            assert await store.recount(claim.counter)
+            assert await store.recount(claim.counter, missed=True)
             [standing] = await store.standing([claim])
             assert (standing.used + standing.reserved, standing.reserved) == (counted, 30)
         ledger.rows["blue|tokens|day"] = 9
         blue = Claim(Counter("blue", Unit.TOKENS, WINDOWS["day"]), 1000, 1)
-        assert await store.recount(blue.counter)  # which is not there yet
+        assert await store.recount(blue.counter, missed=True)  # which is not there yet
         assert (await store.standing([blue]))[0].used == 9
     async with opened(server.url, owner="w2") as store:
-        assert not await store.recount(claim.counter)
+        assert not await store.recount(claim.counter, missed=True)
 
 
 # the ledger is asked again while settlements are on their way
@@ -479,7 +479,7 @@ async def test_a_call_that_ended_before_the_ledger_was_asked_takes_nothing_back_
         ledger.rows[MONTH.name] = 100 + 120 + meanwhile
         ended = late._clock.now()
         await eventually(lambda: late._clock.now() > ended + 5, "the clocks agree on what was first")
-        assert await other.recount(MONTH)
+        assert await other.recount(MONTH, missed=True)
         assert await numbers(other, MONTH) == [(before - 300, 300)]
         relay.refuse(False)
         assert await late.drain(20)
@@ -495,7 +495,7 @@ async def test_a_call_that_was_under_way_when_the_ledger_was_asked_gives_back_th
     async with opened(server.url, "w1", ledger) as store:
         await grant(store, "w1-1", claims)
         ledger.rows[MONTH.name] = 300 + 500
-        assert await store.recount(MONTH)
+        assert await store.recount(MONTH, missed=True)
         assert await numbers(store, MONTH) == [(500, 300)]
         born = int(server.command("HGET", server.command("KEYS", f"{PREFIX}sum:*")[0], "b"))
         await eventually(lambda: store._clock.now() > born, "a millisecond has passed")
@@ -509,7 +509,7 @@ async def test_what_nobody_has_heard_of_takes_nothing_back_of_what_the_ledger_kn
     async with opened(server.url, "w1", ledger) as store:
         await grant(store, "w1-1", claims)
         ledger.rows[MONTH.name] = 500
-        assert await store.recount(MONTH)
+        assert await store.recount(MONTH, missed=True)
         store._undo("w1-1", claims)
         assert await store.drain(5)
         assert await numbers(store, MONTH) == [(500, 0)]
@@ -526,8 +526,8 @@ async def test_what_waits_is_settled_before_the_ledger_is_asked_again(server: Re
     async with opened(server.url, history=Watching()) as store:
         await grant(store, "w1-1", ONE_OF_EACH)
         store.settle("w1-1", ONE_OF_EACH, [1, 2, 0])
-        assert await store.recount(MONTH)
-    assert waiting == [0, 0]  # the first one is its birth
+        assert await store.recount(MONTH, missed=True)
+    assert waiting == [0, 0, 0]  # at its birth, before others are kept out, and then
 
 
 async def test_a_recount_does_not_wait_for_settlements_for_ever(server: RedisServer):
@@ -539,25 +539,144 @@ async def test_a_recount_does_not_wait_for_settlements_for_ever(server: RedisSer
         assert len(store._settlements) == 1
 
 
-async def test_a_recount_does_not_join_one_that_has_asked_before(server: RedisServer):
-    asking, answered, answers = asyncio.Event(), asyncio.Event(), iter((0, 500))
+class Gated(Ledger):
+    """Answers the last question when it is let to, with what it was told before."""
 
-    class Slow(Ledger):
-        async def used(self, counter: Counter, start: int, end: int) -> int:
-            used = next(answers)
-            if not used:
-                asking.set()
-                await answered.wait()
+    def __init__(self, *before: int, last: int) -> None:
+        super().__init__()
+        self.before, self.last = list(before), last
+        self.asking, self.answer = asyncio.Event(), asyncio.Event()
+
+    async def used(self, counter: Counter, start: int, end: int) -> int:
+        if self.before:
+            return self.before.pop(0)
+        found = self.last
+        self.asking.set()
+        await self.answer.wait()
+        return found
+
+
+async def test_nobody_is_let_in_while_the_ledger_says_what_a_counter_has_missed(server: RedisServer):
+    """Who came in between would be lost: two have come without the store, the third while the ledger is asked."""
+    ledger, daily = Gated(7, 7 + 1 + 2, last=7 + 1 + 2), Claim(Counter("red", Unit.REQUESTS, WINDOWS["day"]), 100, 1)
+    async with opened(server.url, "w1", ledger) as one, opened(server.url, "w2", Ledger()) as other:
+        await grant(one, "w1-1", [daily])
+        recount = asyncio.create_task(one.recount(daily.counter, missed=True))
+        await ledger.asking.wait()
+        waiting = [asyncio.create_task(store.reserve(f"{n}", [daily])) for n, store in enumerate((one, other))]
+        minute = Claim(MINUTE, 100, 1)
+        await grant(other, "w2-1", [minute])  # of another counter
+        assert not any(task.done() for task in waiting)
+        ledger.answer.set()
+        assert await recount
+        assert all(verdict.granted for verdict in await asyncio.gather(*waiting))
+        assert sum((await numbers(other, daily.counter))[0]) == 7 + 1 + 2 + 2
+
+
+async def test_two_recounts_at_once_both_keep_others_out(server: RedisServer):
+    """The one that ends first has not heard of what the other one's ledger knows."""
+    first, second = Gated(0, 10, last=10), Gated(10, last=20)
+    async with opened(server.url, "w1", first) as one, opened(server.url, "w2", second) as other:
+        await grant(one, "w1-1", [Claim(MONTH, 1000, 1)])
+        recounts = [asyncio.create_task(store.recount(MONTH, missed=True)) for store in (one, other)]
+        await first.asking.wait()
+        await second.asking.wait()
+        first.answer.set()
+        assert await recounts[0]
+        late = asyncio.create_task(one.reserve("w1-2", [Claim(MONTH, 1000, 1)]))
+        assert not (await asyncio.wait([late], timeout=0.1))[0]
+        second.answer.set()
+        assert await recounts[1]
+        assert (await late).granted
+        assert sum((await numbers(one, MONTH))[0]) == 21
+
+
+async def test_a_counter_that_has_missed_nothing_keeps_nobody_waiting(server: RedisServer):
+    ledger = Gated(5, last=6)
+    async with opened(server.url, "w1", ledger) as one, opened(server.url, "w2", Ledger()) as other:
+        await grant(one, "w1-1", [Claim(MONTH, 1000, 1)])
+        recount = asyncio.create_task(one.recount(MONTH, missed=False))
+        await ledger.asking.wait()
+        await grant(other, "w2-1", [Claim(MONTH, 1000, 1)])
+        ledger.answer.set()
+        assert await recount
+        assert sum((await numbers(other, MONTH))[0]) == 7
+
+
+async def test_a_counter_that_is_found_to_have_missed_something_is_counted_once_more(server: RedisServer):
+    ledger = Gated(5, 9, 9, last=10)
+    async with opened(server.url, "w1", ledger) as one:
+        await grant(one, "w1-1", [Claim(MONTH, 1000, 1)])
+        recount = asyncio.create_task(one.recount(MONTH, missed=False))
+        await ledger.asking.wait()
+        late = asyncio.create_task(one.reserve("w1-2", [Claim(MONTH, 1000, 1)]))
+        assert not (await asyncio.wait([late], timeout=0.1))[0]
+        ledger.answer.set()
+        assert await recount
+        assert (await late).granted
+        assert sum((await numbers(one, MONTH))[0]) == 11
+
+
+@pytest.mark.parametrize("end", ["cancelled", "gone"])
+async def test_a_recount_that_fails_lets_everybody_in_again(server: RedisServer, end: str):
+    class Ending(Gated):
+        async def used(self, counter: Counter, start: int, end_of_period: int) -> int:
+            used = await super().used(counter, start, end_of_period)
+            if self.answer.is_set():
+                raise HistoryGone("LedgerGone")
             return used
 
-    async with opened(server.url, history=Slow()) as store:
-        first = asyncio.create_task(store.recount(MONTH))
-        await asking.wait()
-        assert await store.recount(MONTH)
-        assert await numbers(store, MONTH) == [(500, 0)]
-        answered.set()
-        assert await first
-        assert await numbers(store, MONTH) == [(500, 0)]
+    ledger = Ending(5, 9, last=9)
+    async with opened(server.url, "w1", ledger) as one:
+        await grant(one, "w1-1", [Claim(MONTH, 1000, 1)])
+        recount = asyncio.create_task(one.recount(MONTH, missed=True))
+        await ledger.asking.wait()
+        if end == "cancelled":
+            recount.cancel()
+        ledger.answer.set()
+        with pytest.raises(asyncio.CancelledError if end == "cancelled" else HistoryGone):
+            await recount
+        await grant(one, "w1-2", [Claim(MONTH, 1000, 1)])
+        assert sum((await numbers(one, MONTH))[0]) == 7
+
+
+async def test_a_hold_of_a_dead_worker_ends_by_itself_and_what_it_asked_for_counts_no_more(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("proxy.store.redis_births.HOLD_FOR", 30)
+    ledger = Gated(5, 9, last=9)
+    async with opened(server.url, "w1", ledger) as one, opened(server.url, "w2", Ledger()) as other:
+        await grant(one, "w1-1", [Claim(MONTH, 1000, 1)])
+        recount = asyncio.create_task(one.recount(MONTH, missed=True))
+        await ledger.asking.wait()
+        await grant(other, "w2-1", [Claim(MONTH, 1000, 1)])
+        ledger.answer.set()
+        with pytest.raises(HistoryGone):
+            await recount
+        assert sum((await numbers(other, MONTH))[0]) == 7
+
+
+async def test_a_ledger_that_does_not_answer_keeps_nobody_out(server: RedisServer):
+    ledger = Gated(5, last=9)
+    async with opened(server.url, "w1", ledger) as one, opened(server.url, "w2", Ledger()) as other:
+        await grant(one, "w1-1", [Claim(MONTH, 1000, 1)])
+        recount = asyncio.create_task(one.recount(MONTH, missed=True))
+        await ledger.asking.wait()
+        await grant(other, "w2-1", [Claim(MONTH, 1000, 1)])
+        recount.cancel()
+        await asyncio.gather(recount, return_exceptions=True)
+
+
+async def test_a_hold_on_a_counter_that_is_not_there_goes_with_its_period(server: RedisServer):
+    ledger = Gated(9, last=9)
+    async with opened(server.url, "w1", ledger) as one:
+        recount = asyncio.create_task(one.recount(MONTH, missed=True))
+        await ledger.asking.wait()
+        [key] = server.command("KEYS", f"{PREFIX}sum:*")
+        assert server.command("PTTL", key) > 0
+        ledger.answer.set()
+        assert await recount
+        assert await numbers(one, MONTH) == [(9, 0)]
 
 
 async def test_who_has_had_an_answer_does_not_find_the_slot_taken(server: RedisServer):

@@ -22,7 +22,7 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local root = redis.call('GET', KEYS[1])
 
 local SLIDING, CALENDAR, SLOTS = 1, 2, 3
-local OK, REFUSED, NO_LEASE, OTHER_PERIOD, ABSENT, KNOWN = 0, 1, 2, 3, 4, 5
+local OK, REFUSED, NO_LEASE, OTHER_PERIOD, ABSENT, KNOWN, NO_HOLD = 0, 1, 2, 3, 4, 5, 6
 local TOMBSTONE, TOMBSTONE_MS, RECORD_MS = '-', 600000, 86400000
 local SPARE_MS = 60000   -- by so much a counter outlives what counts in it
 local SLOT_WAIT = 1000   -- nobody knows when a slot comes back

@@ -6,7 +6,8 @@
 -- -> {OK or REFUSED, now, used, reserved, reset, wait or -1 (never), ... for each claim}
 --    {NO_LEASE, now}                      this worker has to say first that it lives, and which slots it holds
 --    {OTHER_PERIOD, now}                  none of the periods of a claim holds now
---    {ABSENT, now, place, start, ...}     these calendar counters have to be made first
+--    {ABSENT, now, place, start, held, ...}   these calendar counters have to be made first, or, where `held` is 1, are
+--                                         being counted anew
 --    {KNOWN, now}                         this call was reserved or settled before
 local owner, call, claims = arg[1], arg[3], arg[4]
 if not root or root ~= arg[2] or not alive(owner) then
@@ -52,6 +53,12 @@ look[CALENDAR] = function(claim)
                     else
                         redis.call('HDEL', sum_key(claim[2], found.start), name)
                     end
+                elseif string.sub(name, 1, 2) == 'h:' then
+                    if value > now then
+                        found.held = true
+                    else
+                        redis.call('HDEL', sum_key(claim[2], found.start), name)
+                    end
                 end
             end
             return found
@@ -82,9 +89,10 @@ for place, claim in ipairs(claims) do
         if not state then
             return cmsgpack.pack({OTHER_PERIOD, now})
         end
-        if not state.total then
+        if state.held or not state.total then
             absent[#absent + 1] = place - 1
             absent[#absent + 1] = state.start
+            absent[#absent + 1] = state.held and 1 or 0
         end
         state.asked = 0
         states[claim[2]] = state
