@@ -80,16 +80,17 @@ class Prompt(msgspec.Struct, frozen=True, gc=False):
 def measure(body: Json, context: int | None) -> Prompt:
     """The prompt of a chat or embeddings request, as its client has sent it: of any shape that JSON has. `context` is
     the model's, in tokens: a longer prompt is refused, as is each longer text of several to embed."""
-    rest = _Rest()
+    rest, texts = _Rest(), []
     messages = body.get("messages")
     if type(messages) is list:
         rest.pieces = len(messages)
         for message in messages:
             content = message.get("content") if type(message) is dict else None
             if type(content) is str and len(message) == 2:  # the other member is the role
-                rest.text(content)
+                texts.append(content)
             else:
                 rest.message(message)
+        rest.text("".join(texts))
     for name in _DEFINITIONS:
         definition = body.get(name)
         if definition is not None:

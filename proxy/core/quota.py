@@ -8,9 +8,8 @@ or slots.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
 from types import MappingProxyType
 from typing import Final, Protocol
 
@@ -64,14 +63,15 @@ class Counter:
     model: str | None = None
     shadow: bool = False
 
-    @cached_property
-    def name(self) -> str:
-        """The same for the same counter, in every process."""
+    name: str = field(init=False, compare=False)
+    """The same for the same counter, in every process."""
+
+    def __post_init__(self) -> None:
         parts = [self.team, self.unit.value, self.window.name if self.window else "now"]
         parts += ["shadow"] if self.shadow else []
         parts += [f"key={self.key}"] if self.key else []
         parts += [f"model={self.model}"] if self.model else []  # last: a name may have any mark in it
-        return "|".join(parts)
+        object.__setattr__(self, "name", "|".join(parts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,24 +29,22 @@ _USED: Final[Mapping[Unit, Callable[[Charge], int]]] = {
 
 
 class Line:
-    """One rule of one team, and the counters that it has: one, or one for each key."""
+    """One rule of one team, and the counters that it has: one, or one for each key. `differs`: what is claimed of them
+    is not the same for every request."""
 
     def __init__(self, team: str, rule: Rule) -> None:
         self.rule = rule
         self.used = _USED[rule.unit]
+        self.differs = rule.unit in _RESERVED
         self._team = team
         self._amount = _RESERVED.get(rule.unit)
         self._counters: dict[str | None, Counter] = {}
-        self._claims: dict[str | None, Claim] = {}
-        """Those that are the same for every request."""
 
     def claim(self, key: str, estimate: Estimate | None) -> Claim:
-        whose = key if self.rule.per_key else None
+        counter = self._counter(key if self.rule.per_key else None)
         if self._amount is None:
-            if whose not in self._claims:
-                self._claims[whose] = Claim(self._counter(whose), self.rule.limit, 1)
-            return self._claims[whose]
-        return Claim(self._counter(whose), self.rule.limit, self._amount(estimate) if estimate else 0)
+            return Claim(counter, self.rule.limit, 1)
+        return Claim(counter, self.rule.limit, self._amount(estimate) if estimate else 0)
 
     def _counter(self, key: str | None) -> Counter:
         if key not in self._counters:
@@ -55,12 +53,17 @@ class Line:
         return self._counters[key]
 
 
+_Ready = tuple[list[Claim], list[tuple[int, Line]]]
+"""The claims of any request of a key, and which of them differ from one to the next."""
+
+
 class Sheet:
     """`lines` of one team, all of which a request falls under. `spends`: one of them refuses by money."""
 
     def __init__(self, lines: Iterable[Line]) -> None:
         self.lines = tuple(lines)
         self.spends = any(line.rule.unit is Unit.SPEND and not line.rule.shadow for line in self.lines)
+        self._ready: dict[str, _Ready] = {}
         self._shadows = [at for at, line in enumerate(self.lines) if line.rule.shadow]
         self._shown = Shown([line.rule for line in self.lines])
         counted = [line for line in self.lines if line.rule.unit is not Unit.SPEND]
@@ -68,7 +71,18 @@ class Sheet:
         """The same without what is counted in money."""
 
     def claims(self, key: str, estimate: Estimate | None) -> list[Claim]:
-        return [line.claim(key, estimate) for line in self.lines]
+        claims, differing = self._ready.get(key) or self._prepare(key)
+        claims = claims.copy()
+        for at, line in differing:
+            claims[at] = line.claim(key, estimate)
+        return claims
+
+    def _prepare(self, key: str) -> _Ready:
+        ready = self._ready[key] = (
+            [line.claim(key, None) for line in self.lines],
+            [(at, line) for at, line in enumerate(self.lines) if line.differs],
+        )
+        return ready
 
     def used(self, charge: Charge | None) -> list[int]:
         """In the order of the claims. Without a charge nothing got to the provider."""
@@ -77,6 +91,8 @@ class Sheet:
 
     def shadow_refusals(self, standings: Sequence[Standing]) -> tuple[str, ...]:
         """The shadow rules that would have refused it, by name."""
+        if not self._shadows:
+            return ()
         return tuple([self.lines[at].rule.name for at in self._shadows if standings[at].wait != 0])
 
     def headers(self, standings: Sequence[Standing]) -> Headers:

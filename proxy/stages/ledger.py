@@ -79,7 +79,7 @@ class Rows:
         )
 
     def _outcome(self, exchange: Exchange, ended: BaseException | None) -> Outcome:
-        charge = exchange.charge or NOTHING
+        charge, began, first_byte = exchange.charge or NOTHING, exchange.started, exchange.first_byte
         status, http_status, code = _end(exchange, ended)
         return Outcome(
             call=exchange.call,
@@ -88,8 +88,8 @@ class Rows:
             http_status=http_status,
             error=code,
             attempts=exchange.attempts,
-            latency=self._since(exchange, self._clock()) or 0,
-            first_byte=self._since(exchange, exchange.first_byte),
+            latency=_microseconds(self._clock() - began),
+            first_byte=None if first_byte is None else _microseconds(first_byte - began),
             prompt=charge.prompt,
             cached=charge.cached,
             completion=charge.completion,
@@ -100,9 +100,9 @@ class Rows:
             estimated=charge.estimated,
         )
 
-    @staticmethod
-    def _since(exchange: Exchange, moment: float | None) -> int | None:
-        return None if moment is None else round((moment - exchange.started) * 1_000_000)
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1_000_000)
 
 
 def _end(exchange: Exchange, ended: BaseException | None) -> tuple[Status, int | None, str | None]:

@@ -64,7 +64,8 @@ class PeriodTotal:
     def take(self, now: int, amount: int) -> tuple[None, Standing]:
         self.now = now
         self.reserved += amount
-        return None, self.standing(0)
+        reset = self.period.end - now if self.used or self.reserved else 0
+        return None, Standing(self.used, self.reserved, reset)
 
     def settle(self, place: None, reserved: int, used: int) -> None:
         self.reserved -= reserved

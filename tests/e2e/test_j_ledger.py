@@ -38,9 +38,9 @@ LONG = "m" * 256
 """The name of a model: the longest there is, so that a journal is full soon."""
 
 SMALL = """\
-from proxy.store.ledger import journal
+from proxy.store.ledger import segment
 
-journal.SEGMENT = 1 << 18
+segment.SEGMENT = 1 << 18
 """
 """Imported by Python itself as the proxy starts: for the same reason."""
 

@@ -3,15 +3,19 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.store.ledger import journal as journals
-from proxy.store.ledger.journal import ABANDONED, RESERVE, SEGMENT, Foreign, Journal, Segment, estates, owners
+from proxy.store.ledger import segment as segments
+from proxy.store.ledger.journal import ABANDONED, KEPT, REMEMBERED, RESERVE, SPARES, Journal, estates, owners
+from proxy.store.ledger.segment import SEGMENT, Foreign, Segment
 from tests.programs import until
 
 OWNER = "aa"
@@ -133,15 +137,74 @@ def test_what_the_database_has_is_not_read_again(journal: Journal, tmp_path: Pat
     assert left(tmp_path) == [b"two"]
 
 
-def test_a_segment_goes_when_the_database_has_it(journal: Journal) -> None:
-    first = journal._current.path
-    while journal._current.path == first:
-        assert journal.append(b"x" * 60_000)
-    journal.read(1_000)
-    assert first.exists()
-    journal.committed()
-    assert not first.exists()
-    assert journal.segments == 1
+def test_a_segment_that_the_database_has_all_of_is_used_again(journal: Journal, tmp_path: Path) -> None:
+    """Under another name, and without anything of what it had: what is left is read in the order of the names."""
+    made = {id(segment) for segment in (journal._current, *journal._spares)}
+    for n in range(200):
+        assert journal.append(record := b"%d" % n * 20_000)
+        assert journal.read(10) == [record]
+        journal.committed()
+        assert journal.segments == 1
+        until(lambda: len(journal._spares) == SPARES, "spares")
+        made.add(id(journal._current))
+    assert len(made) <= 1 + SPARES + KEPT
+    assert len(list(journal.folder.iterdir())) <= 1 + SPARES + KEPT + len(["lock"])
+    journal.append(b"last")
+    journal.release(empty=False)
+    assert left(tmp_path) == [b"last"]
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("append"), st.binary(min_size=1, max_size=700)),
+    st.tuples(st.just("say"), st.binary(min_size=1, max_size=700)),
+    st.tuples(st.just("read"), st.integers(1, 20)),
+    st.tuples(st.just("commit"), st.none()),
+)
+
+
+@pytest.mark.parametrize("died", [False, True], ids=["between steps", "while a segment is renewed"])
+@given(st.lists(STEPS, max_size=150))
+def test_whatever_happens_what_the_database_does_not_have_is_read_once_and_left(
+    tmp_path_factory: pytest.TempPathFactory, died: bool, steps: list[tuple[str, Any]]
+) -> None:
+    directory = tmp_path_factory.mktemp("journal")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segments, "SEGMENT", 2_048)
+        patch.setattr(journals, "RESERVE", 0)
+        journal = Journal(directory, OWNER, 5)
+        appended: list[bytes] = []
+        read = committed = 0
+        for step, what in steps:
+            if step in ("append", "say"):
+                until(lambda: journal._spares or journal.segments == 5, "what can be had")
+                appended += [what] * journal.append(what, [what] if step == "say" else None)
+            elif step == "read":
+                found = [one[0] if isinstance(one, list) else one for one in journal.read(what)]
+                assert found == appended[read : read + what]
+                read += len(found)
+            else:
+                journal.committed()
+                committed = read
+        if died and journal._spares:
+            patch.setattr(os, "rename", lambda *_: sys.exit())
+            with pytest.raises(SystemExit):
+                journal._spares[0].begin_anew(directory / "new")
+        journal.release(empty=False)
+        assert left(directory) == appended[committed:]
+
+
+def test_what_was_said_is_remembered_of_the_latest_only(tmp_path: Path) -> None:
+    """The rest is read from its bytes: a database that is away does not cost its backlog once more in objects."""
+    journal, count = Journal(tmp_path, OWNER, 9), 0
+    while journal.segments < REMEMBERED + 2:
+        until(lambda: len(journal._spares) == SPARES, "spares")
+        assert journal.append(b"x" * 60_000, count)
+        count += 1
+    remembered = [len(segment.said) for segment in journal._live]
+    assert remembered[:2] == [0, 0]
+    found = journal.read(1_000)
+    assert found == [b"x" * 60_000] * (count - sum(remembered)) + list(range(count))[-sum(remembered) :]
+    journal.release(empty=False)
 
 
 def test_one_that_was_read_but_not_written_stays(journal: Journal) -> None:
@@ -200,7 +263,7 @@ def test_where_nothing_allocates_zeros_are_written(tmp_path: Path, monkeypatch: 
     monkeypatch.delattr(os, "posix_fallocate")
     segment = Segment.create(tmp_path / "1")
     assert (tmp_path / "1").stat().st_blocks * 512 >= SEGMENT
-    assert segment.append(b"one")
+    assert segment.append(b"one", None)
     loaded = Segment.load(tmp_path / "1")
     assert loaded
     assert list(loaded.records()) == [b"one"]

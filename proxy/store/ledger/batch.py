@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -13,13 +13,12 @@ from proxy.store.ledger.rows import Row, ended, opened
 MOST_AT_ONCE: Final = 2_000
 """Records of one transaction."""
 
-_decode = msgspec.msgpack.Decoder(Intent | Outcome).decode
-_encode = msgspec.msgpack.Encoder().encode
+Record = Intent | Outcome
 
+_decode = msgspec.msgpack.Decoder(Record).decode
 
-def encode(record: Intent | Outcome) -> bytes:
-    """Raises OverflowError and UnicodeError."""
-    return _encode(record)
+encode: Final[Callable[[Record], bytes]] = msgspec.msgpack.Encoder().encode
+"""Raises OverflowError and UnicodeError."""
 
 
 class Assembly:
@@ -31,17 +30,15 @@ class Assembly:
         self.strangers: list[Outcome] = []
         self.damaged = 0
 
-    def rows(self, records: Iterable[bytes | None]) -> list[Row]:
-        """The rows to be written now that these records were read."""
+    def rows(self, records: Iterable[Record | bytes | None]) -> list[Row]:
+        """The rows to be written now that these records were read, and maybe have to be decoded."""
         began: dict[str, Intent] = {}
         rows: list[Row] = []
         for record in records:
-            try:
-                one = _decode(record or b"")
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            one = _decoded(record) if isinstance(record, bytes) else record
+            if one is None:
                 self.damaged += 1
-                continue
-            if isinstance(one, Intent):
+            elif isinstance(one, Intent):
                 began[one.call] = one
             elif (intent := began.pop(one.call, None) or self.open.pop(one.call, None)) is not None:
                 rows.append(ended(intent, one))
@@ -50,3 +47,11 @@ class Assembly:
         self.open.update(began)
         rows.extend(map(opened, began.values()))
         return rows
+
+
+def _decoded(record: bytes) -> Record | None:
+    try:
+        one: Record = _decode(record)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return one

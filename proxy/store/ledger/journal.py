@@ -1,8 +1,5 @@
-"""Where rows are from the moment they are written until the database has them: files in memory, one after another.
-
-A record is copied into a segment whose blocks the disk has already given, so that to write one is no system call and
-cannot fail. The kernel has it then: it outlives our process, though not a power failure. Its length is written last,
-so half a record is none.
+"""Where rows are from the moment they are written until the database has them: files in memory, one after another
+(segment.py).
 
 Each process has a folder of its own, named by its `owner`, with a file that it holds a lock on for as long as it
 lives. Whoever gets that lock may read what the dead one has left.
@@ -11,26 +8,28 @@ lives. Whoever gets that lock may read what the dead one has left.
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 import threading
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from struct import Struct
-from typing import Final
+from typing import Any, Final
 
-SEGMENT: Final = 1 << 20
-"""Bytes of a segment: some 4,000 calls. It is in memory before it is needed, so that no request waits for a page."""
+from proxy.store.ledger.segment import Segment
 
 SPARES: Final = 2
 """Segments that are ready before they are needed: a disk may be slow for as long as they last."""
 
+KEPT: Final = 1
+"""Segments that wait to be spares again: under steady load none has to be made."""
+
 RESERVE: Final = 128 << 10
 """Bytes at the end of the last segment that only outcomes may use."""
+
+REMEMBERED: Final = 2
+"""Segments of which it is remembered what the records say: 4 MB, while the database is slow."""
 
 TROUBLE: Final = 0.5
 """Seconds until the next attempt when the disk has no room."""
@@ -38,101 +37,7 @@ TROUBLE: Final = 0.5
 ABANDONED: Final = 60.0
 """Seconds after which a folder that was never finished is nobody's any more."""
 
-_MAGIC: Final = b"mpledger\x00\x00\x00\x01"
-_UNMADE: Final = bytes(len(_MAGIC))
-_DONE: Final = slice(12, 16)
-_START: Final = 16
-"""A segment: magic with version, up to where the database has it, then the records."""
-
-_HEAD: Final = Struct("<II")
-"""Of a record: its length, and its CRC-32, because after a power failure any page may be missing. Padded to 4 bytes."""
-
 _LOCK: Final = "lock"
-
-
-class Foreign(Exception):
-    """A file that another version of ours must have written: it is left alone."""
-
-
-class Segment:
-    """One file. `end` is where the next record goes, `read` where the next one is read."""
-
-    __slots__ = ("end", "memory", "path", "read")
-
-    def __init__(self, path: Path, memory: mmap.mmap) -> None:
-        self.path, self.memory = path, memory
-        self.read = int.from_bytes(memory[_DONE], "little") or _START
-        self.end = _START
-
-    @classmethod
-    def create(cls, path: Path) -> Segment:
-        """Raises OSError when there is no room for it."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            _allocate(descriptor)
-            memory = mmap.mmap(descriptor, SEGMENT, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
-        except BaseException:
-            path.unlink()
-            raise
-        finally:
-            os.close(descriptor)
-        memory[: len(_MAGIC)] = _MAGIC
-        return cls(path, memory)
-
-    @classmethod
-    def load(cls, path: Path) -> Segment | None:
-        """One that another process has left; None: it died while it was made. Raises Foreign."""
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size != SEGMENT:
-                return None
-            memory = mmap.mmap(file.fileno(), SEGMENT, access=mmap.ACCESS_COPY)
-        magic = memory[: len(_MAGIC)]
-        if magic not in (_MAGIC, _UNMADE):
-            raise Foreign(path)
-        return cls(path, memory) if magic == _MAGIC else None
-
-    def append(self, record: bytes, reserve: int = 0) -> bool:
-        """Whether there was room for it, and `reserve` bytes more."""
-        at = self.end
-        end = at + _HEAD.size + len(record)
-        if end + reserve > SEGMENT:
-            return False
-        memory = self.memory
-        memory[at + 4 : end] = zlib.crc32(record).to_bytes(4, "little") + record
-        memory[at : at + 4] = len(record).to_bytes(4, "little")
-        self.end = end + 3 & ~3
-        return True
-
-    def records(self) -> Iterator[bytes | None]:
-        """Those that have not been read yet; None for one that is damaged."""
-        memory, unpack, head = self.memory, _HEAD.unpack_from, _HEAD.size
-        while (at := self.read) + head <= SEGMENT:
-            size, crc = unpack(memory, at)
-            if not size:
-                return
-            start = at + head
-            end = start + size
-            self.read = min(end + 3 & ~3, SEGMENT)
-            record = memory[start:end]
-            yield record if zlib.crc32(record) == crc else None
-
-    def done(self, until: int) -> None:
-        """The database has all records before `until`."""
-        self.memory[_DONE] = until.to_bytes(4, "little")
-
-    def remove(self) -> None:
-        self.memory.close()
-        self.path.unlink(missing_ok=True)
-
-
-def _allocate(descriptor: int) -> None:
-    """Have the disk give all blocks of a segment now. Raises OSError."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, SEGMENT)
-        return
-    written = 0  # macOS has no such call: there they are given to what is written
-    while written < SEGMENT:
-        written += os.pwrite(descriptor, bytes(SEGMENT - written), written)
 
 
 class Journal:
@@ -151,6 +56,8 @@ class Journal:
         self._live: deque[Segment] = deque()
         """Those with records that the database does not have yet; the loop writes to the last one."""
         self._spares: deque[Segment] = deque()
+        self._worn: deque[Segment] = deque()
+        """Those that the database has all of: they become spares again."""
         self._wanted: SimpleQueue[bool] = SimpleQueue()
         self._failure: str | None = None
         self._released = False
@@ -176,14 +83,16 @@ class Journal:
         """Whether there is anything to read."""
         return self._current.read < self._current.end or len(self._live) > 1
 
-    def append(self, record: bytes, *, reserved: bool = False) -> bool:
-        """Whether there was room. Never waits; the last bytes are for those with `reserved`."""
+    def append(self, record: bytes, said: Any = None, *, reserved: bool = False) -> bool:
+        """Whether there was room. `said` is what the record says, for `read`. Never waits; the last bytes are for those
+        with `reserved`."""
         reserve = 0 if reserved or self._spares else RESERVE
-        return self._current.append(record, reserve) or (self._turn() and self._current.append(record))
+        return self._current.append(record, said, reserve) or (self._turn() and self._current.append(record, said))
 
-    def read(self, most: int) -> list[bytes | None]:
-        """The next records, `most` at most."""
-        records: list[bytes | None] = []
+    def read(self, most: int) -> list[Any]:
+        """The next records, `most` at most: what was said of each, if it is remembered, or its bytes; None for one that
+        is damaged."""
+        records: list[Any] = []
         for segment in list(self._live):
             for record in segment.records():
                 records.append(record)
@@ -197,9 +106,8 @@ class Journal:
             segment.done(segment.read)
             if segment is self._current or not self._is_read(segment):
                 return
-            self._live.popleft()
+            self._worn.append(self._live.popleft())
             self._wanted.put(True)
-            segment.remove()
 
     def release(self, *, empty: bool) -> None:
         """Give the folder up; if it is `empty` of what the database does not have, it goes. Nothing is appended any
@@ -209,10 +117,11 @@ class Journal:
         self._released = True
         self._wanted.put(False)
         self._maker.join()
-        self._current.end = SEGMENT
+        self._current.seal()
         try:
-            while self._spares:
-                self._spares.popleft().remove()
+            for segments in (self._spares, self._worn):
+                while segments:
+                    segments.popleft().remove()
             if empty:
                 for segment in self._live:
                     segment.remove()
@@ -227,6 +136,8 @@ class Journal:
             return False
         self._current = self._spares.popleft()
         self._live.append(self._current)
+        if len(self._live) > REMEMBERED:
+            self._live[-1 - REMEMBERED].forget()
         self._wanted.put(True)
         return True
 
@@ -237,12 +148,13 @@ class Journal:
         """Keep spare segments, and do not give up when there is no room for one."""
         while self._wait():
             self._failure = None
-            while len(self._spares) < SPARES and len(self._live) + len(self._spares) < self._most:
-                try:
-                    self._spares.append(self._create())
-                except OSError as error:
-                    self._failure = error.strerror or type(error).__name__
-                    break
+            try:
+                while len(self._spares) < SPARES and len(self._live) + len(self._spares) < self._most:
+                    self._spares.append(self._renewed(self._worn.popleft()) if self._worn else self._create())
+            except OSError as error:
+                self._failure = error.strerror or type(error).__name__
+            while len(self._worn) > KEPT:
+                self._worn.popleft().remove()
 
     def _wait(self) -> bool:
         """Until a segment is wanted, or may be had at last; False: never again."""
@@ -251,8 +163,16 @@ class Journal:
         return True
 
     def _create(self) -> Segment:
+        return Segment.create(self._next_path())
+
+    def _renewed(self, segment: Segment) -> Segment:
+        segment.begin_anew(self._next_path())
+        return segment
+
+    def _next_path(self) -> Path:
+        """By their names they are in their order."""
         self._count += 1
-        return Segment.create(self.folder / f"{self._count:08d}")
+        return self.folder / f"{self._count:08d}"
 
 
 def _own_folder(directory: Path, owner: str) -> int:

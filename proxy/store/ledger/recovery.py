@@ -13,8 +13,9 @@ from proxy.core.ledger import Intent
 from proxy.core.services import Log
 from proxy.store.ledger.batch import MOST_AT_ONCE, Assembly
 from proxy.store.ledger.commit import Committer
-from proxy.store.ledger.journal import Estate, Foreign, estates, owners
+from proxy.store.ledger.journal import Estate, estates, owners
 from proxy.store.ledger.rows import died, ended
+from proxy.store.ledger.segment import Foreign
 
 ORPHANED: Final = 3_600_000
 """Milliseconds after which a call is nobody's whose process has no journal on this machine: the machine it was on may

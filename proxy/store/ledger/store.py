@@ -86,8 +86,9 @@ class LedgerStore:
         except (OverflowError, UnicodeError):
             record = b""
         if not 0 < len(record) <= _LARGE:
-            record = encode(fit_intent(intent))
-        if not self._journal.append(record):
+            intent = fit_intent(intent)
+            record = encode(intent)
+        if not self._journal.append(record, intent):
             self._note(full=True)
             raise LedgerFull
         if self._full:
@@ -99,9 +100,10 @@ class LedgerStore:
         try:
             record = encode(outcome)
         except (OverflowError, UnicodeError):
-            record = encode(fit_outcome(outcome))
-        if not self._journal.append(record, reserved=True):
-            self._queue.late.append(record)  # no more of them than calls that were let in
+            outcome = fit_outcome(outcome)
+            record = encode(outcome)
+        if not self._journal.append(record, outcome, reserved=True):
+            self._queue.late.append(outcome)  # no more of them than calls that were let in
         self._queue.taken += 1
         self._writer.tell()
 

@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import Final
 
 from proxy.core.errors import place_of
+from proxy.core.ledger import Outcome
 from proxy.core.services import Log
 from proxy.store.database import Database, DatabaseGone, DatabaseUnfit
 from proxy.store.ledger.batch import MOST_AT_ONCE, Assembly
@@ -41,7 +42,7 @@ class Queue:
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
-        self.late: deque[bytes] = deque()
+        self.late: deque[Outcome] = deque()
         self._assembly = Assembly()
         self._rows: list[Row] | None = None
         self._read = 0
@@ -79,7 +80,7 @@ class Queue:
         return again or count >= MOST_AT_ONCE
 
     def _next(self) -> list[Row]:
-        records: list[bytes | None] = self.journal.read(MOST_AT_ONCE)
+        records = self.journal.read(MOST_AT_ONCE)
         if len(records) < MOST_AT_ONCE:  # what is late comes after all that the journal has
             records += [self.late.popleft() for _ in range(min(len(self.late), MOST_AT_ONCE))]
         self._read = len(records)
