@@ -138,7 +138,9 @@ class Responder:
             # What several calls have cost is not lost with the one that failed.
             self._charge(None, delivered=None, ended=None if answered else error)
             raise
-        self._metered(answer.get("usage"), tier=answer.get("service_tier"), delivered=_tokens_of(answer))
+        usage = answer.get("usage")
+        delivered = _tokens_of(answer) if usage is None else 0
+        self._metered(usage, tier=answer.get("service_tier"), delivered=delivered)
         # Nothing of ours is held any longer: a client that does not read keeps only its own connection. Looked through
         # once more: the parts of a text, put together, may spell the key that none of them did.
         await _send_json(send, self.dispatch.upstream.scrub(json.encode(answer)))
