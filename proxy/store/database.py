@@ -6,6 +6,7 @@ threads. Importing SQLAlchemy takes 0.2 s: whoever may need no database imports 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -51,12 +52,44 @@ class DatabaseGone(Exception):
     """It does not answer, is locked, full or read-only: it may be well again later."""
 
 
+class DatabaseFile:
+    """The file of a SQLite database. Who has it open goes on with it when its name is another one's, or nobody's."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._known: tuple[int, int] | None = None
+
+    def opened(self) -> None:
+        """The first time it is the one that it was then."""
+        self._known = self._known or self._there()
+
+    def is_another(self) -> bool:
+        """Whether it is, since it was last asked. Raises DatabaseGone when there is none any more: one that comes into
+        being by itself would hide the loss."""
+        if self._known is None:
+            return False
+        found = self._there()
+        if found is None:
+            raise DatabaseGone(f"its file {self._path} has gone: put it back, or restart to begin a new one")
+        before, self._known = self._known, found
+        return found != before
+
+    def _there(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
 class Database:
     """`dialect` is `sqlite` or `postgresql`. Connections are made when they are needed: two, and two
-    more for a moment when those are in use."""
+    more for a moment when those are in use. `replaced` counts how often its file was found to be another one."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, file: DatabaseFile | None = None) -> None:
         self._engine = engine
+        self._file = file
+        self.replaced = 0
         self._driver_error = engine.dialect.loaded_dbapi.Error
         self.dialect = engine.dialect.name
         self.mark = "?" if self.dialect == "sqlite" else "%s"
@@ -78,11 +111,18 @@ class Database:
         with self._transaction(False, patience) as connection:
             yield connection
 
+    def look(self) -> None:
+        """Whether it is still where it was; every transaction does so first. Raises DatabaseGone."""
+        if self._file and self._file.is_another():
+            self._engine.dispose()
+            self.replaced += 1
+
     def close(self) -> None:
         self._engine.dispose()
 
     @contextmanager
     def _transaction(self, writes: bool, patience: float) -> Iterator[Connection]:
+        self.look()
         try:
             with self._engine.connect() as connection:
                 connection.execution_options(writes=writes, patience=patience, **({} if writes else self._one_state))
@@ -114,7 +154,8 @@ def open_database(url: str) -> Database:
     except (ArgumentError, ValueError):
         raise DatabaseUnfit(f"its URL is not like {_URLS}") from None
     if parsed.drivername == "sqlite":
-        return Database(_sqlite(parsed))
+        file = DatabaseFile(parsed.database or "")
+        return Database(_sqlite(parsed, file), file)
     if parsed.drivername in ("postgresql", "postgresql+psycopg"):
         return Database(_postgresql(parsed))
     raise DatabaseUnfit(f"there is no support for {parsed.drivername!r}: its URL must be like {_URLS}")
@@ -124,7 +165,7 @@ def open_database(url: str) -> Database:
 # timeout. So those that write say so when they begin.
 
 
-def _sqlite(url: URL) -> Engine:
+def _sqlite(url: URL, file: DatabaseFile) -> Engine:
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         raise DatabaseUnfit(f"SQLite {sqlite3.sqlite_version} is too old: 3.24 is the first that will do")
     if not url.database or url.database == ":memory:":
@@ -139,6 +180,7 @@ def _sqlite(url: URL) -> Engine:
         hide_parameters=True,
     )
     event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "connect", lambda *_: file.opened())
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 

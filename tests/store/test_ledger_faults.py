@@ -66,6 +66,52 @@ async def test_locked_by_another_process_for_a_while(database: Database, tmp_pat
     await all_settled(database, 200)
 
 
+@pytest.fixture
+def in_a_file(tmp_path: Path, connect: Connect) -> Database:
+    return connect(f"sqlite:///{tmp_path}/ledger.db")
+
+
+def moved(folder: Path, name: str, to: str) -> None:
+    for end in ("", "-wal", "-shm"):
+        if (folder / f"{name}{end}").exists():
+            (folder / f"{name}{end}").rename(folder / f"{to}{end}")
+
+
+async def test_a_file_that_is_moved_away_and_put_back(in_a_file: Database, tmp_path: Path) -> None:
+    log = Lines()
+    async with ledger(in_a_file, tmp_path / "journal", log=log) as store:
+        traffic(store, 0, 100)
+        await store.flush()
+        await asyncio.to_thread(moved, tmp_path, "ledger.db", "backup.db")
+        traffic(store, 100, 200)
+        with pytest.raises(StoreGone, match="put it back, or restart"):
+            await store.flush()
+        assert not await asyncio.to_thread((tmp_path / "ledger.db").exists)
+        traffic(store, 200, 300)
+        await asyncio.to_thread(moved, tmp_path, "backup.db", "ledger.db")
+        await written(store)
+        ends(store, 300)
+        await store.flush()
+    assert log.events() == ["ledger_gone", "ledger_back"]
+    await all_settled(in_a_file, 300)
+
+
+async def test_another_file_in_its_place_is_the_ledger_from_then_on(in_a_file: Database, tmp_path: Path) -> None:
+    """Be it empty: what is open then ends in the new one, and what was written before is in the old one."""
+    log = Lines()
+    async with ledger(in_a_file, tmp_path / "journal", log=log) as store:
+        traffic(store, 0, 100)
+        await store.flush()
+        await asyncio.to_thread(moved, tmp_path, "ledger.db", "old.db")
+        await asyncio.to_thread((tmp_path / "ledger.db").touch)
+        traffic(store, 100, 200)
+        await store.flush()
+        ends(store, 200)
+        await store.flush()
+    assert log.events() == ["ledger_replaced"]
+    await all_settled(in_a_file, 50 + 100)
+
+
 async def test_a_server_that_is_killed_and_comes_back(
     postgres: PostgresServer, connect: Connect, tmp_path: Path
 ) -> None:

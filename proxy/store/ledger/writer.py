@@ -99,7 +99,7 @@ class Writer:
         self._asked: list[Asked] = []
         self._asleep = self._stopping = self._ready = self._finished = False
         self._rounds_fail = False
-        self._failures = 0
+        self._failures = self._replaced = 0
         self._next_round = 0.0
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
 
@@ -151,11 +151,16 @@ class Writer:
             self._look_around()
 
     def _prepare(self) -> None:
-        """Before anything is answered that depends on it, the rows of those who died before us are there."""
-        if not self._ready:
+        """Before anything is answered that depends on it, the rows of those who died before us are there. A database of
+        which the file has become another one may have nothing at all."""
+        self._database.look()
+        if not self._ready or self._replaced != self._database.replaced:
             migrate(self._database)
             self._recovery.estates()
             self._ready = True
+        if self._replaced != self._database.replaced:
+            self._replaced = self._database.replaced
+            self._log("warning", "ledger_replaced")
 
     def _look_around(self) -> None:
         if time.monotonic() < self._next_round:
