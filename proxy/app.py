@@ -20,7 +20,7 @@ class Application:
 
     def __init__(self, settings: Settings, config: str | None, process: Process, number: int = 1) -> None:
         provider = settings.providers.mistral
-        upstream = Upstream(provider, open_transport(provider, trust(provider)))
+        upstream = Upstream(provider, open_transport(provider, trust(provider)), settings.server.workers)
         self.process = process
         self.current = Generation(number, settings, config, prepare(settings), upstream, process)
         self._earlier: set[Generation] = set()
@@ -47,7 +47,8 @@ class Application:
         if self.process.draining:
             return False
         # Connections that are kept are warm.
-        upstream = before.upstream if kept else Upstream(provider, open_transport(provider, trusted))
+        workers = settings.server.workers
+        upstream = before.upstream if kept else Upstream(provider, open_transport(provider, trusted), workers)
         new = Generation(number, settings, config, parts, upstream, self.process)
         await self._count(before, new)
         self.current = new

@@ -13,8 +13,9 @@ from urllib.parse import quote
 from starlette.types import Receive, Scope, Send
 
 from proxy.core import json
+from proxy.core.charge import NOTHING, both, whole
 from proxy.core.endpoint import Batch, Endpoint, EventStream, Meter, ModelFrom, Retry
-from proxy.core.errors import BadRequest, ClientGone, Draining, ProxyError, UpstreamFailed, UpstreamRefusal
+from proxy.core.errors import BadRequest, ClientGone, Draining, ProxyError, Repeat, UpstreamFailed, UpstreamRefusal
 from proxy.core.exchange import Exchange
 from proxy.core.json import Json
 from proxy.core.provider import Provider
@@ -76,8 +77,11 @@ class Dispatch:
             exchange.client_gone = True
 
     def clean(self, error: ProxyError) -> None:
-        """What ends an exchange: without the provider's key, and without the bodies in its frames."""
+        """What ends an exchange: without the provider's key, and without the bodies in its frames. It is no reason for
+        an SDK to begin again: all that may help has been tried."""
         _forget_frames(error)
+        if self.upstream.retries.on and error.repeat is not Repeat.NEVER:
+            error.forbid_retry()
         scrub = self.upstream.scrub
         error.message = scrub(error.message.encode()).decode()
         error.param = error.param and scrub(error.param.encode()).decode()
@@ -136,6 +140,7 @@ class Responder:
                     answer = await self._read(body)
         except BaseException as error:
             # What several calls have cost is not lost with the one that failed.
+            self.exchange.sent = self.exchange.sent or bool(answered)
             self._charge(None, delivered=None, ended=None if answered else error)
             raise
         usage = answer.get("usage")
@@ -210,18 +215,62 @@ class Responder:
         """What `use` makes of the successful answer. A body that the provider refuses is mended and sent once more
         where its error table knows how: a refusal costs nothing, and nothing has reached the client."""
         try:
-            return await self._once(body, use)
+            return await self._persistently(body, use)
         except UpstreamRefusal as refusal:
             mended = self.dispatch.provider.mend(refusal, body) if body else None
             if mended is None:
                 raise
         body, what = mended
         self.exchange.rewrites[what] = None
-        return await self._once(body, use)
+        self.exchange.sent = False
+        return await self._persistently(body, use)
 
-    async def _once(self, body: Json | None, use: Callable[[Answer], Awaitable[T]]) -> T:
-        """One request, which is sent again if it met a connection that the upstream was just about to close."""
+    async def _persistently(self, body: Json | None, use: Callable[[Answer], Awaitable[T]]) -> T:
+        """A call, made again after a while for as long as that may help."""
         data = None if body is None else json.encode(body)
+        retries, attempts = self.dispatch.upstream.retries, 1
+        retries.request()
+        while True:
+            try:
+                return await self._once(data, use)
+            except ProxyError as error:
+                repeat = self._repeat(error)
+                pause = retries.wait(attempts, repeat, error.asked, self.guard.left)
+                if pause is None:
+                    raise
+                self._again(error, attempts, pause, unsafe=repeat is Repeat.UNSAFE)
+            await self.guard.rest(pause)
+            attempts += 1
+
+    def _repeat(self, error: ProxyError) -> Repeat:
+        """What may be billed is what is sent and no question; whoever may have a part of an answer has no other one."""
+        endpoint = self.dispatch.endpoint
+        if error.repeat is Repeat.NEVER or (self.exchange.streamed and self.exchange.answered):
+            return Repeat.NEVER
+        if endpoint.method == "GET":
+            return Repeat.SAFE
+        if endpoint.retry is Retry.UNSAFE and self.exchange.sent:
+            return Repeat.UNSAFE
+        return error.repeat
+
+    def _again(self, error: ProxyError, attempts: int, pause: float, *, unsafe: bool) -> None:
+        """One more attempt. What this one may have cost is not forgotten."""
+        exchange, log = self.exchange, self.dispatch.services.log
+        if unsafe and exchange.estimate:
+            exchange.lost = both(exchange.lost or NOTHING, whole(exchange.estimate))
+        exchange.sent = exchange.answered = False
+        log(
+            "warning",
+            "possible_double_bill" if unsafe else "retry",
+            request_id=exchange.request_id,
+            attempts=attempts,
+            status_code=error.status,
+            error_code=error.code,
+            wait_s=round(pause, 3),
+        )
+
+    async def _once(self, data: bytes | None, use: Callable[[Answer], Awaitable[T]]) -> T:
+        """One request, which is sent again if it met a connection that the upstream was just about to close."""
         try:
             try:
                 return await self._attempt(data, use)
@@ -230,7 +279,7 @@ class Responder:
                     raise
             return await self._attempt(data, use, fresh=True)
         except TransportError as error:
-            raise failure(error, self.dispatch.upstream.timeouts) from None
+            raise failure(error, self.dispatch.upstream.timeouts, sent=self.exchange.sent) from None
 
     async def _attempt(self, data: bytes | None, use: Callable[[Answer], Awaitable[T]], *, fresh: bool = False) -> T:
         endpoint, upstream = self.dispatch.endpoint, self.dispatch.upstream
@@ -248,6 +297,7 @@ class Responder:
                 if 200 <= answer.status < 300:
                     if encoded:
                         raise UpstreamFailed("The upstream compressed its answer, which it was not asked to do.")
+                    self.exchange.answered = True
                     return await use(answer)
                 refused = (None if encoded else await read(answer, self.guard.heard, MOST_REFUSAL)) or b""
         except TransportError as error:
@@ -280,7 +330,7 @@ class Responder:
     ) -> None:
         exchange = self.exchange
         exchange.usage = usage
-        exchange.charge = charged(
+        charge = charged(
             exchange.estimate,
             self.context.model,
             usage,
@@ -289,6 +339,7 @@ class Responder:
             delivered=delivered,
             ended=ended,
         )
+        exchange.charge = both(charge, exchange.lost) if exchange.lost else charge
 
     def _alarm(self, code: str) -> None:
         self.dispatch.services.log("error", "alarm", request_id=self.exchange.request_id, code=code, what=_ALARMS[code])

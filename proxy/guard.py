@@ -77,6 +77,16 @@ class Guard(Interruptible):
         self._last = self._loop.time()
         self._enter("first_byte", self._deadlines.first_byte)
 
+    @property
+    def left(self) -> float:
+        """Seconds until the end of everything."""
+        return self._end - self._loop.time()
+
+    async def rest(self, seconds: float) -> None:
+        """Nothing is expected of the upstream for so long."""
+        self._last = self._loop.time() + seconds
+        await asyncio.sleep(seconds)
+
     def finishing(self, seconds: float) -> None:
         """The client has its whole answer; what the upstream still sends gets this long to end."""
         self.release_client()

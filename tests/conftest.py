@@ -30,6 +30,7 @@ providers:
   mistral:
     base_url: {simulator}
     api_keys: ["${{PROVIDER_KEY}}"]
+    retry: {{max_attempts: 1}}
     transport: {transport}
     timeouts: {{connect: 2s, first_byte: 2s, idle: 2s, total: 20s}}
     max_connections: 2000

@@ -14,7 +14,8 @@ from starlette.types import Message
 from proxy import data
 from proxy.core.catalogue import Catalogue
 from proxy.core.charge import Estimate
-from proxy.core.endpoint import Endpoint, Retry
+from proxy.core.endpoint import Endpoint
+from proxy.core.endpoint import Retry as Repeatable
 from proxy.core.errors import BadRequest, Draining, Overloaded, ProxyError, UpstreamFailed, UpstreamTimeout
 from proxy.core.exchange import Exchange, Team
 from proxy.core.secret import Secret
@@ -25,7 +26,7 @@ from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.embeddings import EMBEDDINGS
 from proxy.providers.mistral.models import MODEL, MODELS
 from proxy.upstream.client import Upstream
-from proxy.upstream.config import Config, Timeouts
+from proxy.upstream.config import Config, Retry, Timeouts
 from proxy.upstream.transport import Headers, TransportError
 from tests.asgi import Answer, Log, call, exchange, services
 
@@ -131,12 +132,13 @@ class Setting:
     defaults: dict[str, Any] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     timeouts: Timeouts = field(default_factory=Timeouts)
+    retry: Retry = field(default_factory=lambda: Retry(max_attempts=1))
     log: Log = field(default_factory=Log)
     guards: set[Drainable] = field(default_factory=set)
     exchange: Exchange = field(default_factory=exchange)
 
     async def ask(self, body: Any = None, **fields: Any) -> Answer:
-        config = Config(api_keys=[Secret(KEY)], timeouts=self.timeouts)
+        config = Config(api_keys=[Secret(KEY)], timeouts=self.timeouts, retry=self.retry)
         catalogue = Catalogue(data.read("models.yaml"), self.aliases)
         dispatch = Dispatch(
             endpoint=self.endpoint,
@@ -474,7 +476,7 @@ async def test_d6_a_mended_body_has_a_fresh_connection_of_its_own() -> None:
 
 
 async def test_d6_what_may_not_be_repeated_is_not() -> None:
-    setting = Setting(replace(MODEL, retry=Retry.UNSAFE), Network([stale(), reply({"id": "x"})]))
+    setting = Setting(replace(MODEL, retry=Repeatable.UNSAFE), Network([stale(), reply({"id": "x"})]))
     await refused(setting, None, model="x")
     assert len(setting.network.sent) == 1
 

@@ -141,6 +141,21 @@ def whole(estimate: Estimate) -> Charge:
     )
 
 
+def both(one: Charge, other: Charge) -> Charge:
+    """For a request that the provider may have done twice."""
+    cost = None if one.cost is None or other.cost is None else one.cost + other.cost
+    return Charge(
+        prompt=one.prompt + other.prompt,
+        cached=one.cached + other.cached,
+        completion=one.completion + other.completion,
+        reasoning=one.reasoning + other.reasoning,
+        audio_seconds=one.audio_seconds + other.audio_seconds,
+        pages=one.pages + other.pages,
+        cost=cost,
+        estimated=True,
+    )
+
+
 def _detail(usage: Json, group: str, name: str) -> int:
     details = usage.get(group)
     return _count(details.get(name)) if type(details) is dict else 0

@@ -42,7 +42,8 @@ read `code`, `param` and `type` from the object.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from enum import Enum
+from typing import Any, Final
 
 from proxy.core import json
 from proxy.core.json import Json
@@ -50,17 +51,32 @@ from proxy.core.json import Json
 Headers = list[tuple[bytes, bytes]]
 
 
+SHOULD_RETRY: Final = b"x-should-retry"
+"""OpenAI's SDKs obey it, whatever the status is."""
+
+
+class Repeat(Enum):
+    """What a call that failed would do if it were made once more."""
+
+    NEVER = "it would end the same way"
+    SAFE = "the provider has not done it, and asks nothing for it"
+    UNSAFE = "the provider may have done it, and may ask money for it"
+
+
 class ProxyError(Exception):
     """What the client is told. `message` is ours and constant: no secret, no traceback, no prompt.
 
     `param` names the field at fault in OpenAI's spelling (`messages[0].content`); `detail` adds keys to the error
-    object; `headers` are sent with the answer.
+    object; `headers` are sent with the answer. `repeat` is about the call to a provider that ended with it, and `asked`
+    after how many seconds the provider itself wants that repeated.
     """
 
     status: int = 500
     type: str = "server_error"
     code: str | None = "internal_error"
     always: tuple[tuple[bytes, bytes], ...] = ()
+    repeat: Repeat = Repeat.NEVER
+    asked: float | None = None
 
     def __init__(
         self,
@@ -78,6 +94,11 @@ class ProxyError(Exception):
         self.headers: Headers = [*self.always, *headers]
         if code is not None:
             self.code = code
+
+    def forbid_retry(self) -> None:
+        """Whatever can be done about it has been done: an SDK that tries again by itself only multiplies it."""
+        self.headers = [header for header in self.headers if header[0] != SHOULD_RETRY]
+        self.headers.append((SHOULD_RETRY, b"false"))
 
 
 class BadRequest(ProxyError):
@@ -179,18 +200,18 @@ class HeadersTooLarge(ProxyError):
 def _retry(milliseconds: int | None) -> Headers:
     """Says when to try again, in whole seconds rounded up and exactly; None: it would be no use."""
     if milliseconds is None:
-        return [(b"x-should-retry", b"false")]
+        return [(SHOULD_RETRY, b"false")]
     return [
         (b"retry-after", b"%d" % -(-milliseconds // 1000)),
         (b"retry-after-ms", b"%d" % milliseconds),
-        (b"x-should-retry", b"true"),
+        (SHOULD_RETRY, b"true"),
     ]
 
 
 def _no_retry(milliseconds: int | None) -> Headers:
     """Says when it would be some use, and that an SDK is not to wait for it."""
     times = [] if milliseconds is None else _retry(milliseconds)[:2]
-    return [*times, (b"x-should-retry", b"false")]
+    return [*times, (SHOULD_RETRY, b"false")]
 
 
 class RateLimited(ProxyError):
@@ -247,6 +268,8 @@ class UpstreamUnknown(ProxyError):
     """How far the upstream came with its answer is not known. `billed`: it may ask money for it; not when it has said
     itself that it failed."""
 
+    repeat = Repeat.UNSAFE
+
     def __init__(self, message: str, *, billed: bool = True, **more: Any) -> None:
         super().__init__(message, **more)
         self.billed = billed
@@ -256,7 +279,7 @@ class UpstreamFailed(UpstreamUnknown):
     status, type, code = 502, "server_error", "upstream_error"
 
 
-_SOON = ((b"retry-after", b"1"), (b"retry-after-ms", b"1000"), (b"x-should-retry", b"true"))
+_SOON = ((b"retry-after", b"1"), (b"retry-after-ms", b"1000"), (SHOULD_RETRY, b"true"))
 
 
 class Overloaded(ProxyError):

@@ -28,7 +28,9 @@ class Exchange:
 
     Times are monotonic seconds. `headers` is a snapshot from before the body: a chunk trailer cannot add to it.
     `request_id` may be the client's own, and come again; `call` is ours, and never does. `client` is who sent the
-    request, as far as those in front of us can be believed.
+    request, as far as those in front of us can be believed. Of the latest attempt, `sent` says whether some of it may
+    have reached the provider, `answered` whether that has begun to answer with a success; `lost` is what earlier ones
+    may have cost.
     """
 
     # begin
@@ -67,6 +69,8 @@ class Exchange:
     upstream: str | None = None
     attempts: int = 0
     sent: bool = False
+    answered: bool = False
+    lost: Charge | None = None
     rewrites: dict[str, None] = field(default_factory=dict)
     answer_headers: Headers = field(default_factory=list)
     usage: Json | None = None

@@ -13,6 +13,7 @@ FALLBACKS = {
     "MISTRAL_API_KEY": "providers.mistral.api_keys[0]",
     "MISTRAL_BASE_URL": "providers.mistral.base_url",
     "MISTRAL_TIMEOUT_SECS": "providers.mistral.timeouts.total",
+    "MISTRAL_MAX_RETRIES": "providers.mistral.retry.max_attempts",
     "MISTRAL_LOG_LEVEL": "logging.level",
     "CORS_ORIGINS": "server.cors_origins",
     "DEFAULT_MODEL": "models.default",
@@ -33,7 +34,18 @@ def _level(text: str) -> str:
     return "warning" if level == "warn" else level
 
 
-_SPELLING: Mapping[str, Callable[[str], str]] = {"MISTRAL_TIMEOUT_SECS": _seconds, "MISTRAL_LOG_LEVEL": _level}
+def _attempts(text: str) -> str:
+    """The first one is no retry."""
+    if not re.fullmatch(r"[0-9]", text):
+        raise ValueError("expected a number of retries from 0 to 9")
+    return str(int(text) + 1)
+
+
+_SPELLING: Mapping[str, Callable[[str], str]] = {
+    "MISTRAL_TIMEOUT_SECS": _seconds,
+    "MISTRAL_MAX_RETRIES": _attempts,
+    "MISTRAL_LOG_LEVEL": _level,
+}
 """Variables that are written otherwise than the file's option."""
 
 

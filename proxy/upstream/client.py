@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable
 
 from proxy import __version__
-from proxy.core.errors import Overloaded, ProxyError, UpstreamFailed, UpstreamTimeout
+from proxy.core.errors import Overloaded, ProxyError, Repeat, UpstreamFailed, UpstreamTimeout
 from proxy.upstream.config import Config, Timeouts
+from proxy.upstream.retry import Retries
 from proxy.upstream.transport import Answer, Call, Headers, Transport, TransportError
 
 MOST_JSON = 32 << 20
@@ -18,10 +19,11 @@ MOST_REFUSAL = 1 << 20
 
 
 class Upstream:
-    """The headers are made once: nothing that a client sent is ever among them."""
+    """The headers are made once: nothing that a client sent is ever among them. `workers` call it beside this one."""
 
-    def __init__(self, config: Config, transport: Transport) -> None:
+    def __init__(self, config: Config, transport: Transport, workers: int = 1) -> None:
         self.timeouts: Timeouts = config.timeouts
+        self.retries = Retries(config.retry, workers)
         self._transport = transport
         self._key = config.api_keys[0].reveal().encode() if config.api_keys else b""
         self._escaped = _escaped(self._key)
@@ -98,14 +100,21 @@ async def read(answer: Answer, heard: Callable[[], None], most: int) -> bytes | 
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def failure(error: TransportError, timeouts: Timeouts) -> ProxyError:
-    """What the client is told when the exchange with the upstream failed."""
-    if error.kind == "connect_timeout":
-        text = f"No connection to the upstream within {timeouts.connect:g} seconds (timeouts.connect)."
-        return UpstreamTimeout(text, detail={"timeout": "connect"})
+def failure(error: TransportError, timeouts: Timeouts, *, sent: bool) -> ProxyError:
+    """What the client is told when the exchange with the upstream failed; `sent`: after some of it was sent."""
     if error.kind == "pool":
         return Overloaded("All connections to the upstream are in use.")
-    return UpstreamFailed(_FAILED[error.kind])
+    failed: ProxyError
+    if error.kind == "connect_timeout":
+        text = f"No connection to the upstream within {timeouts.connect:g} seconds (timeouts.connect)."
+        failed = UpstreamTimeout(text, detail={"timeout": "connect"})
+    else:
+        failed = UpstreamFailed(_FAILED[error.kind])
+    if error.kind == "tls":
+        failed.repeat = Repeat.NEVER  # a certificate does not change within a minute
+    elif not sent:
+        failed.repeat = Repeat.SAFE
+    return failed
 
 
 _FAILED = {

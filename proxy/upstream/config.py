@@ -7,7 +7,7 @@ import re
 from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from proxy.core.config import Duration, SecretText, Strict
 
@@ -63,6 +63,30 @@ class Timeouts(Strict):
     total: Duration = Field(600.0, gt=0)
 
 
+def _percent(value: object) -> float:
+    match = re.fullmatch(r"([0-9]{1,2}|100)%", value) if isinstance(value, str) else None
+    if not match:
+        raise ValueError("expected a percentage from 0% to 100%, such as 10%")
+    return int(match[1]) / 100
+
+
+Percent = Annotated[float, BeforeValidator(_percent)]
+"""A part of 1. Written 10%."""
+
+
+class Retry(Strict):
+    """`providers.*.retry`. Delays are seconds; one varies by `jitter`, a part of it, to both sides. Retries are at most
+    `budget` of all requests. `retry_unsafe`: also when the provider may have done the work, and ask money for both."""
+
+    max_attempts: int = Field(3, ge=1, le=10)
+    initial_delay: Duration = Field(1.0, gt=0)
+    multiplier: float = Field(2.0, ge=1, le=100)
+    max_delay: Duration = Field(60.0, gt=0)
+    jitter: float = Field(0.25, ge=0, le=1)
+    budget: Percent = 0.1
+    retry_unsafe: bool = False
+
+
 class Config(Strict):
     """`providers.mistral` of proxy.yaml."""
 
@@ -70,6 +94,7 @@ class Config(Strict):
     base_url: Annotated[str, AfterValidator(_origin)] = "https://api.mistral.ai"
     api_keys: list[SecretText] = Field(default_factory=list, max_length=1)
     timeouts: Timeouts = Timeouts()
+    retry: Retry = Retry()
     transport: Literal["aiohttp", "httpx"] = "aiohttp"
     http2: bool = False
     proxy_url: Annotated[str, AfterValidator(_egress)] | None = None

@@ -24,6 +24,7 @@ providers:
   mistral:
     base_url: {simulator}
     api_keys: ["${{PROVIDER_KEY}}"]
+    retry: {{max_attempts: 1}}
     transport: {transport}
     max_connections: 4
     timeouts: {{connect: 30s, first_byte: 30s, idle: 30s}}

@@ -48,6 +48,7 @@ providers:
   mistral:
     base_url: "{upstream}"
     api_keys: ["${{PROVIDER_KEY}}"]
+    retry: {{max_attempts: 1}}
     max_connections: 600
     timeouts: {{connect: 30s, first_byte: {first_byte}, idle: 30s}}
 teams:

@@ -36,6 +36,7 @@ providers:
   mistral:
     base_url: {simulator}
     api_keys: ["${{PROVIDER_KEY}}"]
+    retry: {{max_attempts: 1}}
     transport: {transport}
     max_connections: 4
     timeouts: {{connect: 150ms, first_byte: 500ms, idle: 30s, total: 800ms}}

@@ -92,6 +92,7 @@ providers:
   mistral:
     base_url: {simulator}
     api_keys: ["${{PROVIDER_KEY}}"]
+    retry: {{max_attempts: 1}}
     timeouts: {{idle: 200ms, total: 700ms}}
 teams: {{research: {{keys: ["${{TEAM_KEY}}"]}}}}
 """
@@ -250,6 +251,7 @@ providers:
   mistral:
     base_url: BASE_URL
     api_keys: ["${{PROVIDER_KEY}}"]
+    retry: {{max_attempts: 1}}
     transport: {request.param}
     timeouts: {{idle: 1s}}
 teams: {{research: {{keys: ["${{TEAM_KEY}}"]}}}}

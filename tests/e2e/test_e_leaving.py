@@ -334,6 +334,7 @@ providers:
   mistral:
     base_url: {simulator}
     api_keys: ["${{PROVIDER_KEY}}"]
+    retry: {{max_attempts: 1}}
     transport: {transport}
     max_connections: 51
     timeouts: {{total: %s}}

@@ -27,6 +27,7 @@ providers:
   mistral:
     base_url: {simulator}
     api_keys: ["${{PROVIDER_KEY}}"]
+    retry: {{max_attempts: 1}}
     transport: {transport}
     max_connections: 4
 teams: {{research: {{keys: ["${{TEAM_KEY}}"]}}}}

@@ -30,7 +30,7 @@ from proxy.providers.mistral.embeddings import EMBEDDINGS
 from proxy.providers.mistral.models import MODELS
 from proxy.upstream.aiohttp_transport import AiohttpTransport
 from proxy.upstream.client import Upstream
-from proxy.upstream.config import Config
+from proxy.upstream.config import Config, Retry
 from tests.asgi import Answer, call, exchange, services
 
 KEY = "provider-key-0123456789"
@@ -129,7 +129,7 @@ class _Connector:
 
 async def _ask(endpoint: Endpoint, body: dict[str, Any] | None, data: bytes, size: int) -> Answer | None:
     """What the client is told; None: an error. Raises when anything else comes of it, or anything is left behind."""
-    config = Config(base_url="http://127.0.0.1", api_keys=[Secret(KEY)])
+    config = Config(base_url="http://127.0.0.1", api_keys=[Secret(KEY)], retry=Retry(max_attempts=1))
     transport = AiohttpTransport(config)
     await transport._connector.close()
     connector: Any = _Connector(data, size)

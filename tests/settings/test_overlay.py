@@ -11,6 +11,7 @@ EVERY = {
     "MISTRAL_API_KEY": "sk-mistral",
     "MISTRAL_BASE_URL": "https://eu.example.com",
     "MISTRAL_TIMEOUT_SECS": "2.5",
+    "MISTRAL_MAX_RETRIES": "4",
     "MISTRAL_LOG_LEVEL": "WARN",
     "CORS_ORIGINS": "https://a.example, http://localhost:5173",
     "DEFAULT_MODEL": "small",
@@ -40,6 +41,7 @@ def test_every_variable_reaches_its_option():
     assert values == {
         "MISTRAL_BASE_URL": "https://eu.example.com",
         "MISTRAL_TIMEOUT_SECS": 2.5,
+        "MISTRAL_MAX_RETRIES": 5,
         "MISTRAL_LOG_LEVEL": "warning",
         "CORS_ORIGINS": ["https://a.example", "http://localhost:5173"],
         "DEFAULT_MODEL": "small",
@@ -99,6 +101,8 @@ def test_a_variable_the_file_overrules_is_not_looked_at(read):
         ("MISTRAL_TIMEOUT_SECS", "30s", "expected a number of seconds such as 30"),
         ("MISTRAL_TIMEOUT_SECS", "-1", "expected a number of seconds such as 30"),
         ("MISTRAL_TIMEOUT_SECS", "0", "must be more than 0"),
+        ("MISTRAL_MAX_RETRIES", "-1", "expected a number of retries from 0 to 9"),
+        ("MISTRAL_MAX_RETRIES", "10", "expected a number of retries from 0 to 9"),
         ("MISTRAL_LOG_LEVEL", "loud", "expected one of: debug, info, warning, error"),
         ("MISTRAL_LOG_LEVEL", "DEBUGG", "expected one of: debug, info, warning, error (did you mean 'debug'?)"),
         ("CORS_ORIGINS", "https://a.example, *", '"*" stands for every origin, so it stands alone'),
@@ -124,7 +128,7 @@ def test_a_variable_holds_no_references():
 
 
 def test_variables_of_other_programs_are_left_alone():
-    assert load(None, {"OPENAI_API_KEY": "sk", "ENVIRONMENT": "x", "MISTRAL_MAX_RETRIES": "9"}) == load(None, {})
+    assert load(None, {"OPENAI_API_KEY": "sk", "ENVIRONMENT": "x"}) == load(None, {})
 
 
 def test_the_command_line_wins_over_the_file(tmp_path):

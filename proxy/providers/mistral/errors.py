@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from proxy.core.errors import Headers, ProxyError, UpstreamFailed, UpstreamRefusal, UpstreamTimeout
+from proxy.core.errors import Headers, ProxyError, Repeat, UpstreamFailed, UpstreamRefusal, UpstreamTimeout
 from proxy.core.json import Json
 from proxy.core.provider import Header
 from proxy.core.table import Context
@@ -29,7 +29,7 @@ from proxy.providers.mistral.mending import (
     without_unknown_keys,
 )
 from proxy.providers.mistral.refused import Refused, read
-from proxy.providers.mistral.retry_after import advice
+from proxy.providers.mistral.retry_after import advice, asked
 from proxy.providers.mistral.spelling import param, spelled
 
 _MOST_TEXT = 500
@@ -248,10 +248,21 @@ def refusal(status: int, header: Header, body: bytes, context: Context) -> Proxy
         "headers": advice(becomes, row.again, header),
     }
     message = _one_line(row.message or _told(refused, context) or _REFUSED).replace("{status}", str(status))
+    error: ProxyError
     if becomes in _CLASSES:
-        return _CLASSES[becomes](message, **more)
-    mend = partial(row.mend, refused) if row.mend and not context.strict else None
-    return UpstreamRefusal(message, status=becomes, type=row.type, mend=mend, **more)
+        error = _CLASSES[becomes](message, billed=False, **more)
+    else:
+        mend = partial(row.mend, refused) if row.mend and not context.strict else None
+        error = UpstreamRefusal(message, status=becomes, type=row.type, mend=mend, **more)
+    error.repeat, error.asked = _repeat(status, becomes, row), asked(header)
+    return error
+
+
+def _repeat(status: int, becomes: int, row: Row) -> Repeat:
+    """Mistral has said itself that it has not done it; but not where its own gateway has only not heard of it."""
+    if row.again is None or not (status == 429 or status >= 500 or becomes == 504):
+        return Repeat.NEVER
+    return Repeat.UNSAFE if becomes == 504 else Repeat.SAFE
 
 
 def _field(row: Row, refused: Refused, context: Context) -> str | None:

@@ -6,7 +6,7 @@ import re
 from email.utils import mktime_tz, parsedate_tz
 from math import ceil
 
-from proxy.core.errors import Headers
+from proxy.core.errors import SHOULD_RETRY, Headers
 from proxy.core.provider import Header
 
 _NUMBER = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*", re.ASCII)
@@ -19,26 +19,26 @@ def advice(status: int, again: int | None, header: Header) -> Headers:
     if status not in (408, 409, 429) and status < 500:
         return []
     if again is None:
-        return [(b"x-should-retry", b"false")]
-    asked = _asked(header)
-    wait = again if asked is None else min(max(asked, 1), 3600)
+        return [(SHOULD_RETRY, b"false")]
+    said = asked(header)
+    wait = again if said is None else min(max(said, 1), 3600)
     if not wait:
         return []
     return [
         (b"retry-after", b"%d" % ceil(wait)),
         (b"retry-after-ms", b"%d" % ceil(wait * 1000)),
-        (b"x-should-retry", b"true" if wait <= _LONGEST_OBEYED else b"false"),
+        (SHOULD_RETRY, b"true" if wait <= _LONGEST_OBEYED else b"false"),
     ]
 
 
-def _asked(header: Header) -> float | None:
+def asked(header: Header) -> float | None:
     """Seconds, from milliseconds, seconds or a date; None when Mistral names none, or nonsense."""
     if number := _NUMBER.fullmatch(header("retry-after-ms") or ""):
         return float(number[1]) / 1000
-    asked = header("retry-after") or ""
-    if number := _NUMBER.fullmatch(asked):
+    said = header("retry-after") or ""
+    if number := _NUMBER.fullmatch(said):
         return float(number[1])
-    return _seconds_between(header("date") or "", asked)
+    return _seconds_between(header("date") or "", said)
 
 
 def _seconds_between(now: str, then: str) -> float | None:
