@@ -33,6 +33,7 @@ from proxy import data
 from proxy.core.calendar import Calendar
 from proxy.core.catalogue import Catalogue
 from proxy.core.charge import charge
+from proxy.core.circuit import Circuits
 from proxy.core.exchange import Exchange, Team
 from proxy.core.quota import QuotaStore
 from proxy.core.redact import Redactor
@@ -132,6 +133,7 @@ def _stages(counters: QuotaStore, kept: LedgerStore) -> tuple[Any, ...]:
         quotas=counters,
         ledger=kept,
         wall=unix_milliseconds,
+        circuits=Circuits(time.monotonic, _silent),
         next_call=lambda: f"{OWNER}-{next(numbers)}",
     )
     rules = [quota.Quota.model_validate(one).rule(None) for one in QUOTAS]

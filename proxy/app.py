@@ -51,6 +51,8 @@ class Application:
         upstream = before.upstream if kept else Upstream(provider, open_transport(provider, trusted), workers)
         new = Generation(number, settings, config, parts, upstream, self.process)
         await self._count(before, new)
+        if not kept:
+            self.process.circuits.forget()
         self.current = new
         self.process.log.become(settings.logging.level, settings.logging.format)
         self._earlier.add(before)

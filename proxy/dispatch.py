@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.core import json
 from proxy.core.charge import NOTHING, both, whole
+from proxy.core.circuit import verdict
 from proxy.core.endpoint import Batch, Endpoint, EventStream, Meter, ModelFrom, Retry
 from proxy.core.errors import BadRequest, ClientGone, Draining, ProxyError, Repeat, UpstreamFailed, UpstreamRefusal
 from proxy.core.exchange import Exchange
@@ -236,7 +237,7 @@ class Responder:
             except ProxyError as error:
                 repeat = self._repeat(error)
                 pause = retries.wait(attempts, repeat, error.asked, self.guard.left)
-                if pause is None:
+                if pause is None or not self._is_worth_it(error):
                     raise
                 self._again(error, attempts, pause, unsafe=repeat is Repeat.UNSAFE)
             await self.guard.rest(pause)
@@ -252,6 +253,11 @@ class Responder:
         if endpoint.retry is Retry.UNSAFE and self.exchange.sent:
             return Repeat.UNSAFE
         return error.repeat
+
+    def _is_worth_it(self, error: ProxyError) -> bool:
+        """Not once the provider is known to fail all the time."""
+        tell = self.exchange.attempt_failed
+        return verdict(error) is not False or tell is None or tell()
 
     def _again(self, error: ProxyError, attempts: int, pause: float, *, unsafe: bool) -> None:
         """One more attempt. What this one may have cost is not forgotten."""

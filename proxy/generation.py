@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 from proxy import data
 from proxy.core.calendar import Calendar
 from proxy.core.catalogue import Catalogue
+from proxy.core.circuit import Circuits
 from proxy.core.endpoint import Endpoint
 from proxy.core.failures import Failures
 from proxy.core.ledger import Ledger
@@ -75,7 +76,11 @@ class Process:
     drainables: set[Drainable] = field(default_factory=set)
     failures: Failures = field(default_factory=Failures)
     closing: AsyncExitStack = field(default_factory=AsyncExitStack)
+    circuits: Circuits = field(init=False)
     _count: Iterator[int] = field(default_factory=itertools.count)
+
+    def __post_init__(self) -> None:
+        self.circuits = Circuits(self.monotonic, self.log)
 
     def next_call(self) -> str:
         """An id that no other request has, of any process."""
@@ -137,6 +142,7 @@ class Generation:
             quotas=process.quotas,
             ledger=process.ledger,
             wall=process.wall,
+            circuits=process.circuits,
             next_call=process.next_call,
             simulated=process.simulated,
             generation=number,
@@ -160,6 +166,7 @@ class Generation:
             model=settings.models,
             quota=quota.Config(self.rules),
             provider=provider.name,
+            breaker=settings.providers.mistral.circuit_breaker,
         )
         endpoints = [
             (row, fold(inner(configs, row, services), self._dispatch(row, provider))) for row in provider.endpoints

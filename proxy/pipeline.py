@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp
 
+from proxy.core.circuit import Rules
 from proxy.core.endpoint import Endpoint
 from proxy.core.services import Middleware, Services
-from proxy.stages import access_log, auth, begin, body, cors, estimate, host, ledger, model, quota, rescue
+from proxy.stages import access_log, auth, begin, body, breaker, cors, estimate, host, ledger, model, quota, rescue
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Configs:
     model: model.Config
     quota: quota.Config
     provider: str
+    breaker: Rules
 
 
 def outer(configs: Configs, services: Services) -> tuple[Middleware, ...]:
@@ -51,6 +53,8 @@ def inner(configs: Configs, endpoint: Endpoint, services: Services) -> tuple[Mid
         quota.build(configs.quota, endpoint, services),
         # inside quota: what was used is written down before it counts as free again
         ledger.build(configs.provider, endpoint, services),
+        # innermost: it counts what is really asked
+        breaker.build(configs.breaker, configs.provider, endpoint, services),
     )
 
 

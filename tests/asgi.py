@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy import data
+from proxy.core.circuit import Circuits
 from proxy.core.exchange import Exchange
 from proxy.core.redact import Redactor
 from proxy.core.services import Services
@@ -61,6 +63,7 @@ def services(log: Log | None = None, catalogue: Any = None, **more: Any) -> Serv
     redact = Redactor(data.read("redaction.yaml"))
     given: dict[str, Any] = {
         "monotonic": Ticks(), "quotas": None, "ledger": None, "wall": lambda: 0, "next_call": lambda: "test-0",
+        "circuits": Circuits(time.monotonic, log or Log()),
     }  # fmt: skip
     return Services(log=log or Log(), redact=redact, catalogue=catalogue, **(given | more))
 

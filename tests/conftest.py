@@ -31,6 +31,7 @@ providers:
     base_url: {simulator}
     api_keys: ["${{PROVIDER_KEY}}"]
     retry: {{max_attempts: 1}}
+    circuit_breaker: {{failure_threshold: 1000000}}
     transport: {transport}
     timeouts: {{connect: 2s, first_byte: 2s, idle: 2s, total: 20s}}
     max_connections: 2000

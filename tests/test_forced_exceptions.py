@@ -138,6 +138,7 @@ async def running(reply: bytes) -> AsyncIterator[Here]:
     timeouts = {"connect": "500ms", "first_byte": "500ms", "idle": "500ms"}
     with listener() as held:
         provider = {"base_url": url_of(held), "api_keys": [Secret(PROVIDER)], "timeouts": timeouts}
+        provider |= {"retry": {"max_attempts": 1}, "circuit_breaker": {"failure_threshold": 1_000_000}}
         teams = {"research": {"keys": [Secret(TEAM)]}}
         settings = Settings.model_validate({"providers": {"mistral": provider}, "teams": teams})
         process = Process(Writer(log, level="debug"), failures=Failures(most=0))  # nobody is told that it is too many

@@ -20,6 +20,7 @@ from proxy.pipeline import Configs, fold, inner, outer
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.models import MODEL, MODELS
 from proxy.stages import access_log, auth, model, quota
+from proxy.upstream.config import CircuitBreaker
 from tests.asgi import Answer, Headers, Log, call, exchange, ok, services
 
 CATALOGUE = Catalogue(data.read("models.yaml"))
@@ -40,6 +41,7 @@ def configs(**options: Any) -> Configs:
         model=model.Config(),
         quota=quota.Config({}),
         provider="mistral",
+        breaker=CircuitBreaker(),
     )
 
 
@@ -79,12 +81,13 @@ async def test_the_body_comes_before_the_model() -> None:
 
 async def test_an_endpoint_without_a_body_has_only_the_stages_that_it_needs() -> None:
     made = services(catalogue=CATALOGUE)
-    # auth, body, model, estimate, quota, ledger
-    assert [stage is not None for stage in inner(configs(), CHAT, made)] == [True, True, True, True, True, False]
-    assert [stage is not None for stage in inner(configs(), MODEL, made)] == [True, False, True, True, True, False]
-    assert [stage is not None for stage in inner(configs(), MODELS, made)] == [True, False, False, True, True, False]
+    # auth, body, model, estimate, quota, ledger, breaker
+    every = [True, True, True, True, True, False, True]
+    assert [stage is not None for stage in inner(configs(), CHAT, made)] == every
+    assert [stage is not None for stage in inner(configs(), MODEL, made)] == [True, False, *every[2:]]
+    assert [stage is not None for stage in inner(configs(), MODELS, made)] == [True, False, False, *every[3:]]
     kept = services(catalogue=CATALOGUE, ledger=object())
-    assert [stage is not None for stage in inner(configs(), MODELS, kept)][-1]
+    assert [stage is not None for stage in inner(configs(), MODELS, kept)][-2]
 
 
 @pytest.mark.parametrize("row", [CHAT, MODEL, MODELS], ids=lambda row: row.operation)

@@ -33,6 +33,7 @@
     ├── Overloaded                  503  server_error           overloaded
     ├── Draining                    503  server_error           draining
     ├── StoreUnavailable            503  server_error           store_unavailable
+    ├── CircuitOpen                 503  server_error           circuit_open
     └── UpstreamTimeout             504  server_error           upstream_timeout
 
 The shape is OpenAI's `{"error": {"message", "type", "param", "code"}}`; its SDKs choose the exception by status and
@@ -297,6 +298,16 @@ class StoreUnavailable(ProxyError):
 
     status, type, code = 503, "server_error", "store_unavailable"
     always = _SOON
+
+
+class CircuitOpen(ProxyError):
+    """The provider is left alone for the next `wait` milliseconds. That is for the caller to know: an SDK that slept so
+    long would keep it waiting."""
+
+    status, type, code = 503, "server_error", "circuit_open"
+
+    def __init__(self, message: str, *, wait: int) -> None:
+        super().__init__(message, headers=_no_retry(wait))
 
 
 class UpstreamTimeout(UpstreamUnknown):

@@ -64,6 +64,9 @@ class Exchange:
     quota_headers: Headers = field(default_factory=list)
     shadow_refusals: tuple[str, ...] = ()
 
+    # breaker
+    attempt_failed: Callable[[], bool] | None = None
+
     # dispatch
     streamed: bool = False
     upstream: str | None = None

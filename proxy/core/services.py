@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from starlette.types import ASGIApp
 
 from proxy.core.catalogue import Catalogue
+from proxy.core.circuit import Circuits
 from proxy.core.ledger import Ledger
 from proxy.core.quota import QuotaStore
 from proxy.core.redact import Redactor
@@ -33,9 +34,9 @@ class Drainable(Protocol):
 @dataclass(frozen=True, slots=True)
 class Services:
     """`monotonic` gives seconds for durations, `wall` the time of day in Unix milliseconds, `redact` makes text from
-    outside fit for a log. `quotas` holds the counters of all teams; `ledger` is None when none is kept. `next_call`
-    makes an id that no other request has, in any process. `generation` is the number of the configuration that all this
-    was made for. Whoever lasts is in `drainables` for as long.
+    outside fit for a log. `quotas` holds the counters of all teams, `circuits` what is known of providers that fail;
+    `ledger` is None when none is kept. `next_call` makes an id that no other request has, in any process. `generation`
+    is the number of the configuration that all this was made for. Whoever lasts is in `drainables` for as long.
     """
 
     monotonic: Callable[[], float]
@@ -45,6 +46,7 @@ class Services:
     quotas: QuotaStore
     ledger: Ledger | None
     wall: Callable[[], int]
+    circuits: Circuits
     next_call: Callable[[], str]
     simulated: bool = False
     generation: int = 1

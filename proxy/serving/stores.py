@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from proxy.core.calendar import Calendar
+from proxy.core.circuit import Alone, Probes
 from proxy.core.ledger import Ledger
 from proxy.core.quota import Counter, Rule, StoreGone, Unit
 from proxy.core.services import Log
@@ -52,6 +53,7 @@ class Stores:
     """`ledger` and `issued` are None when there is no database."""
 
     quotas: Counters
+    probes: Probes
     ledger: Ledger | None = None
     issued: Issued | None = None
 
@@ -76,11 +78,11 @@ class Opener:
         except OSError as error:
             raise CannotStart(f"The folder of the ledger cannot be made: {error}. Set ledger.url.") from None
         if url is None:
-            return Stores(await self._counters(calendar, None))
+            return Stores(*await self._counters(calendar, None))
         database = await self._database(url.reveal())
         ledger, history = await self._ledger(database, url.reveal())
         issued = await self._issued(database)
-        return Stores(await self._counters(calendar, history), ledger, issued)
+        return Stores(*await self._counters(calendar, history), ledger, issued)
 
     async def _database(self, url: str) -> Database:
         from proxy.store.database import DatabaseGone, DatabaseUnfit, open_database, place
@@ -160,7 +162,7 @@ class Opener:
         self.closing.push_async_callback(stop)
         return issued
 
-    async def _counters(self, calendar: Calendar, history: LedgerHistory | None) -> Counters:
+    async def _counters(self, calendar: Calendar, history: LedgerHistory | None) -> tuple[Counters, Probes]:
         if self.settings.store.shared:
             return await self._redis(calendar, history)
         store = MemoryStore(calendar, self.wall, history)
@@ -170,9 +172,9 @@ class Opener:
             except StoreGone as error:
                 raise CannotStart(f"The last hour of the ledger cannot be read: {error}.") from None
             seed(store, recent, self._rules())
-        return store
+        return store, Alone()
 
-    async def _redis(self, calendar: Calendar, history: LedgerHistory | None) -> Counters:
+    async def _redis(self, calendar: Calendar, history: LedgerHistory | None) -> tuple[Counters, Probes]:
         from proxy.store.outage import WithOutage
         from proxy.store.redis import RedisStore, StoreUnfit
 
@@ -196,7 +198,7 @@ class Opener:
             redis, store.on_outage, redis.peers, self.log, self.monotonic, calendar=calendar, wall=self.wall
         )
         self.closing.push_async_callback(guarded.close)
-        return guarded
+        return guarded, redis.probes
 
     def _rules(self) -> Mapping[str, list[Rule]]:
         catalogue = catalogue_of(self.settings)

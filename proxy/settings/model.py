@@ -277,7 +277,6 @@ LATER: dict[type[Strict], frozenset[str]] = {
     Settings: frozenset({"cache", "tracing"}),
     Server: frozenset({"admin_keys", "metrics"}),
     Providers: frozenset({"openai"}),
-    upstream.Config: frozenset({"circuit_breaker"}),
     Models: frozenset({"fallbacks"}),
     Team: frozenset({"provider_keys"}),
 }

@@ -24,6 +24,7 @@ from proxy.core.secret import Secret
 from proxy.store.redis_births import Birth, Births
 from proxy.store.redis_clock import Periods, StoreClock
 from proxy.store.redis_link import LEASE, LEAVE, RESERVE, SETTLE, Ask, Link, Log
+from proxy.store.redis_probes import RedisProbes
 from proxy.store.redis_settlements import Settlements
 
 PREFIX: Final = "mistral-proxy:{quota}:"
@@ -110,6 +111,7 @@ class RedisStore:
         self._link: Link
         self._births: Births
         self._settlements: Settlements
+        self.probes: RedisProbes
 
     async def start(self) -> None:
         """Raises StoreUnfit. A Redis that is not there yet is waited for by nobody: it will be gone until it comes."""
@@ -117,6 +119,7 @@ class RedisStore:
         self._link = Link(self._url, self._prefix, timing.deadline, self._met, self._log)
         self._births = Births(self._link, self._history, self._clock, timing.settle_in, self._sleep)
         self._settlements = Settlements(self._link, self._log, self._sleep, timing.retry)
+        self.probes = RedisProbes(self._link)
         with suppress(StoreGone):
             await self._link.use(self._say_that_we_live, apart=True)
         if self._link.evicts:
@@ -136,6 +139,7 @@ class RedisStore:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._births.close()
+        await self.probes.close()
         with suppress(StoreGone):
             await self._link.run_script(LEAVE, (self._owner,), apart=True)
         await self._link.close()

@@ -63,8 +63,8 @@ class Script:
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
 
-RESERVE, SETTLE, CREATE, HOLD, LEASE, LEAVE = SCRIPTS = tuple(
-    Script(name) for name in ("reserve", "settle", "create", "hold", "lease", "leave")
+RESERVE, SETTLE, CREATE, HOLD, LEASE, LEAVE, PROBE = SCRIPTS = tuple(
+    Script(name) for name in ("reserve", "settle", "create", "hold", "lease", "leave", "probe")
 )
 
 

@@ -87,6 +87,15 @@ class Retry(Strict):
     retry_unsafe: bool = False
 
 
+class CircuitBreaker(Strict):
+    """`providers.*.circuit_breaker`. Counts are of calls in a row; `open_duration` is in seconds."""
+
+    failure_threshold: int = Field(5, ge=1, le=1_000_000)
+    success_threshold: int = Field(3, ge=1, le=1_000_000)
+    open_duration: Duration = Field(30.0, gt=0)
+    half_open_max_requests: int = Field(1, ge=1, le=1_000)
+
+
 class Config(Strict):
     """`providers.mistral` of proxy.yaml."""
 
@@ -95,6 +104,7 @@ class Config(Strict):
     api_keys: list[SecretText] = Field(default_factory=list, max_length=1)
     timeouts: Timeouts = Timeouts()
     retry: Retry = Retry()
+    circuit_breaker: CircuitBreaker = CircuitBreaker()
     transport: Literal["aiohttp", "httpx"] = "aiohttp"
     http2: bool = False
     proxy_url: Annotated[str, AfterValidator(_egress)] | None = None

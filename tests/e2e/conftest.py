@@ -25,6 +25,7 @@ providers:
     base_url: {simulator}
     api_keys: ["${{PROVIDER_KEY}}"]
     retry: {{max_attempts: 1}}
+    circuit_breaker: {{failure_threshold: 1000000}}
     transport: {transport}
     max_connections: 4
     timeouts: {{connect: 30s, first_byte: 30s, idle: 30s}}

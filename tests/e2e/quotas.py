@@ -49,6 +49,7 @@ providers:
     base_url: "{upstream}"
     api_keys: ["${{PROVIDER_KEY}}"]
     retry: {{max_attempts: 1}}
+    circuit_breaker: {breaker}
     max_connections: 600
     timeouts: {{connect: 30s, first_byte: {first_byte}, idle: 30s}}
 teams:
@@ -156,6 +157,7 @@ class Deployment:
             "store": "memory://",
             "on_outage": "local",
             "first_byte": "30s",
+            "breaker": "{failure_threshold: 1000000}",
             "trusted": "[]",
         }
         self.options |= options | {"upstream": upstream}

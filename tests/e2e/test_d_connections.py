@@ -37,6 +37,7 @@ providers:
     base_url: {simulator}
     api_keys: ["${{PROVIDER_KEY}}"]
     retry: {{max_attempts: 1}}
+    circuit_breaker: {{failure_threshold: 1000000}}
     transport: {transport}
     max_connections: 4
     timeouts: {{connect: 150ms, first_byte: 500ms, idle: 30s, total: 800ms}}

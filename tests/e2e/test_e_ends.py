@@ -93,6 +93,7 @@ providers:
     base_url: {simulator}
     api_keys: ["${{PROVIDER_KEY}}"]
     retry: {{max_attempts: 1}}
+    circuit_breaker: {{failure_threshold: 1000000}}
     timeouts: {{idle: 200ms, total: 700ms}}
 teams: {{research: {{keys: ["${{TEAM_KEY}}"]}}}}
 """
@@ -252,6 +253,7 @@ providers:
     base_url: BASE_URL
     api_keys: ["${{PROVIDER_KEY}}"]
     retry: {{max_attempts: 1}}
+    circuit_breaker: {{failure_threshold: 1000000}}
     transport: {request.param}
     timeouts: {{idle: 1s}}
 teams: {{research: {{keys: ["${{TEAM_KEY}}"]}}}}

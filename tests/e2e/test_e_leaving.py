@@ -335,6 +335,7 @@ providers:
     base_url: {simulator}
     api_keys: ["${{PROVIDER_KEY}}"]
     retry: {{max_attempts: 1}}
+    circuit_breaker: {{failure_threshold: 1000000}}
     transport: {transport}
     max_connections: 51
     timeouts: {{total: %s}}

@@ -29,6 +29,7 @@ providers:
     transport: {transport}
     timeouts: {{connect: 30s, first_byte: 30s, idle: 30s}}
     retry: {{initial_delay: 100ms}}
+    circuit_breaker: {{failure_threshold: 1000000}}
 teams:
   research: {{keys: ["${{TEAM_KEY}}", "${{OTHER_KEY}}"]}}
 """

@@ -111,7 +111,6 @@ REFUSED = [
         for name in names
     ),
     *((f"{name}: x", [f"1: {name}: {LATER}"]) for name in ("cache", "tracing")),
-    ("providers: {mistral: {circuit_breaker: {}}}", [f"1: providers.mistral.circuit_breaker: {LATER}"]),
     ("teams: {a: {keys: [D], provider_keys: {}}}", [f"1: teams.a.provider_keys: {LATER}"]),
     # shapes
     ("- a", ["1: expected a mapping (key: value)"]),
