@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench import guard, mischief, quota, reload, report, soak
+from bench import guard, mischief, reload, report, soak, stages
 from bench.load import Route, TargetFailedError, burst, connections, once, open_streams, take_turns
 from bench.measure import Cores, Processes, clock_id, on_cores
 from bench.report import figure, guard_table, headroom, markdown, table, text, warnings
@@ -455,22 +455,25 @@ def test_an_unknown_target_is_refused():
     assert "no such target: nginx (there are forwarder, mistral-proxy, forwarder-again)" in done.stderr
 
 
-def test_what_quotas_and_the_ledger_add_is_put_beside_the_forwarder():
-    command = [sys.executable, "-m", "bench.quota", "2"]
+@pytest.mark.parametrize(
+    ("program", "lines"), [("quota", ["memory"]), ("breaker", ["all is well", "two circuits open"])]
+)
+def test_what_stages_add_is_put_beside_the_forwarder(program, lines):
+    command = [sys.executable, "-m", f"bench.{program}", "2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    line = r"memory: [\d.]+ \([\d.]+–[\d.]+\) CPU µs added to a request, \d\.\d\d of the bare forwarder's \d+; .+\n"
-    assert re.fullmatch(line, done.stdout)
+    figures = r"-?[\d.]+ \(-?[\d.]+–-?[\d.]+\) CPU µs added to a request, -?\d\.\d\d of the bare forwarder's \d+; .+"
+    assert re.fullmatch("".join(f"{line}: {figures}\n" for line in lines), done.stdout)
 
 
 def test_a_goal_of_another_machine_is_one_in_proportion():
-    slow = [quota.Round(forwarder=238.0, plain=5.0, staged=added + 5.0) for added in (40.0, 48.0, 60.0)]
-    assert quota.summary("memory", slow) == (
+    slow = [stages.Round(forwarder=238.0, plain=5.0, staged=added + 5.0) for added in (40.0, 48.0, 60.0)]
+    assert stages.summary("memory", 25, slow) == (
         "memory: 48.0 (44.0–54.0) CPU µs added to a request, 0.20 of the bare forwarder's 238; "
         "asked ≤ 0.21 (25 of 119): met"
     )
-    fast = [quota.Round(forwarder=59.5, plain=1.0, staged=25.0)] * 2
-    assert quota.summary("memory", fast).endswith("MISSED")
+    fast = [stages.Round(forwarder=59.5, plain=1.0, staged=25.0)] * 2
+    assert stages.summary("memory", 25, fast).endswith("MISSED")
 
 
 async def test_a_reload_is_seen_on_every_worker() -> None:

@@ -47,12 +47,12 @@ async def test_e12_the_bytes_are_those_that_the_simulator_sent(stage: Stage, sim
         async with connect(simulator.url) as behind:
             await behind.send(f"{received.line}\r\n{fields}\r\n".encode() + received.body)
             answer = await behind.head()
+            passed.append(answer)
             await peer.send(STREAM)
             while piece := await behind.chunk():
                 answer.chunks.append(piece)
                 await peer.send(chunk(piece))
             await peer.send(chunk(b""))
-        passed.append(answer)
 
     async with stage.upstream(tap):
         answer = await ask(stage.url, chat("Grüße aus Zürich, 東京 🗼", stream=True, model=MODEL + fault))
