@@ -25,7 +25,7 @@ from proxy.core.ledger import Ledger
 from proxy.core.provider import Provider
 from proxy.core.quota import Counter, QuotaStore, Rule
 from proxy.core.redact import Redactor
-from proxy.core.services import Drainable, Services
+from proxy.core.services import Drainable, Services, Traffic
 from proxy.core.team_key import Issued
 from proxy.dispatch import Dispatch
 from proxy.logs import Writer
@@ -74,6 +74,7 @@ class Process:
     simulated: bool = False
     draining: bool = False
     drainables: set[Drainable] = field(default_factory=set)
+    traffic: Traffic = field(default_factory=Traffic)
     failures: Failures = field(default_factory=Failures)
     closing: AsyncExitStack = field(default_factory=AsyncExitStack)
     circuits: Circuits = field(init=False)
@@ -147,6 +148,7 @@ class Generation:
             simulated=process.simulated,
             generation=number,
             drainables=process.drainables,
+            traffic=process.traffic,
         )
         self.rules = parts.rules
         self.calendar = parts.calendar
@@ -162,6 +164,7 @@ class Generation:
             loopback=is_loopback(settings.server.host),
             hosts=[*settings.server.hosts, settings.server.host],
             auth=auth.Config(settings.teams, self._process.issued, self._process.failures),
+            max_requests=settings.server.max_requests,
             max_body=settings.server.max_body,
             model=settings.models,
             quota=quota.Config(self.rules),

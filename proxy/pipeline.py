@@ -10,7 +10,21 @@ from starlette.types import ASGIApp
 from proxy.core.circuit import Rules
 from proxy.core.endpoint import Endpoint
 from proxy.core.services import Middleware, Services
-from proxy.stages import access_log, auth, begin, body, breaker, cors, estimate, host, ledger, model, quota, rescue
+from proxy.stages import (
+    access_log,
+    auth,
+    begin,
+    body,
+    breaker,
+    cors,
+    estimate,
+    gate,
+    host,
+    ledger,
+    model,
+    quota,
+    rescue,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +36,7 @@ class Configs:
     cors_origins: Sequence[str]
     loopback: bool
     hosts: list[str]
+    max_requests: int
     auth: auth.Config
     max_body: int
     model: model.Config
@@ -46,6 +61,7 @@ def outer(configs: Configs, services: Services) -> tuple[Middleware, ...]:
 def inner(configs: Configs, endpoint: Endpoint, services: Services) -> tuple[Middleware | None, ...]:
     """Around one endpoint; None where a stage does not apply to it."""
     return (
+        gate.build(configs.max_requests, services),  # before all that costs something
         auth.build(configs.auth, endpoint, services),  # before the body: an unknown key uploads nothing
         body.build(configs.max_body, endpoint, services),
         model.build(configs.model, endpoint, services),  # after the body, which names the model

@@ -36,6 +36,7 @@ def configs(**options: Any) -> Configs:
         cors_origins=options.get("cors_origins", []),
         loopback=options.get("loopback", True),
         hosts=options.get("hosts", []),
+        max_requests=2_000,
         auth=auth.Config(teams={"research": auth.Team(keys=keys, models=["mistral-*"])}),
         max_body=options.get("max_body", 100),
         model=model.Config(),
@@ -81,11 +82,11 @@ async def test_the_body_comes_before_the_model() -> None:
 
 async def test_an_endpoint_without_a_body_has_only_the_stages_that_it_needs() -> None:
     made = services(catalogue=CATALOGUE)
-    # auth, body, model, estimate, quota, ledger, breaker
-    every = [True, True, True, True, True, False, True]
+    # gate, auth, body, model, estimate, quota, ledger, breaker
+    every = [True, True, True, True, True, True, False, True]
     assert [stage is not None for stage in inner(configs(), CHAT, made)] == every
-    assert [stage is not None for stage in inner(configs(), MODEL, made)] == [True, False, *every[2:]]
-    assert [stage is not None for stage in inner(configs(), MODELS, made)] == [True, False, False, *every[3:]]
+    assert [stage is not None for stage in inner(configs(), MODEL, made)] == [True, True, False, *every[3:]]
+    assert [stage is not None for stage in inner(configs(), MODELS, made)] == [True, True, False, False, *every[4:]]
     kept = services(catalogue=CATALOGUE, ledger=object())
     assert [stage is not None for stage in inner(configs(), MODELS, kept)][-2]
 

@@ -31,6 +31,13 @@ class Drainable(Protocol):
         """The proxy stops: end now, with the error `draining`."""
 
 
+@dataclass(slots=True)
+class Traffic:
+    """What a worker is doing: `requests` under way, health checks apart."""
+
+    requests: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """`monotonic` gives seconds for durations, `wall` the time of day in Unix milliseconds, `redact` makes text from
@@ -50,4 +57,5 @@ class Services:
     next_call: Callable[[], str]
     simulated: bool = False
     generation: int = 1
+    traffic: Traffic = field(default_factory=Traffic)
     drainables: set[Drainable] = field(default_factory=set)

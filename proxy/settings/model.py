@@ -145,14 +145,16 @@ class Server(Strict):
     """`server` of proxy.yaml.
 
     `hosts` are names a Host header may carry besides the loopback names; `max_body` is in bytes, `drain` in seconds.
-    Port 0 takes any free port. `time_zone` is where the days, weeks and months of quotas begin; `key_pepper` keys the
-    hashes under which issued team keys are stored. Pages of `cors_origins` may call the API from a browser;
-    `trusted_proxies` are addresses and networks whose `x-forwarded-for` says who sent a request.
+    Port 0 takes any free port. A worker serves `max_requests` at a time. `time_zone` is where the days, weeks and months
+    of quotas begin; `key_pepper` keys the hashes under which issued team keys are stored. Pages of `cors_origins` may
+    call the API from a browser; `trusted_proxies` are addresses and networks whose `x-forwarded-for` says who sent a
+    request.
     """
 
     host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65_535)
     workers: int = Field(1, ge=1, le=256)
+    max_requests: int = Field(2_000, ge=1, le=1_000_000)
     max_body: Size = Field(32 << 20, ge=1)
     drain: Duration = Field(60.0, ge=0)
     time_zone: Annotated[str, AfterValidator(_zone)] = "UTC"

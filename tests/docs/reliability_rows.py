@@ -438,6 +438,7 @@ ROWS = (
     Row("K9", "a worker dies at every start", "longer and longer pauses; never ready; exit code 2 if none ever was"),
     Row("K10", "the clock jumps", "deadlines do not notice: they are counted by the monotonic clock"),
     Row("K12", "something blocks the event loop", "a test that meets it fails"),
+    Row("K14", "more requests at once than a worker serves", "503 `overloaded` at once; `/health` answers"),
     Row("K15", "an exception anywhere", "500 `internal_error`, one constant text"),
     Row("K16", "cancellation at shutdown", "everything is released"),
     Row("K17", "connections shared by forked workers", "there are none: clients are made after the fork"),
@@ -463,6 +464,5 @@ LEFT_OUT = {
     "J11": "a log that nobody reads or whose reader is gone: see K12",
     "K11": "replicas whose clocks differ: time is that of Redis; its own tests show it",
     "K13": "growth over days: `python -m bench.soak` looks for it, the suite has not the time",
-    "K14": "how much is served under too much load: a figure of the machine; that the rest is refused is A22",
 }
 """Rows that have no test, and why."""
