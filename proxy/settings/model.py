@@ -145,10 +145,10 @@ class Server(Strict):
     """`server` of proxy.yaml.
 
     `hosts` are names a Host header may carry besides the loopback names; `max_body` is in bytes, `drain` in seconds.
-    Port 0 takes any free port. A worker serves `max_requests` at a time. `time_zone` is where the days, weeks and months
-    of quotas begin; `key_pepper` keys the hashes under which issued team keys are stored. Pages of `cors_origins` may
-    call the API from a browser; `trusted_proxies` are addresses and networks whose `x-forwarded-for` says who sent a
-    request.
+    Port 0 takes any free port. A worker serves `max_requests` at a time. `time_zone` is where the days, weeks and
+    months of quotas begin; `key_pepper` keys the hashes under which issued team keys are stored. Pages of
+    `cors_origins` may call the API from a browser; `trusted_proxies` are addresses and networks whose
+    `x-forwarded-for` says who sent a request.
     """
 
     host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
