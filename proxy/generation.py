@@ -167,6 +167,7 @@ class Generation:
             max_requests=settings.server.max_requests,
             max_body=settings.server.max_body,
             model=settings.models,
+            context=settings.models.context,
             quota=quota.Config(self.rules),
             provider=provider.name,
             breaker=settings.providers.mistral.circuit_breaker,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp
@@ -16,6 +16,7 @@ from proxy.stages import (
     begin,
     body,
     breaker,
+    context,
     cors,
     estimate,
     gate,
@@ -40,6 +41,7 @@ class Configs:
     auth: auth.Config
     max_body: int
     model: model.Config
+    context: Mapping[str, context.WhenTooLong]
     quota: quota.Config
     provider: str
     breaker: Rules
@@ -65,6 +67,8 @@ def inner(configs: Configs, endpoint: Endpoint, services: Services) -> tuple[Mid
         auth.build(configs.auth, endpoint, services),  # before the body: an unknown key uploads nothing
         body.build(configs.max_body, endpoint, services),
         model.build(configs.model, endpoint, services),  # after the body, which names the model
+        # after the model, whose context it is; before anything is reckoned
+        context.build(configs.context, configs.model.default_max_tokens, endpoint, services),
         estimate.build(configs.model.default_max_tokens, endpoint, services),  # quota and ledger hold what it says
         quota.build(configs.quota, endpoint, services),
         # inside quota: what was used is written down before it counts as free again

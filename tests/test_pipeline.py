@@ -40,6 +40,7 @@ def configs(**options: Any) -> Configs:
         auth=auth.Config(teams={"research": auth.Team(keys=keys, models=["mistral-*"])}),
         max_body=options.get("max_body", 100),
         model=model.Config(),
+        context={},
         quota=quota.Config({}),
         provider="mistral",
         breaker=CircuitBreaker(),
@@ -82,11 +83,10 @@ async def test_the_body_comes_before_the_model() -> None:
 
 async def test_an_endpoint_without_a_body_has_only_the_stages_that_it_needs() -> None:
     made = services(catalogue=CATALOGUE)
-    # gate, auth, body, model, estimate, quota, ledger, breaker
-    every = [True, True, True, True, True, True, False, True]
-    assert [stage is not None for stage in inner(configs(), CHAT, made)] == every
-    assert [stage is not None for stage in inner(configs(), MODEL, made)] == [True, True, False, *every[3:]]
-    assert [stage is not None for stage in inner(configs(), MODELS, made)] == [True, True, False, False, *every[4:]]
+    # gate, auth, body, model, context, estimate, quota, ledger, breaker
+    for row, its_own in ((CHAT, [True, True, True]), (MODEL, [False, True, False]), (MODELS, [False, False, False])):
+        found = [stage is not None for stage in inner(configs(), row, made)]
+        assert found == [True, True, *its_own, True, True, False, True]
     kept = services(catalogue=CATALOGUE, ledger=object())
     assert [stage is not None for stage in inner(configs(), MODELS, kept)][-2]
 

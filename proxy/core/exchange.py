@@ -56,6 +56,9 @@ class Exchange:
     model_asked: str | None = None
     model: str | None = None
 
+    # context and dispatch
+    rewrites: dict[str, None] = field(default_factory=dict)
+
     # estimate
     call: str = ""
     estimate: Estimate | None = None
@@ -74,7 +77,6 @@ class Exchange:
     sent: bool = False
     answered: bool = False
     lost: Charge | None = None
-    rewrites: dict[str, None] = field(default_factory=dict)
     answer_headers: Headers = field(default_factory=list)
     usage: Json | None = None
     charge: Charge | None = None

@@ -25,6 +25,7 @@ from proxy.core.catalogue import micro_usd
 from proxy.core.config import Duration, ModelName, SecretText, Size, Strict
 from proxy.core.secret import Secret
 from proxy.stages import access_log, auth, model, quota
+from proxy.stages.context import WhenTooLong
 from proxy.upstream import config as upstream
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
@@ -223,8 +224,10 @@ class ModelPrice(Strict):
 
 
 class Models(model.Config):
-    """`models` of proxy.yaml. `prices` are over those of the catalogue."""
+    """`models` of proxy.yaml. `prices` are over those of the catalogue; `context` says what becomes of conversations
+    that are too long."""
 
+    context: dict[ModelName, WhenTooLong] = Field(default_factory=dict)
     prices: dict[ModelName, ModelPrice] = Field(default_factory=dict)
 
     @field_validator("aliases")
