@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from proxy.app import Application
+from proxy.core.circuit import State
 from proxy.core.secret import Secret
 from proxy.dispatch import Dispatch
 from proxy.generation import Generation, Process, prepare
 from proxy.logs import Writer
 from proxy.settings.model import Settings
 from proxy.stages import auth, body, host, model
+from proxy.upstream.config import CircuitBreaker
 from tests.asgi import Answer, call
 from tests.e2e.upstream import completion, listener, upstream, url_of
 from tests.upstream.scripted import Peer, Received
@@ -151,6 +153,26 @@ async def test_a_younger_generation_keeps_the_connections_of_an_older_one() -> N
             script.released.set()
             assert [(await one).status for one in requests] == [200, 200]
             assert not app._earlier
+
+
+@pytest.mark.parametrize(
+    ("changed", "forgotten"),
+    [
+        ({}, False),
+        ({"models": {"default": "m"}}, False),
+        ({"base_url": "http://127.0.0.1:10"}, True),
+        ({"providers": {"mistral": {"base_url": "http://127.0.0.1:9", "api_keys": [Secret("another-key-123")]}}}, True),
+    ],
+)
+async def test_another_address_or_key_is_not_left_alone_for_what_the_last_one_did(
+    changed: dict[str, Any], forgotten: bool
+) -> None:
+    async with application() as (app, _):
+        circuits, rules = app.process.circuits, CircuitBreaker()
+        while circuits.failed("mistral key", rules):
+            pass
+        await app.replace(settings(**changed), None, 2)
+        assert (circuits.state("mistral key") is State.CLOSED) is forgotten
 
 
 async def test_what_cannot_be_built_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

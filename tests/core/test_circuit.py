@@ -167,6 +167,26 @@ async def test_f8_a_client_that_leaves_while_it_asks_for_a_place_keeps_none() ->
     assert isinstance(await scene.circuits.enter(NAME, RULES), Pass)
 
 
+def test_f8_of_several_that_find_out_the_first_failure_counts() -> None:
+    class Many(Places):
+        async def take(self, name: str, most: int, seconds: float) -> str | None:
+            return "place"
+
+    rules = CircuitBreaker(half_open_max_requests=3, success_threshold=1)
+    scene = Scene(places=Many()).opened()
+    scene.clock += 30
+    first, second, third = (now(scene.circuits.enter(NAME, rules)) for _ in range(3))
+    assert isinstance(first, Pass)
+    assert isinstance(second, Pass)
+    assert isinstance(third, Pass)
+    scene.circuits.leave(first, rules, False)
+    scene.clock += 10
+    scene.circuits.leave(second, rules, True)
+    scene.circuits.leave(third, rules, False)
+    assert scene.enter() == 20.0
+    assert [line[1] for line in scene.log.lines] == ["circuit_opened", "circuit_half_open", "circuit_opened"]
+
+
 def test_those_that_began_before_say_nothing_new() -> None:
     scene = Scene()
     early = [scene.enter() for _ in range(10)]

@@ -193,6 +193,37 @@ def test_whatever_happens_what_the_database_does_not_have_is_read_once_and_left(
         assert left(directory) == appended[committed:]
 
 
+@pytest.mark.parametrize("dies", ["done", "rename"])
+def test_a_segment_that_is_begun_anew_has_nothing_whenever_its_process_dies(
+    dies: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = Segment.create(tmp_path / "1")
+    for n in range(20):
+        assert segment.append(b"record %d" % n, n)
+    assert list(segment.records()) == list(range(20))
+    segment.done(segment.read)
+    if dies == "done":
+        monkeypatch.setattr(Segment, "done", lambda *_: sys.exit())
+    else:
+        monkeypatch.setattr(os, "rename", lambda *_: sys.exit())
+    with pytest.raises(SystemExit):
+        segment.begin_anew(tmp_path / "2")
+    found = Segment.load(tmp_path / "1")
+    assert found
+    assert list(found.records()) == []
+
+
+def test_what_was_read_before_its_writer_could_say_it_is_not_read_again(tmp_path: Path) -> None:
+    segment = Segment.create(tmp_path / "1")
+    assert segment.append(b"one", None)
+    end = segment.end
+    assert list(segment.records()) == [b"one"]
+    segment.said.append((16, end, "one"))
+    assert segment.append(b"two", "two")
+    assert list(segment.records()) == ["two"]
+    assert not segment.said
+
+
 def test_what_was_said_is_remembered_of_the_latest_only(tmp_path: Path) -> None:
     """The rest is read from its bytes: a database that is away does not cost its backlog once more in objects."""
     journal, count = Journal(tmp_path, OWNER, 9), 0

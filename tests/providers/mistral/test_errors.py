@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core import json
-from proxy.core.errors import BadRequest, UpstreamFailed, UpstreamRefusal, UpstreamTimeout, render
+from proxy.core.errors import BadRequest, Repeat, UpstreamFailed, UpstreamRefusal, UpstreamTimeout, render
 from proxy.core.model import Model
 from proxy.core.table import Context
 from proxy.providers.mistral.errors import TABLE, answer_headers, mend, refusal
@@ -398,6 +398,45 @@ def test_every_row_is_reached(row):
         return next(one for one in TABLE if one.fits(refused)) is row
 
     assert any(reached(case) for case in CASES.values())
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_what_mistral_says_itself_is_never_billed(case):
+    assert not getattr(made(case), "billed", False)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "header", "repeat"),
+    [
+        (429, {"message": "x"}, {}, Repeat.SAFE),
+        (429, {"message": "x"}, {"x-ratelimit-limit-req-minute": "0"}, Repeat.NEVER),
+        (500, {}, {}, Repeat.SAFE),
+        (502, b"", {}, Repeat.SAFE),
+        (503, b"<html>", {}, Repeat.SAFE),
+        (504, b"", {}, Repeat.UNSAFE),
+        (524, b"", {}, Repeat.UNSAFE),
+        (529, b"", {}, Repeat.SAFE),
+        (408, b"", {}, Repeat.UNSAFE),
+        *((status, {"message": "x"}, {}, Repeat.NEVER) for status in (301, 400, 401, 402, 403, 404, 409, 413, 422)),
+    ],
+)
+def test_what_a_repeat_would_do(status, body, header, repeat):
+    assert made(Case(status, body, (0, "", "", None), header)).repeat is repeat
+
+
+@pytest.mark.parametrize(
+    ("header", "asked"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "250", "retry-after": "7"}, 0.25),
+        ({"date": "Sat, 28 Nov 2026 01:00:00 GMT", "retry-after": "Sat, 28 Nov 2026 01:01:30 GMT"}, 90.0),
+        ({"retry-after": "soon"}, None),
+    ],
+)
+def test_when_mistral_wants_it_repeated(header, asked):
+    assert made(Case(503, b"", (0, "", "", None), header)).asked == asked
 
 
 def test_the_classes_are_those_of_the_tree():
