@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bench.stages import CATALOGUE, Round, answer, bare_forwarder, cpu, silent, summary
 from proxy import data
 from proxy.core.calendar import Calendar
-from proxy.core.circuit import Circuits
+from proxy.core.circuit import Circuits, Pass
 from proxy.core.redact import Redactor
 from proxy.core.services import Services
 from proxy.generation import unix_milliseconds
@@ -57,7 +57,7 @@ def _staged(circuits: Circuits) -> ASGIApp:
 async def measure(rounds: int, *, trouble: bool) -> list[Round]:
     circuits = Circuits(time.monotonic, lambda *_, **__: None)
     for name in ("mistral/one", "mistral/another") if trouble else ():
-        while circuits.failed(name, CircuitBreaker()):
+        while circuits.failed(Pass(name), CircuitBreaker()):
             pass
     app = _staged(circuits)
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from starlette.types import Receive, Scope, Send
 
 from proxy.core import json
-from proxy.core.charge import NOTHING, both, whole
+from proxy.core.charge import NOTHING, both, estimate, whole
 from proxy.core.circuit import verdict
 from proxy.core.endpoint import Batch, Endpoint, EventStream, Meter, ModelFrom, Retry
 from proxy.core.errors import BadRequest, ClientGone, Draining, ProxyError, Repeat, UpstreamFailed, UpstreamRefusal
@@ -23,7 +23,7 @@ from proxy.core.provider import Provider
 from proxy.core.services import Services
 from proxy.core.table import Context
 from proxy.guard import Guard
-from proxy.metering import charged
+from proxy.metering import charged, may_be_billed
 from proxy.relay import Relay
 from proxy.upstream.client import MOST_JSON, MOST_REFUSAL, Upstream, failure, is_encoded, is_json, read
 from proxy.upstream.transport import Answer, TransportError
@@ -36,6 +36,9 @@ _ALARMS = {
     "usage_anomaly": "an answer came without token counts that can be believed: it is not metered",
 }
 """What no client can mend, by an error's code or a word of ours: somebody who runs the proxy must know."""
+
+_CONFLICT = 409
+"""SDKs repeat it by themselves."""
 
 _LARGE = 1 << 20
 """Bytes of an answer above which its values are counted before it is decoded."""
@@ -81,7 +84,7 @@ class Dispatch:
         """What ends an exchange: without the provider's key, and without the bodies in its frames. It is no reason for
         an SDK to begin again: all that may help has been tried."""
         _forget_frames(error)
-        if self.upstream.retries.on and error.repeat is not Repeat.NEVER:
+        if self.upstream.retries.on and (error.repeat is not Repeat.NEVER or error.status == _CONFLICT):
             error.forbid_retry()
         scrub = self.upstream.scrub
         error.message = scrub(error.message.encode()).decode()
@@ -239,7 +242,7 @@ class Responder:
                 pause = retries.wait(attempts, repeat, error.asked, self.guard.left)
                 if pause is None or not self._is_worth_it(error):
                     raise
-                self._again(error, attempts, pause, unsafe=repeat is Repeat.UNSAFE)
+                self._again(error, body, attempts, pause, unsafe=repeat is Repeat.UNSAFE)
             await self.guard.rest(pause)
             attempts += 1
 
@@ -259,11 +262,14 @@ class Responder:
         tell = self.exchange.attempt_failed
         return verdict(error) is not False or tell is None or tell()
 
-    def _again(self, error: ProxyError, attempts: int, pause: float, *, unsafe: bool) -> None:
+    def _again(self, error: ProxyError, body: Json | None, attempts: int, pause: float, *, unsafe: bool) -> None:
         """One more attempt. What this one may have cost is not forgotten."""
         exchange, log = self.exchange, self.dispatch.services.log
-        if unsafe and exchange.estimate:
-            exchange.lost = both(exchange.lost or NOTHING, whole(exchange.estimate))
+        if unsafe and exchange.estimate and may_be_billed(error):
+            # Of a batch, this part.
+            batch = self.dispatch.endpoint.batch
+            most = estimate(body, self.context.model, 0) if batch and body else exchange.estimate
+            exchange.lost = both(exchange.lost or NOTHING, whole(most))
         exchange.sent = exchange.answered = False
         log(
             "warning",

@@ -32,12 +32,13 @@ def charged(
     if usage is not None:
         # An answer that does not say its tier has the one that was asked for.
         return charge(usage, model, tier or ("priority" if estimate.priority else None))
-    if not sent or not (delivered or _may_be_billed(ended)):
+    if not sent or not (delivered or may_be_billed(ended)):
         return NOTHING
     return whole(estimate) if delivered is None else partial(estimate, model, delivered)
 
 
-def _may_be_billed(ended: BaseException | None) -> bool:
+def may_be_billed(ended: BaseException | None) -> bool:
+    """Whether the provider may ask money for a call that was sent and ended like this."""
     if isinstance(ended, UpstreamUnknown):
         return ended.billed
     # The proxy's own errors come before a call; the end of the drain and a client's leaving come at any time.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from proxy.app import Application
-from proxy.core.circuit import State
+from proxy.core.circuit import Pass, State
 from proxy.core.secret import Secret
 from proxy.dispatch import Dispatch
 from proxy.generation import Generation, Process, prepare
@@ -169,7 +169,7 @@ async def test_another_address_or_key_is_not_left_alone_for_what_the_last_one_di
 ) -> None:
     async with application() as (app, _):
         circuits, rules = app.process.circuits, CircuitBreaker()
-        while circuits.failed("mistral key", rules):
+        while circuits.failed(Pass("mistral key"), rules):
             pass
         await app.replace(settings(**changed), None, 2)
         assert (circuits.state("mistral key") is State.CLOSED) is forgotten

@@ -16,7 +16,20 @@ from proxy.providers.mistral.embeddings import EMBEDDINGS
 from proxy.providers.mistral.models import MODELS
 from proxy.upstream.config import Retry
 from proxy.upstream.transport import TransportError
-from tests.test_dispatch import DONE, EVENT, LAST, Network, Reply, Setting, asked, completion, refused, reply, streamed
+from tests.test_dispatch import (
+    DONE,
+    EVENT,
+    LAST,
+    USAGE,
+    Network,
+    Reply,
+    Setting,
+    asked,
+    completion,
+    refused,
+    reply,
+    streamed,
+)
 
 AT_ONCE = 1e-9
 FAILED = reply({"message": "x"}, 503)
@@ -120,6 +133,34 @@ async def test_f5_a_provider_that_failed_twice_is_paid_for_what_it_may_have_done
     await refused(setting, asked(), estimate=ESTIMATE)
     assert setting.exchange.charge
     assert setting.exchange.charge.cost == 7_000
+
+
+async def test_f5_of_a_batch_a_part_is_paid_for_twice_and_not_the_whole() -> None:
+    def vectors(count: int) -> Reply:
+        return reply({"data": [{"index": n, "embedding": [1.0]} for n in range(count)], "model": "m", "usage": USAGE})
+
+    replies = [found for count in (256, 256, 88) for found in (transport("closed"), vectors(count))]
+    setting = persistent(*replies, retry_unsafe=True, budget=1.0)
+    setting.endpoint = EMBEDDINGS
+    most = Estimate(prompt=3_000, completion=0, tokens=3_000, cost=300_000)
+    body = {"model": "m", "input": ["word"] * 600}
+    answer = await setting.ask(body, model="mistral-embed", estimate=most)
+    assert (answer.status, len(setting.network.sent)) == (200, 6)
+    assert answer.exchange.charge
+    assert answer.exchange.charge.prompt < 600 * 6 + 100
+
+
+async def test_f5_what_the_provider_says_that_it_has_not_done_costs_nothing_however_often() -> None:
+    setting = persistent(*[reply({}, 504)] * 3, retry_unsafe=True)
+    await refused(setting, asked(), estimate=ESTIMATE)
+    assert len(setting.network.sent) == 3
+    assert setting.exchange.charge
+    assert setting.exchange.charge.cost == 0
+
+
+async def test_a_conflict_is_not_repeated_by_anybody() -> None:
+    error = await refused(persistent(reply({"message": "busy"}, 409)), asked())
+    assert advice(error)[b"x-should-retry"] == b"false"
 
 
 async def test_f5_a_503_may_have_made_the_first_of_two_things() -> None:

@@ -82,7 +82,11 @@ class Probes(Protocol):
         ...
 
     def give(self, name: str, place: str) -> None:
-        """It is well. A place that is not given back is free when its seconds are over."""
+        """It may be well, and others may find out more."""
+        ...
+
+    def keep(self, name: str, place: str, seconds: float) -> None:
+        """It is not well: the place is taken for so many seconds from now on."""
         ...
 
 
@@ -95,6 +99,9 @@ class Alone:
     def give(self, name: str, place: str) -> None:
         """There is nobody to tell."""
 
+    def keep(self, name: str, place: str, seconds: float) -> None:
+        """As `give`."""
+
 
 class Circuit:
     """Of one part of a provider, in one worker. Times are monotonic seconds."""
@@ -106,17 +113,21 @@ class Circuit:
         self.state = State.CLOSED
         self.count = 0
         """Failures in a row while it is closed, successes in a row while it is half open."""
-        self.probes = 0
+        self.probes: list[float] = []
+        """When each that is under way stops keeping others from finding out."""
         self.until = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """A call that was let in. A probe has a `place` among those of all workers, and the `circuit` that it is about."""
+    """A call that was let in, in an `epoch` between two times that all was forgotten. A probe has a `place` among those
+    of all workers until `ends`, and the `circuit` that it is about."""
 
     name: str
+    epoch: int = 0
     circuit: Circuit | None = None
     place: str = ""
+    ends: float = 0.0
 
 
 class Circuits:
@@ -128,51 +139,57 @@ class Circuits:
         self._now = monotonic
         self._log = log
         self._circuits: dict[str, Circuit] = {}
+        self._epoch = 0
 
     def state(self, name: str) -> State:
         circuit = self._circuits.get(name)
         return circuit.state if circuit else State.CLOSED
 
     def forget(self) -> None:
-        """What was known was about another address or another key."""
+        """What is known, and what calls under way will tell, is about another address or another key."""
         self._circuits.clear()
+        self._epoch += 1
 
     async def enter(self, name: str, rules: Rules) -> Pass | float:
         """Let a call in, or say after how many seconds to come again. `leave` must follow."""
         circuit = self._circuits.get(name)
         if circuit is None or circuit.state is State.CLOSED:
-            return Pass(name)
+            return Pass(name, self._epoch)
         if circuit.state is State.OPEN:
             left = circuit.until - self._now()
             if left > 0:
                 return left
             self._become(circuit, Event.TIME)
-        if circuit.probes >= rules.half_open_max_requests:
+        now = self._now()
+        # One that takes longer than the circuit was open keeps nobody else from finding out.
+        circuit.probes = [ends for ends in circuit.probes if ends > now]
+        if len(circuit.probes) >= rules.half_open_max_requests:
             return SOON
-        circuit.probes += 1
+        ends, epoch = now + rules.open_duration, self._epoch
+        circuit.probes.append(ends)
+        place = None
         try:
             place = await self.probes.take(name, rules.half_open_max_requests, rules.open_duration)
-        except BaseException:
-            circuit.probes -= 1
-            raise
-        if place is None:
-            circuit.probes -= 1
-            return SOON
-        return Pass(name, circuit, place)
+        finally:
+            if place is None:
+                _remove(circuit.probes, ends)
+        return SOON if place is None else Pass(name, epoch, circuit, place, ends)
 
     def leave(self, one: Pass, rules: Rules, success: bool | None) -> None:
         """The call that was let in has ended. `success`: what it says of the provider, if anything."""
         if one.circuit:
-            self._found_out(one.circuit, one.place, rules, success)
+            self._found_out(one, one.circuit, rules, success)
         elif success is False:
-            self.failed(one.name, rules)
-        elif success and self.state(one.name) is State.CLOSED:
+            self.failed(one, rules)
+        elif success and one.epoch == self._epoch and self.state(one.name) is State.CLOSED:
             self._circuits.pop(one.name, None)
 
-    def failed(self, name: str, rules: Rules) -> bool:
+    def failed(self, one: Pass, rules: Rules) -> bool:
         """An attempt has failed, whatever becomes of its call. Whether there may be another one: not once the circuit
         has been opened, and then those that began before say nothing new."""
-        circuit = self._circuits.get(name) or self._new(name)
+        if one.epoch != self._epoch:
+            return True
+        circuit = self._circuits.get(one.name) or self._new(one.name)
         if circuit.state is State.CLOSED:
             circuit.count += 1
             if circuit.count >= rules.failure_threshold:
@@ -187,10 +204,12 @@ class Circuits:
         circuit = self._circuits[name] = Circuit(name)
         return circuit
 
-    def _found_out(self, circuit: Circuit, place: str, rules: Rules, success: bool | None) -> None:
-        circuit.probes -= 1
-        if success is not False:
-            self.probes.give(circuit.name, place)
+    def _found_out(self, one: Pass, circuit: Circuit, rules: Rules, success: bool | None) -> None:
+        _remove(circuit.probes, one.ends)
+        if success is False:
+            self.probes.keep(circuit.name, one.place, rules.open_duration)
+        else:
+            self.probes.give(circuit.name, one.place)
         if circuit.state is not State.HALF_OPEN or self._circuits.get(circuit.name) is not circuit:
             return
         if success is False:
@@ -211,12 +230,18 @@ class Circuits:
         self._log(level, what, circuit=circuit.name)
 
 
+def _remove(probes: list[float], ends: float) -> None:
+    if ends in probes:
+        probes.remove(ends)
+
+
 def verdict(error: BaseException | None) -> bool | None:
     """What the end of a call says of the provider: True, it does its work; False, it fails; None, nothing."""
     if error is None:
         return True
     if isinstance(error, UpstreamUnknown):
-        return None if error.code == REFUSED else False
+        # The end of all time is as often that of a client that reads slowly.
+        return None if error.code == REFUSED or error.detail.get("timeout") == "total" else False
     if isinstance(error, UpstreamRefusal):
         # What it refuses it has not tried to do: its front may be well where all behind it is not.
         return False if error.status >= 500 else None
@@ -224,7 +249,8 @@ def verdict(error: BaseException | None) -> bool | None:
 
 
 def verdict_on_key(error: BaseException | None) -> bool | None:
-    """The same of the key that it is paid with."""
+    """The same of the key that it is paid with. A 403 may be about what was asked: no team can have the key refused for
+    all others."""
     if isinstance(error, ProxyError) and error.code == REFUSED:
-        return False
+        return False if error.detail.get("upstream", {}).get("status") == 401 else None
     return True if error is None else None

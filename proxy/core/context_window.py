@@ -1,8 +1,8 @@
 """The newest part of a conversation that fits into a model's context.
 
 What the system says stays, and of everything else the newest, without a gap. A call of a tool and its results are one
-thing: they stay or go together. Sizes are estimates, on the side of too large: a token for 3.5 characters, and four for
-each message.
+thing: they stay or go together. Sizes are estimates, on the side of too large: a token for 3.5 characters or as
+prompt.py counts them, if that is more, and four for each message.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from proxy.core import json
 from proxy.core.json import Json
-from proxy.core.prompt import measure
+from proxy.core.prompt import measure, text_tokens
 
 ANSWER: Final = 1_000
 """Tokens that an answer may need for which no limit is asked."""
@@ -55,7 +55,7 @@ def fit(body: Json, context: int, answer: int = ANSWER) -> tuple[list[Any], int]
 
 
 def _turns(messages: Sequence[Json]) -> tuple[list[int], list[_Turn]]:
-    """Where the messages are that always stay, and the turns of all others, oldest first."""
+    """Where the messages are that always stay, and the turns of all others: as old as the last message of each."""
     always: list[int] = []
     turns: list[_Turn] = []
     calls: dict[str, _Turn] = {}
@@ -63,11 +63,11 @@ def _turns(messages: Sequence[Json]) -> tuple[list[int], list[_Turn]]:
     """That with the latest call."""
     for place, message in enumerate(messages):
         role = message.get("role")
-        if role in _ALWAYS:
+        if isinstance(role, str) and role in _ALWAYS:
             always.append(place)
             continue
         turn = None
-        if role in _RESULTS:
+        if isinstance(role, str) and role in _RESULTS:
             id = message.get("tool_call_id")
             turn = (calls.get(id) if isinstance(id, str) else None) or latest
         if turn is None:
@@ -78,7 +78,7 @@ def _turns(messages: Sequence[Json]) -> tuple[list[int], list[_Turn]]:
         if message.get("tool_calls") or message.get("function_call"):
             latest = turn
             calls |= dict.fromkeys(_ids(message.get("tool_calls")), turn)
-    return always, turns
+    return always, sorted(turns, key=lambda turn: turn.places[-1])
 
 
 def _ids(calls: Any) -> list[str]:
@@ -105,11 +105,13 @@ def _media(part: Any) -> int:
 
 
 def _chars(value: Any) -> int:
-    """Tokens of so many characters."""
+    """Tokens of a text, or of something that is sent as JSON; of what is dense, such as digits, as many as it counts
+    for against limits."""
     if value is None:
         return 0
-    size = len(value) if isinstance(value, str) else len(json.encode(value))
-    return -(-2 * size // 7)
+    text = value.encode() if isinstance(value, str) else json.encode(value)
+    size = len(value) if isinstance(value, str) else len(text)
+    return max(-(-2 * size // 7), text_tokens(text))
 
 
 def _answer(body: Json, unlimited: int) -> int:

@@ -107,6 +107,11 @@ def _quarters(text: bytes) -> int:
     return quarters if text.isascii() else quarters + len(text.translate(None, _ASCII))
 
 
+def text_tokens(text: bytes) -> int:
+    """What a text is taken for."""
+    return -(-_quarters(text) // BYTES_A_TOKEN)
+
+
 class _Rest(msgspec.Struct):
     """All of it, added up. `size` is bytes of text, `quarters` of a token what they are taken for, `most` the tokens
     beyond `size` that they may be."""

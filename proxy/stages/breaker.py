@@ -41,7 +41,7 @@ class Breaker:
         except BaseException:
             self._circuits.leave(key, self._rules, None)
             raise
-        exchange.attempt_failed = partial(self._circuits.failed, name, self._rules)
+        exchange.attempt_failed = partial(self._circuits.failed, model, self._rules)
         ended: BaseException | None = None
         try:
             await self._app(scope, receive, send)

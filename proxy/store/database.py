@@ -56,30 +56,42 @@ class DatabaseFile:
     """The file of a SQLite database. Who has it open goes on with it when its name is another one's, or nobody's."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        self._known: tuple[int, int] | None = None
+        self._path, self._log = path, f"{path}-wal"
+        self._known: _Identity | None = None
+        self._known_log: _Identity | None = None
 
     def opened(self) -> None:
         """The first time it is the one that it was then."""
-        self._known = self._known or self._there()
+        self._known = self._known or _identity(self._path)
 
     def is_another(self) -> bool:
         """Whether it is, since it was last asked. Raises DatabaseGone when there is none any more: one that comes into
         being by itself would hide the loss."""
         if self._known is None:
             return False
-        found = self._there()
+        found, log = _identity(self._path), _identity(self._log)
         if found is None:
             raise DatabaseGone(f"its file {self._path} has gone: put it back, or restart to begin a new one")
-        before, self._known = self._known, found
-        return found != before
+        if found == self._known:
+            self._known_log = log
+            return False
+        if log is not None and log == self._known_log:
+            # SQLite would write what is in it over whatever stands there now.
+            raise DatabaseGone(f"{self._log} belongs to the file that {self._path} was: move it along with that")
+        self._known, self._known_log = found, log
+        return True
 
-    def _there(self) -> tuple[int, int] | None:
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
+
+_Identity = tuple[int, int]
+"""Device and inode of a file that has something in it."""
+
+
+def _identity(path: str) -> _Identity | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found.st_size or not path.endswith("-wal") else None
 
 
 class Database:

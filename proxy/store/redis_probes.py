@@ -18,25 +18,32 @@ class RedisProbes:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._giving: set[asyncio.Task[None]] = set()
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def take(self, name: str, most: int, seconds: float) -> str | None:
         place = secrets.token_hex(8)
         try:
-            answer = await self._link.run_script(PROBE, (name, place, most, int(seconds * 1000)), apart=True)
+            answer = await self._link.run_script(PROBE, (name, place, int(seconds * 1000), most), apart=True)
         except StoreGone:
             return place
         return place if answer[0] == _OK else None
 
     def give(self, name: str, place: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._give(name, place))
-        self._giving.add(task)
-        task.add_done_callback(self._giving.discard)
+        self._tell(name, place, 0)
 
-    async def _give(self, name: str, place: str) -> None:
+    def keep(self, name: str, place: str, seconds: float) -> None:
+        self._tell(name, place, int(seconds * 1000))
+
+    def _tell(self, *argument: str | int) -> None:
+        """Behind the answer: nobody waits for it."""
+        task = asyncio.get_running_loop().create_task(self._run(argument))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _run(self, argument: tuple[str | int, ...]) -> None:
         with suppress(StoreGone):  # it is free when its time is over
-            await self._link.run_script(PROBE, (name, place), apart=True)
+            await self._link.run_script(PROBE, argument, apart=True)
 
     async def close(self) -> None:
-        if self._giving:
-            await asyncio.wait(self._giving)
+        if self._telling:
+            await asyncio.wait(self._telling)

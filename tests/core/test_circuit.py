@@ -45,6 +45,7 @@ class Places:
     full: bool = False
     taken: int = 0
     given: int = 0
+    kept: int = 0
 
     async def take(self, name: str, most: int, seconds: float) -> str | None:
         assert (most, seconds) == (RULES.half_open_max_requests, RULES.open_duration)
@@ -56,6 +57,10 @@ class Places:
     def give(self, name: str, place: str) -> None:
         assert place == "place"
         self.given += 1
+
+    def keep(self, name: str, place: str, seconds: float) -> None:
+        assert (place, seconds) == ("place", RULES.open_duration)
+        self.kept += 1
 
 
 @dataclass
@@ -130,7 +135,21 @@ def test_f8_a_probe_that_fails_opens_it_again_and_keeps_its_place() -> None:
     assert scene.call(True)
     assert scene.call(False)
     assert scene.enter() == 30.0
-    assert (scene.places.taken, scene.places.given) == (2, 1)
+    assert (scene.places.taken, scene.places.given, scene.places.kept) == (2, 1, 1)
+
+
+def test_f8_a_slow_probe_keeps_nobody_else_from_finding_out() -> None:
+    scene = Scene().opened()
+    scene.clock += 30
+    slow = scene.enter()
+    assert isinstance(slow, Pass)
+    scene.clock += 29
+    assert scene.enter() == SOON
+    scene.clock += 1
+    for _ in range(3):
+        assert scene.call(True)
+    scene.circuits.leave(slow, RULES, True)
+    assert scene.state is State.CLOSED
 
 
 def test_f8_a_probe_that_says_nothing_is_another_ones_turn() -> None:
@@ -209,7 +228,9 @@ def test_those_that_began_before_say_nothing_new() -> None:
 
 def test_attempts_count_and_there_is_none_once_it_is_open() -> None:
     scene = Scene()
-    assert [scene.circuits.failed(NAME, RULES) for _ in range(7)] == [True] * 4 + [False] * 3
+    one = scene.enter()
+    assert isinstance(one, Pass)
+    assert [scene.circuits.failed(one, RULES) for _ in range(7)] == [True] * 4 + [False] * 3
 
 
 def test_f10_one_model_is_not_another() -> None:
@@ -228,7 +249,16 @@ def test_what_is_forgotten_is_as_at_first_whoever_is_under_way() -> None:
     assert scene.state is State.CLOSED
     scene.circuits.leave(probe, RULES, False)
     assert scene.state is State.CLOSED
-    assert scene.call(True)
+    early = [scene.enter() for _ in range(10)]
+    scene.circuits.forget()
+    for one in early:
+        assert isinstance(one, Pass)
+        assert scene.circuits.failed(one, RULES)
+        scene.circuits.leave(one, RULES, False)
+    assert scene.state is State.CLOSED
+    assert scene.call(False)
+    scene.circuits.leave(early[0], RULES, True)  # type: ignore[arg-type]
+    assert [scene.call(False) for _ in range(5)] == [True] * 4 + [False]
 
 
 def test_names_that_clients_make_up_are_no_leak() -> None:
@@ -283,6 +313,8 @@ def refusal(status: int) -> UpstreamRefusal:
         (None, True),
         (UpstreamFailed("x"), False),
         (UpstreamTimeout("x"), False),
+        (UpstreamTimeout("x", detail={"timeout": "idle"}), False),
+        (UpstreamTimeout("x", detail={"timeout": "total"}), None),
         (refusal(500), False),
         (refusal(503), False),
         (refusal(400), None),
@@ -304,6 +336,8 @@ def test_f9_what_an_end_says_of_the_provider(error: BaseException | None, well: 
 
 
 def test_what_an_end_says_of_the_key() -> None:
-    refused = UpstreamFailed("x", code="upstream_auth_failed")
-    found = [verdict_on_key(error) for error in (None, refused, UpstreamFailed("x"), refusal(400))]
-    assert found == [True, False, None, None]
+    def refused(status: int) -> UpstreamFailed:
+        return UpstreamFailed("x", code="upstream_auth_failed", detail={"upstream": {"status": status}})
+
+    ends = (None, refused(401), refused(403), UpstreamFailed("x"), refusal(400))
+    assert [verdict_on_key(error) for error in ends] == [True, False, None, None, None]

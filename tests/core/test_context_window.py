@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.context_window import ANSWER, LEAST, _tokens, fit
+from proxy.core.prompt import measure
 
 Message = dict[str, Any]
 SYSTEM = {"role": "system", "content": "s" * 35}  # 10 + 4 tokens
@@ -37,9 +38,9 @@ def kept(messages: list[Message], room: int, **fields: Any) -> list[Message]:
 
 def test_a_message_has_so_many_tokens() -> None:
     assert _tokens({"role": "user", "content": ""}) == 4
-    assert _tokens({"role": "user", "content": "1234"}) == 4 + 2
-    assert _tokens({"role": "user", "content": "1234567"}) == 4 + 2
-    assert _tokens({"role": "user", "content": [{"type": "text", "text": "12345678"}]}) == 4 + 3
+    assert _tokens({"role": "user", "content": "abcd"}) == 4 + 2
+    assert _tokens({"role": "user", "content": "abcdefg"}) == 4 + 2
+    assert _tokens({"role": "user", "content": [{"type": "text", "text": "abcdefgh"}]}) == 4 + 3
     assert _tokens(said("user")) == 100
     assert _tokens({"role": "user", "content": [{"type": "image_url", "image_url": "data:" + "x" * 10**6}]}) < 10_000
     assert _tokens(call("a")) > 20
@@ -72,8 +73,10 @@ def test_a_call_and_its_results_stay_or_go_together() -> None:
 
 def test_a_result_that_comes_late_belongs_to_its_call() -> None:
     messages = [call("a"), said("user"), call("b"), result("b"), result("a"), said("user")]
-    stays = kept(messages, sum(map(_tokens, messages[2:4])) + 100)
-    assert stays == [messages[2], messages[3], messages[5]]
+    late = 100 + _tokens(messages[0]) + 100
+    assert kept(messages, late) == [messages[0], messages[4], messages[5]]
+    assert kept(messages, late - 1) == [messages[0], messages[4], messages[5]]  # two are the least, and it is one thing
+    assert kept(messages, 2 * late) == [messages[0], *messages[2:]]
 
 
 def test_a_result_without_an_id_belongs_to_the_latest_call() -> None:
@@ -105,6 +108,23 @@ def test_the_answer_has_its_room(name: str) -> None:
 def test_tools_take_room_too() -> None:
     messages = [said("user") for _ in range(10)]
     assert len(kept(messages, 1_000, tools=[{"x": "y" * 343}])) == 8
+
+
+def test_what_the_newest_message_belongs_to_is_the_newest() -> None:
+    messages = [call("a"), *(said("user") for _ in range(6)), result("a")]
+    assert kept(messages, sum(_tokens(messages[n]) for n in (0, 6, 7))) == [messages[0], *messages[-2:]]
+
+
+@pytest.mark.parametrize("text", ["7" * 8_000, "長" * 4_000, "word " * 1_600])
+def test_dense_text_is_as_large_as_it_counts_against_limits(text: str) -> None:
+    message = {"role": "user", "content": text}
+    assert _tokens(message) >= measure({"messages": [message]}, None).tokens - 8
+
+
+@pytest.mark.parametrize("role", [None, 7, ["x"], {"x": "y"}, ""])
+def test_a_role_that_is_none(role: Any) -> None:
+    messages = [{"role": role, "content": "x" * 700} for _ in range(9)]
+    assert len(kept(messages, 450)) == 2
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,10 @@ def failed() -> UpstreamFailed:
     return UpstreamFailed("x")
 
 
+def refused() -> UpstreamFailed:
+    return UpstreamFailed("x", code="upstream_auth_failed", detail={"upstream": {"status": 401}})
+
+
 async def test_f7_what_keeps_failing_is_left_alone() -> None:
     scene = Scene([failed() for _ in range(5)])
     for _ in range(5):
@@ -115,8 +119,7 @@ async def test_f9_what_is_nobodys_fault_but_the_callers_or_ours_is_not_counted()
 
 async def test_a_key_that_is_refused_is_not_tried_for_ever() -> None:
     """Nor is it the clients' own, as a 401 would say."""
-    refused = [UpstreamFailed("x", code="upstream_auth_failed") for _ in range(5)]
-    scene = Scene([*refused, None, None, None, None])
+    scene = Scene([*(refused() for _ in range(5)), None, None, None, None])
     for _ in range(5):
         await scene.ask()
     assert scene.state("mistral key") is State.OPEN
@@ -135,9 +138,7 @@ async def test_a_key_that_is_refused_is_not_tried_for_ever() -> None:
 
 
 async def test_an_open_circuit_does_not_use_up_the_probe_of_the_key() -> None:
-    scene = Scene(
-        [*(failed() for _ in range(5)), *(UpstreamFailed("x", code="upstream_auth_failed") for _ in range(5))]
-    )
+    scene = Scene([*(failed() for _ in range(5)), *(refused() for _ in range(5))])
     for _ in range(5):
         await scene.ask()
     for _ in range(5):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sqlite3
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,43 @@ async def test_another_file_in_its_place_is_the_ledger_from_then_on(in_a_file: D
         await store.flush()
     assert log.events() == ["ledger_replaced"]
     await all_settled(in_a_file, 50 + 100)
+
+
+async def test_what_was_written_last_is_not_read_into_another_ledger(in_a_file: Database, tmp_path: Path) -> None:
+    """Who replaces the file alone leaves its write-ahead log behind, which SQLite would write over the new one."""
+
+    def put(name: str, to: str) -> None:
+        os.replace(tmp_path / name, tmp_path / to)
+
+    log = Lines()
+    async with ledger(in_a_file, tmp_path / "journal", log=log) as store:
+        traffic(store, 0, 100)
+        await store.flush()
+        await asyncio.to_thread(backup_of, tmp_path / "ledger.db", tmp_path / "backup.db")
+        traffic(store, 100, 200)
+        await store.flush()
+        await asyncio.to_thread(put, "ledger.db", "old.db")
+        await asyncio.to_thread(put, "backup.db", "ledger.db")
+        traffic(store, 200, 300)
+        with pytest.raises(StoreGone, match=r"ledger\.db-wal belongs to the file that .*: move it along"):
+            await store.flush()
+        await asyncio.to_thread(put, "ledger.db-wal", "old.db-wal")
+        await asyncio.to_thread((tmp_path / "ledger.db-shm").unlink)
+        await written(store)
+        assert len(await calls(in_a_file)) == 200
+    assert log.events() == ["ledger_gone", "ledger_replaced", "ledger_back"]
+    assert await asyncio.to_thread(rows_in, tmp_path / "old.db") == 200
+
+
+def backup_of(source: Path, target: Path) -> None:
+    with closing(sqlite3.connect(source)) as one, closing(sqlite3.connect(target)) as other:
+        one.backup(other)
+
+
+def rows_in(file: Path) -> int:
+    with closing(sqlite3.connect(file)) as one:
+        count: int = one.execute("SELECT count(*) FROM calls").fetchone()[0]
+    return count
 
 
 async def test_a_server_that_is_killed_and_comes_back(

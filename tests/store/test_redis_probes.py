@@ -52,6 +52,16 @@ async def test_f8_a_place_that_is_not_given_back_is_free_after_its_time(server: 
         assert await store.probes.take(NAME, 1, LONG)
 
 
+async def test_f8_a_place_that_failed_is_kept_from_then_on(server: RedisServer) -> None:
+    async with opened(server.url) as store:
+        place = await store.probes.take(NAME, 1, 0.2)
+        assert place
+        store.probes.keep(NAME, place, LONG)
+        await store.probes.close()
+        assert server.command("PTTL", f"{PREFIX}probes:{NAME}") > 50_000
+        assert not await store.probes.take(NAME, 1, LONG)
+
+
 async def test_f8_to_give_back_what_is_over_does_no_harm(server: RedisServer) -> None:
     async with opened(server.url) as store:
         mine = await store.probes.take(NAME, 1, LONG)

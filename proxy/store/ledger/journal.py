@@ -136,8 +136,8 @@ class Journal:
             return False
         self._current = self._spares.popleft()
         self._live.append(self._current)
-        if len(self._live) > REMEMBERED:
-            self._live[-1 - REMEMBERED].forget()
+        for segment in list(self._live)[:-REMEMBERED]:  # the reader may take some of them away meanwhile
+            segment.forget()
         self._wanted.put(True)
         return True
 
