@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,14 +17,17 @@ SWEEP_EVERY: Final = 60_000
 """Milliseconds between two searches for counters that need not be kept. A thousand of them take 0.2 ms."""
 
 
+_ASKED_AGAIN: Final = 3
+"""Questions to the ledger about one counter that calls change meanwhile."""
+
 Held = tuple[Tally, Any, int]
 """Of an open call: what it was counted by, where there, and how much."""
 
 
 @dataclass(slots=True)
 class Birth:
-    """One of those that are `waiting` for a counter asks the ledger; when it has ended, however it did, it is the next
-    one's turn."""
+    """One of those that are `waiting` for a counter asks the ledger, for a new one or of one that may have missed
+    something; when it has ended, however it did, it is the next one's turn."""
 
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting: int = 0
@@ -83,17 +87,50 @@ class MemoryStore:
 
     async def recount(self, counter: Counter, *, missed: bool) -> bool:
         """Have a calendar counter count no less than the ledger knows, if there is one: it may have missed the time in
-        which no rule asked for it, and nobody asks for it now. Raises StoreGone."""
+        which no rule asked for it. Raises StoreGone."""
         window = counter.window
         assert window
         if not self._history:
             return False
         period = self._calendar.period(window, self._advance())
-        used = await self._history.used(counter, period.start, period.end)
-        tally = self._tallies.get(counter.name)
-        if isinstance(tally, PeriodTotal) and tally.period == period:
-            tally.used = max(tally.used, used - tally.reserved)
+        await self._history.used(counter, period.start, period.end)  # nobody waits for one that does not answer
+        async with self._held(counter):
+            tally = self._tallies.pop(counter.name, None)
+            try:
+                if isinstance(tally, PeriodTotal):
+                    await self._count(counter, tally, self._history)
+            finally:
+                self._put_back(counter, window, tally)
         return True
+
+    async def _count(self, counter: Counter, total: PeriodTotal, history: History) -> None:
+        """Nobody is let in meanwhile. A call that ends while the ledger is asked may be in its answer with all that it
+        could use: then it is asked once more, and what it says at last is no less than the truth."""
+        for _ in range(_ASKED_AGAIN):
+            before = total.used, total.reserved
+            used = await history.used(counter, total.period.start, total.period.end)
+            if (total.used, total.reserved) == before:
+                break
+        total.used = max(total.used, used - total.reserved)
+
+    def _put_back(self, counter: Counter, window: Window, tally: Tally | None) -> None:
+        """Unless its period is over, or another one in the time zone of now: then it is born again."""
+        if isinstance(tally, PeriodTotal) and self._calendar.period(window, self._advance()) == tally.period:
+            self._tallies[counter.name] = tally
+            self._sweep_at = min(self._sweep_at, tally.period.end)
+
+    @asynccontextmanager
+    async def _held(self, counter: Counter) -> AsyncIterator[None]:
+        """Whoever needs a counter that is not there waits until this ends."""
+        birth = self._births.setdefault(counter.name, Birth())
+        birth.waiting += 1
+        try:
+            async with birth.turn:
+                yield
+        finally:
+            birth.waiting -= 1
+            if not birth.waiting:
+                del self._births[counter.name]
 
     def _waits(self, tallies: list[Tally], claims: Sequence[Claim]) -> list[int | None]:
         now = self._now
@@ -142,15 +179,8 @@ class MemoryStore:
         elif window.span is not None:
             self._tallies[counter.name] = SlidingLog(window.span)
         else:
-            birth = self._births.setdefault(counter.name, Birth())
-            birth.waiting += 1
-            try:
-                async with birth.turn:
-                    await self._bear(counter, window)
-            finally:
-                birth.waiting -= 1
-                if not birth.waiting:
-                    del self._births[counter.name]
+            async with self._held(counter):
+                await self._bear(counter, window)
 
     async def _bear(self, counter: Counter, window: Window) -> None:
         if counter.name in self._tallies:

@@ -379,3 +379,94 @@ async def test_what_is_looked_up_again_need_not_be_there() -> None:
     store = MemoryStore(Calendar(ZONE), lambda: BEGIN, Ledger(lambda counter, start, end: 7))
     assert await store.recount(counter, missed=True)
     assert (await store.standing([Claim(counter, 1000, 1)]))[0].used == 7
+
+
+class Scripted:
+    """A History: each question waits until it is answered by hand."""
+
+    def __init__(self) -> None:
+        self.asked: asyncio.Queue[asyncio.Future[int]] = asyncio.Queue()
+
+    async def used(self, counter: Counter, start: int, end: int) -> int:
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.asked.put_nowait(answer)
+        return await answer
+
+    async def says(self, used: int) -> None:
+        (await self.asked.get()).set_result(used)
+
+
+@dataclass
+class Recounted:
+    """A counter that has counted 7, at a moment that tests move."""
+
+    clock: int = BEGIN
+    ledger: Scripted = field(default_factory=Scripted)
+
+    async def begin(self) -> asyncio.Task[bool]:
+        """A recount that has been told 5 before anybody was kept out."""
+        self.store = MemoryStore(Calendar(ZONE), lambda: self.clock, self.ledger)
+        self.claim = Claim(DAILY, 10_000, 1_000)
+        first = asyncio.create_task(self.store.reserve("first", [self.claim]))
+        await self.ledger.says(7)
+        assert (await first).granted
+        task = asyncio.create_task(self.store.recount(DAILY, missed=True))
+        await self.ledger.says(5)
+        return task
+
+    async def total(self) -> int:
+        [standing] = await self.store.standing([self.claim])
+        return standing.used + standing.reserved
+
+
+async def test_nobody_is_let_in_while_the_ledger_is_asked_again() -> None:
+    """Who came in between would be in neither number."""
+    one = Recounted()
+    task = await one.begin()
+    late = asyncio.create_task(one.store.reserve("late", [one.claim]))
+    other = Claim(REQUESTS, 10, 1)
+    assert (await one.store.reserve("other", [other])).granted
+    assert not (await asyncio.wait([late], timeout=0.01))[0]
+    await one.ledger.says(5_000)
+    assert await task
+    assert (await late).granted
+    assert await one.total() == 5_000 + 1_000
+    assert not one.store._births
+
+
+async def test_a_call_that_ends_while_the_ledger_is_asked_is_asked_about_again() -> None:
+    one = Recounted()
+    task = await one.begin()
+    answer = await one.ledger.asked.get()
+    one.store.settle("first", [one.claim], [1])
+    answer.set_result(1_007)  # with all that it could use
+    await one.ledger.says(8)
+    assert await task
+    assert await one.total() == 8
+
+
+@pytest.mark.parametrize("end", ["fails", "cancelled"])
+async def test_a_recount_that_fails_keeps_nobody_out(end: str) -> None:
+    one = Recounted()
+    task = await one.begin()
+    answer = await one.ledger.asked.get()
+    late = asyncio.create_task(one.store.reserve("late", [one.claim]))
+    if end == "fails":
+        answer.set_exception(StoreGone())
+    else:
+        task.cancel()
+    assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], StoreGone | asyncio.CancelledError)
+    assert (await late).granted
+    assert await one.total() == 7 + 2_000
+
+
+async def test_a_period_that_ends_meanwhile_is_over() -> None:
+    one = Recounted()
+    task = await one.begin()
+    one.clock += 2 * 86_400_000
+    await one.ledger.says(5_000)
+    assert await task
+    late = asyncio.create_task(one.store.reserve("late", [one.claim]))
+    await one.ledger.says(3)
+    assert (await late).granted
+    assert await one.total() == 3 + 1_000
