@@ -5,17 +5,15 @@ Two classes, as in Starlette's own middleware: `Dispatch` is made once per endpo
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
-from urllib.parse import quote
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from proxy.calls import Calls
 from proxy.core import json
-from proxy.core.charge import NOTHING, both, estimate, whole
-from proxy.core.circuit import verdict
-from proxy.core.endpoint import Batch, Endpoint, EventStream, Meter, ModelFrom, Retry
+from proxy.core.charge import both
+from proxy.core.endpoint import Batch, Endpoint, EventStream, Meter, ModelFrom
 from proxy.core.errors import BadRequest, ClientGone, Draining, ProxyError, Repeat, UpstreamFailed, UpstreamRefusal
 from proxy.core.exchange import Exchange
 from proxy.core.json import Json
@@ -23,27 +21,18 @@ from proxy.core.provider import Provider
 from proxy.core.services import Services
 from proxy.core.table import Context
 from proxy.guard import Guard
-from proxy.metering import charged, may_be_billed
+from proxy.metering import charged
 from proxy.relay import Relay
-from proxy.upstream.client import MOST_JSON, MOST_REFUSAL, Upstream, failure, is_encoded, is_json, read
-from proxy.upstream.transport import Answer, TransportError
+from proxy.upstream.client import MOST_JSON, Upstream, is_json, read
+from proxy.upstream.transport import Answer
 
 _MODES = {b"strict": True, b"lenient": False}
-
-_ALARMS = {
-    "upstream_auth_failed": "the provider refuses the key of this proxy",
-    "unknown_parameter": "the provider's schema has changed: a field that the tables let through is unknown to it",
-    "usage_anomaly": "an answer came without token counts that can be believed: it is not metered",
-}
-"""What no client can mend, by an error's code or a word of ours: somebody who runs the proxy must know."""
 
 _CONFLICT = 409
 """SDKs repeat it by themselves."""
 
 _LARGE = 1 << 20
 """Bytes of an answer above which its values are counted before it is decoded."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +54,8 @@ class Dispatch:
         context = self._context(exchange)
         body = self._body(context)
         guard = Guard(receive, self.upstream.timeouts, self.services.drainables)
-        responder = Responder(self, exchange, context, guard)
+        calls = Calls(self.endpoint, self.provider, self.upstream, self.services.log, exchange, context, guard)
+        responder = Responder(self, exchange, context, guard, calls)
         exchange.upstream = f"{self.provider.name}/{exchange.model}" if exchange.model else self.provider.name
         try:
             if self.endpoint.events and body and body.get("stream"):
@@ -124,12 +114,13 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Responder:
-    """The upstream calls of one exchange, and its answer."""
+    """The answer of one exchange, and what it is charged."""
 
     dispatch: Dispatch
     exchange: Exchange
     context: Context
     guard: Guard
+    calls: Calls
 
     async def answer(self, body: Json | None, send: Send) -> None:
         batch = self.dispatch.endpoint.batch
@@ -160,7 +151,7 @@ class Responder:
         stuck = False
         try:
             async with self.guard:
-                await self._call(body, relay.run)
+                await self.calls.call(body, relay.run)
         except ProxyError as error:
             ended, stuck = error, isinstance(error, Draining) and bool(relay.unsent)
             if events.done and not relay.unsent:
@@ -199,7 +190,7 @@ class Responder:
             await self._answer_parts(batch, half, answered)
 
     async def _read(self, body: Json | None) -> Any:
-        raw = await self._call(body, self._whole)
+        raw = await self.calls.call(body, self._whole)
         try:
             answer = json.decode(raw)
         except json.Malformed:
@@ -215,122 +206,11 @@ class Responder:
         # Before anything is made of it: a key that is cut, or put into a report, would not be found any more.
         return self.dispatch.upstream.scrub(raw)
 
-    async def _call(self, body: Json | None, use: Callable[[Answer], Awaitable[T]]) -> T:
-        """What `use` makes of the successful answer. A body that the provider refuses is mended and sent once more
-        where its error table knows how: a refusal costs nothing, and nothing has reached the client."""
-        try:
-            return await self._persistently(body, use)
-        except UpstreamRefusal as refusal:
-            mended = self.dispatch.provider.mend(refusal, body) if body else None
-            if mended is None:
-                raise
-        body, what = mended
-        self.exchange.rewrites[what] = None
-        self.exchange.sent = False
-        return await self._persistently(body, use)
-
-    async def _persistently(self, body: Json | None, use: Callable[[Answer], Awaitable[T]]) -> T:
-        """A call, made again after a while for as long as that may help."""
-        data = None if body is None else json.encode(body)
-        retries, attempts = self.dispatch.upstream.retries, 1
-        retries.request()
-        while True:
-            try:
-                return await self._once(data, use)
-            except ProxyError as error:
-                repeat = self._repeat(error)
-                pause = retries.wait(attempts, repeat, error.asked, self.guard.left)
-                if pause is None or not self._is_worth_it(error):
-                    raise
-                self._again(error, body, attempts, pause, unsafe=repeat is Repeat.UNSAFE)
-            await self.guard.rest(pause)
-            attempts += 1
-
-    def _repeat(self, error: ProxyError) -> Repeat:
-        """What may be billed is what is sent and no question; whoever may have a part of an answer has no other one."""
-        endpoint = self.dispatch.endpoint
-        if error.repeat is Repeat.NEVER or (self.exchange.streamed and self.exchange.answered):
-            return Repeat.NEVER
-        if endpoint.method == "GET":
-            return Repeat.SAFE
-        if endpoint.retry is Retry.UNSAFE and self.exchange.sent:
-            return Repeat.UNSAFE
-        return error.repeat
-
-    def _is_worth_it(self, error: ProxyError) -> bool:
-        """Not once the provider is known to fail all the time."""
-        tell = self.exchange.attempt_failed
-        return verdict(error) is not False or tell is None or tell()
-
-    def _again(self, error: ProxyError, body: Json | None, attempts: int, pause: float, *, unsafe: bool) -> None:
-        """One more attempt. What this one may have cost is not forgotten."""
-        exchange, log = self.exchange, self.dispatch.services.log
-        if unsafe and exchange.estimate and may_be_billed(error):
-            # Of a batch, this part.
-            batch = self.dispatch.endpoint.batch
-            most = estimate(body, self.context.model, 0) if batch and body else exchange.estimate
-            exchange.lost = both(exchange.lost or NOTHING, whole(most))
-        exchange.sent = exchange.answered = False
-        log(
-            "warning",
-            "possible_double_bill" if unsafe else "retry",
-            request_id=exchange.request_id,
-            attempts=attempts,
-            status_code=error.status,
-            error_code=error.code,
-            wait_s=round(pause, 3),
-        )
-
-    async def _once(self, data: bytes | None, use: Callable[[Answer], Awaitable[T]]) -> T:
-        """One request, which is sent again if it met a connection that the upstream was just about to close."""
-        try:
-            try:
-                return await self._attempt(data, use)
-            except TransportError as error:
-                if not error.stale or self.dispatch.endpoint.retry is not Retry.SAFE:
-                    raise
-            return await self._attempt(data, use, fresh=True)
-        except TransportError as error:
-            raise failure(error, self.dispatch.upstream.timeouts, sent=self.exchange.sent) from None
-
-    async def _attempt(self, data: bytes | None, use: Callable[[Answer], Awaitable[T]], *, fresh: bool = False) -> T:
-        endpoint, upstream = self.dispatch.endpoint, self.dispatch.upstream
-        path = endpoint.upstream
-        if endpoint.model is ModelFrom.PATH:
-            path = path.replace("{id}", quote(self.exchange.model or "", safe=""))
-        self.exchange.attempts += 1
-        self.guard.calling()
-        call = upstream.call(endpoint.method, path, data, stream=self.exchange.streamed, fresh=fresh)
-        try:
-            async with call as answer:
-                named = self.dispatch.provider.answer_headers(answer.header)
-                self.exchange.answer_headers = [(name, upstream.scrub(value)) for name, value in named]
-                encoded = is_encoded(answer)
-                if 200 <= answer.status < 300:
-                    if encoded:
-                        raise UpstreamFailed("The upstream compressed its answer, which it was not asked to do.")
-                    self.exchange.answered = True
-                    return await use(answer)
-                refused = (None if encoded else await read(answer, self.guard.heard, MOST_REFUSAL)) or b""
-        except TransportError as error:
-            if error.kind == "pool":
-                self.exchange.attempts -= 1  # nothing was sent
-            raise
-        finally:
-            self.exchange.sent = self.exchange.sent or call.sent
-        raise self._refusal(answer, upstream.scrub(refused))
-
-    def _refusal(self, answer: Answer, body: bytes) -> ProxyError:
-        error = self.dispatch.provider.refusal(answer.status, answer.header, body, self.context)
-        if error.code in _ALARMS:
-            self._alarm(error.code)
-        return error
-
     def _metered(self, usage: Json | None, *, tier: str | None, delivered: int) -> None:
         """The whole answer is there."""
         self._charge(usage, tier=tier, delivered=delivered)
         if usage is None and self.dispatch.endpoint.meter is Meter.TOKENS:
-            self._alarm("usage_anomaly")
+            self.calls.alarm("usage_anomaly")
 
     def _charge(
         self,
@@ -352,9 +232,6 @@ class Responder:
             ended=ended,
         )
         exchange.charge = both(charge, exchange.lost) if exchange.lost else charge
-
-    def _alarm(self, code: str) -> None:
-        self.dispatch.services.log("error", "alarm", request_id=self.exchange.request_id, code=code, what=_ALARMS[code])
 
 
 def _forget_frames(error: ProxyError | ClientGone) -> None:

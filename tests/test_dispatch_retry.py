@@ -223,6 +223,14 @@ async def test_what_parts_of_a_batch_have_cost_is_not_forgotten_for_a_later_one(
     assert setting.exchange.charge.cost == 7_000
 
 
+async def test_a_part_of_a_batch_that_nobody_has_got_is_asked_for_again_whatever_became_of_the_others() -> None:
+    vectors = [reply({"data": [{"index": n, "embedding": [1.0]} for n in range(256)], "model": "m", "usage": USAGE})]
+    setting = persistent(*vectors, transport("connect"), *vectors)
+    setting.endpoint = EMBEDDINGS
+    answer = await setting.ask({"model": "m", "input": ["x"] * 512}, model="mistral-embed", estimate=ESTIMATE)
+    assert (answer.status, len(setting.network.sent)) == (200, 3)
+
+
 async def test_the_provider_says_when() -> None:
     setting = persistent(
         reply({"message": "Rate limit exceeded"}, 429, retry_after="7"), completion(), max_delay=AT_ONCE

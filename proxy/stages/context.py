@@ -61,9 +61,9 @@ class Context:
         return _ASKED[asked]
 
     def _cut(self, exchange: Exchange) -> None:
-        context = self._model(exchange.model or "").context
-        found = fit(exchange.body, context, self._answer) if exchange.body and context else None
+        body, context = exchange.body or {}, self._model(exchange.model or "").context
+        found = fit(body, context, self._answer) if context else None
         if found:
             kept, gone = found
-            exchange.body = {**(exchange.body or {}), "messages": kept}
+            exchange.body = {**body, "messages": kept}
             exchange.rewrites[f"cut:messages:{gone}"] = None

@@ -52,13 +52,18 @@ class DatabaseGone(Exception):
     """It does not answer, is locked, full or read-only: it may be well again later."""
 
 
+_Identity = tuple[int, int]
+"""Device and inode of a file."""
+
+
 class DatabaseFile:
     """The file of a SQLite database. Who has it open goes on with it when its name is another one's, or nobody's."""
 
     def __init__(self, path: str) -> None:
-        self._path, self._log = path, f"{path}-wal"
+        self._path = path
         self._known: _Identity | None = None
-        self._known_log: _Identity | None = None
+        self._beside: dict[str, _Identity | None] = {}
+        """What SQLite keeps beside it while it is in use, by name, as last seen."""
 
     def opened(self) -> None:
         """The first time it is the one that it was then."""
@@ -66,24 +71,21 @@ class DatabaseFile:
 
     def is_another(self) -> bool:
         """Whether it is, since it was last asked. Raises DatabaseGone when there is none any more: one that comes into
-        being by itself would hide the loss."""
+        being by itself would hide the loss. So it does while anything of the last one is left behind, which SQLite
+        would take for the new one's."""
         if self._known is None:
             return False
-        found, log = _identity(self._path), _identity(self._log)
+        found = _identity(self._path)
+        beside = {name: _identity(name) for name in (f"{self._path}-wal", f"{self._path}-shm")}
         if found is None:
             raise DatabaseGone(f"its file {self._path} has gone: put it back, or restart to begin a new one")
-        if found == self._known:
-            self._known_log = log
-            return False
-        if log is not None and log == self._known_log:
-            # SQLite would write what is in it over whatever stands there now.
-            raise DatabaseGone(f"{self._log} belongs to the file that {self._path} was: move it along with that")
-        self._known, self._known_log = found, log
-        return True
-
-
-_Identity = tuple[int, int]
-"""Device and inode of a file that has something in it."""
+        is_another = found != self._known
+        if is_another:
+            for name, identity in beside.items():
+                if identity is not None and identity == self._beside.get(name):
+                    raise DatabaseGone(f"{name} belongs to the file that {self._path} was: move it along with that")
+        self._known, self._beside = found, beside
+        return is_another
 
 
 def _identity(path: str) -> _Identity | None:
@@ -91,7 +93,7 @@ def _identity(path: str) -> _Identity | None:
         found = os.stat(path)
     except OSError:
         return None
-    return (found.st_dev, found.st_ino) if found.st_size or not path.endswith("-wal") else None
+    return found.st_dev, found.st_ino
 
 
 class Database:

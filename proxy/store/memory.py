@@ -16,8 +16,7 @@ from proxy.store.tally import PeriodTotal, Slots, Tally
 SWEEP_EVERY: Final = 60_000
 """Milliseconds between two searches for counters that need not be kept. A thousand of them take 0.2 ms."""
 
-
-_ASKED_AGAIN: Final = 3
+ASKED_AGAIN: Final = 3
 """Questions to the ledger about one counter that calls change meanwhile."""
 
 Held = tuple[Tally, Any, int]
@@ -106,7 +105,7 @@ class MemoryStore:
     async def _count(self, counter: Counter, total: PeriodTotal, history: History) -> None:
         """Nobody is let in meanwhile. A call that ends while the ledger is asked may be in its answer with all that it
         could use: then it is asked once more, and what it says at last is no less than the truth."""
-        for _ in range(_ASKED_AGAIN):
+        for _ in range(ASKED_AGAIN):
             before = total.used, total.reserved
             used = await history.used(counter, total.period.start, total.period.end)
             if (total.used, total.reserved) == before:

@@ -5,15 +5,10 @@ import json
 from proxy import data
 from proxy.core.catalogue import Catalogue
 from tests.e2e.conftest import Stage
-from tests.e2e.upstream import completion
+from tests.e2e.quotas import good
 from tests.e2e.wire import ask, chat
-from tests.upstream.scripted import Peer, Received
 
 SIZE = Catalogue(data.read("models.yaml")).model("mistral-small-latest").context or 0
-
-
-async def good(peer: Peer, _: Received) -> None:
-    await peer.send(completion())
 
 
 async def test_a_long_conversation_is_cut_for_those_who_ask(stage: Stage) -> None:

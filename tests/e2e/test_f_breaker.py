@@ -14,9 +14,9 @@ import pytest
 
 from tests.conftest import start_proxy
 from tests.e2e.conftest import Stage
-from tests.e2e.quotas import Deployment, asking, meets, statuses
+from tests.e2e.quotas import Deployment, asking, good, meets, statuses
 from tests.e2e.test_f_retries import refusal
-from tests.e2e.upstream import completion, listener, upstream, url_of
+from tests.e2e.upstream import listener, upstream, url_of
 from tests.e2e.wire import Answer, ask, chat, connect
 from tests.programs import until
 from tests.redis_server import RedisServer
@@ -40,22 +40,12 @@ teams:
 """
 
 
-@pytest.fixture(params=["aiohttp", "httpx"])
-def transport(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
 @pytest.fixture
 def quick(transport: str, tmp_path: Path) -> Iterator[Stage]:
     with listener() as held:
         proxy = start_proxy(tmp_path, url_of(held), transport, QUICK)
         yield Stage(proxy, held)
         proxy.program.stop()
-
-
-async def good(peer: Peer, _: Received) -> None:
-    await peer.send(completion())
 
 
 async def fails(peer: Peer, _: Received) -> None:

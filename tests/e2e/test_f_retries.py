@@ -7,15 +7,14 @@ import random
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx2
 import openai
 import pytest
 from openai import OpenAI
 
 from tests.conftest import TEAM_KEY, start_proxy
 from tests.e2e.conftest import Stage
+from tests.e2e.sdk import Counted
 from tests.e2e.upstream import JSON, STREAM, completion, events, listener, upstream, url_of
 from tests.e2e.wire import ask, chat, soon
 from tests.upstream.scripted import Peer, Received, answer, chunk
@@ -33,12 +32,6 @@ providers:
 teams:
   research: {{keys: ["${{TEAM_KEY}}", "${{OTHER_KEY}}"]}}
 """
-
-
-@pytest.fixture(params=["aiohttp", "httpx"])
-def transport(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
 
 
 @pytest.fixture
@@ -104,16 +97,6 @@ async def test_f1_an_upstream_that_comes_back(tmp_path: Path) -> None:
             found = await asking
         assert (found.status, found.header("x-proxy-attempts"), len(seen.requests)) == (200, "2", 1)
         proxy.program.stop()
-
-
-class Counted(httpx2.Client):
-    """How often the SDK has really asked."""
-
-    times = 0
-
-    def send(self, *args: Any, **kwargs: Any) -> httpx2.Response:
-        self.times += 1
-        return super().send(*args, **kwargs)
 
 
 def sdk_call(url: str) -> tuple[int, int]:

@@ -34,6 +34,7 @@ from tests.e2e.quotas import (
     statuses,
     together,
 )
+from tests.e2e.sdk import Counted
 from tests.e2e.upstream import JSON, upstream, url_of
 from tests.e2e.wire import Answer, ask, chat
 from tests.programs import Program
@@ -289,16 +290,6 @@ async def test_g5_what_has_no_price_is_refused_to_those_whose_spending_is_limite
 
     await meets(cost, [None])
     assert await rows_of(deployment.book, "spend", 0) == []
-
-
-class Counted(httpx2.Client):
-    """How often the SDK has really asked."""
-
-    times = 0
-
-    def send(self, *args: Any, **kwargs: Any) -> httpx2.Response:
-        self.times += 1
-        return super().send(*args, **kwargs)
 
 
 async def said(deployment: Deployment, team: str) -> tuple[Any, int]:

@@ -10,6 +10,7 @@ import pytest
 from proxy.store.database import Database, open_database
 from proxy.store.migrations import migrate
 from tests.postgres_server import PostgresServer
+from tests.redis_server import RedisServer
 
 Connect = Callable[[str], Database]
 
@@ -20,6 +21,20 @@ def postgres() -> Iterator[PostgresServer]:
     server = PostgresServer()
     yield server
     server.remove()
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    server = RedisServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def server(redis_server: RedisServer) -> RedisServer:
+    """An empty Redis."""
+    redis_server.command("FLUSHALL")
+    return redis_server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

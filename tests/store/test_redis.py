@@ -6,7 +6,6 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -27,20 +26,6 @@ from tests.store.redis_parts import (
     numbers,
     opened,
 )
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[RedisServer]:
-    server = RedisServer()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def server(running: RedisServer) -> RedisServer:
-    running.command("FLUSHALL")
-    return running
-
 
 ONE_OF_EACH = [Claim(MINUTE, 100, 10), Claim(MONTH, 1000, 300), Claim(SLOTS, 2, 1)]
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-
-import pytest
 
 from proxy.store.redis import PREFIX
 from tests.redis_server import RedisServer, eventually
@@ -13,19 +10,6 @@ from tests.store.redis_parts import Relay, impatient, opened
 
 NAME = "mistral/m"
 LONG = 60.0
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[RedisServer]:
-    server = RedisServer()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def server(running: RedisServer) -> RedisServer:
-    running.command("FLUSHALL")
-    return running
 
 
 async def test_f8_one_of_all_workers(server: RedisServer) -> None:

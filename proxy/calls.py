@@ -1,0 +1,163 @@
+"""The upstream calls of one exchange: how often one is made, and what a failure of it is.
+
+call           once more with a body that is mended, where the provider's error table knows how
+_persistently  again after a while, where that may help (upstream/retry.py)
+_once          again at once, on a connection that the upstream was just about to close
+_attempt       one request, and the head of its answer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import quote
+
+from proxy.core import json
+from proxy.core.charge import NOTHING, both, estimate, whole
+from proxy.core.circuit import verdict
+from proxy.core.endpoint import Endpoint, ModelFrom, Retry
+from proxy.core.errors import ProxyError, Repeat, UpstreamFailed, UpstreamRefusal
+from proxy.core.exchange import Exchange
+from proxy.core.json import Json
+from proxy.core.provider import Provider
+from proxy.core.services import Log
+from proxy.core.table import Context
+from proxy.guard import Guard
+from proxy.metering import may_be_billed
+from proxy.upstream.client import MOST_REFUSAL, Upstream, failure, is_encoded, read
+from proxy.upstream.transport import Answer, TransportError
+
+_ALARMS = {
+    "upstream_auth_failed": "the provider refuses the key of this proxy",
+    "unknown_parameter": "the provider's schema has changed: a field that the tables let through is unknown to it",
+    "usage_anomaly": "an answer came without token counts that can be believed: it is not metered",
+}
+"""What no client can mend, by an error's code or a word of ours: somebody who runs the proxy must know."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """`exchange` counts the attempts, and knows of the latest what may be billed."""
+
+    endpoint: Endpoint
+    provider: Provider
+    upstream: Upstream
+    log: Log
+    exchange: Exchange
+    context: Context
+    guard: Guard
+
+    async def call(self, body: Json | None, use: Callable[[Answer], Awaitable[T]]) -> T:
+        """What `use` makes of the successful answer. A body that the provider refuses is mended and sent once more
+        where its error table knows how: a refusal costs nothing, and nothing has reached the client."""
+        try:
+            return await self._persistently(body, use)
+        except UpstreamRefusal as refusal:
+            mended = self.provider.mend(refusal, body) if body else None
+            if mended is None:
+                raise
+        body, what = mended
+        self.exchange.rewrites[what] = None
+        return await self._persistently(body, use)
+
+    async def _persistently(self, body: Json | None, use: Callable[[Answer], Awaitable[T]]) -> T:
+        """A call, made again after a while for as long as that may help."""
+        data = None if body is None else json.encode(body)
+        retries, attempts = self.upstream.retries, 1
+        retries.request()
+        while True:
+            # What was sent before is of no account here: it was refused, or is in `lost`, or has been answered.
+            self.exchange.sent = self.exchange.answered = False
+            try:
+                return await self._once(data, use)
+            except ProxyError as error:
+                repeat = self._repeat(error)
+                pause = retries.wait(attempts, repeat, error.asked, self.guard.left)
+                if pause is None or not self._is_worth_it(error):
+                    raise
+                self._again(error, body, attempts, pause, unsafe=repeat is Repeat.UNSAFE)
+            await self.guard.rest(pause)
+            attempts += 1
+
+    def _repeat(self, error: ProxyError) -> Repeat:
+        """What the error says of it, for this endpoint. Of a stream that has begun the client may have a part."""
+        if error.repeat is Repeat.NEVER or (self.exchange.streamed and self.exchange.answered):
+            return Repeat.NEVER
+        if self.endpoint.method == "GET":
+            return Repeat.SAFE
+        if self.endpoint.retry is Retry.UNSAFE and self.exchange.sent:
+            return Repeat.UNSAFE
+        return error.repeat
+
+    def _is_worth_it(self, error: ProxyError) -> bool:
+        """Not once the provider is known to fail all the time."""
+        tell = self.exchange.attempt_failed
+        return verdict(error) is not False or tell is None or tell()
+
+    def _again(self, error: ProxyError, body: Json | None, attempts: int, pause: float, *, unsafe: bool) -> None:
+        """One more attempt. What this one may have cost is not forgotten."""
+        exchange = self.exchange
+        if unsafe and exchange.estimate and may_be_billed(error):
+            is_part = self.endpoint.batch is not None and body is not None
+            most = estimate(body or {}, self.context.model, 0) if is_part else exchange.estimate
+            exchange.lost = both(exchange.lost or NOTHING, whole(most))
+        self.log(
+            "warning",
+            "possible_double_bill" if unsafe else "retry",
+            request_id=exchange.request_id,
+            attempts=attempts,
+            status_code=error.status,
+            error_code=error.code,
+            wait_s=round(pause, 3),
+        )
+
+    async def _once(self, data: bytes | None, use: Callable[[Answer], Awaitable[T]]) -> T:
+        """One request, which is sent again if it met a connection that the upstream was just about to close."""
+        try:
+            try:
+                return await self._attempt(data, use)
+            except TransportError as error:
+                if not error.stale or self.endpoint.retry is not Retry.SAFE:
+                    raise
+            return await self._attempt(data, use, fresh=True)
+        except TransportError as error:
+            raise failure(error, self.upstream.timeouts, sent=self.exchange.sent) from None
+
+    async def _attempt(self, data: bytes | None, use: Callable[[Answer], Awaitable[T]], *, fresh: bool = False) -> T:
+        endpoint, upstream = self.endpoint, self.upstream
+        path = endpoint.upstream
+        if endpoint.model is ModelFrom.PATH:
+            path = path.replace("{id}", quote(self.exchange.model or "", safe=""))
+        self.exchange.attempts += 1
+        self.guard.calling()
+        call = upstream.call(endpoint.method, path, data, stream=self.exchange.streamed, fresh=fresh)
+        try:
+            async with call as answer:
+                named = self.provider.answer_headers(answer.header)
+                self.exchange.answer_headers = [(name, upstream.scrub(value)) for name, value in named]
+                encoded = is_encoded(answer)
+                if 200 <= answer.status < 300:
+                    if encoded:
+                        raise UpstreamFailed("The upstream compressed its answer, which it was not asked to do.")
+                    self.exchange.answered = True
+                    return await use(answer)
+                refused = (None if encoded else await read(answer, self.guard.heard, MOST_REFUSAL)) or b""
+        except TransportError as error:
+            if error.kind == "pool":
+                self.exchange.attempts -= 1  # nothing was sent
+            raise
+        finally:
+            self.exchange.sent = self.exchange.sent or call.sent
+        raise self._refusal(answer, upstream.scrub(refused))
+
+    def _refusal(self, answer: Answer, body: bytes) -> ProxyError:
+        error = self.provider.refusal(answer.status, answer.header, body, self.context)
+        if error.code in _ALARMS:
+            self.alarm(error.code)
+        return error
+
+    def alarm(self, code: str) -> None:
+        self.log("error", "alarm", request_id=self.exchange.request_id, code=code, what=_ALARMS[code])
