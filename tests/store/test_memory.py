@@ -393,7 +393,8 @@ class Scripted:
         return await answer
 
     async def says(self, used: int) -> None:
-        (await self.asked.get()).set_result(used)
+        async with asyncio.timeout(20):
+            (await self.asked.get()).set_result(used)
 
 
 @dataclass
