@@ -64,12 +64,29 @@ class Repeat(Enum):
     UNSAFE = "the provider may have done it, and may ask money for it"
 
 
+class Elsewhere(Enum):
+    """Whether another model, or another provider, may do what one has not done."""
+
+    NO = "the request itself is at fault"
+    LARGER = "a model with a larger context may"
+    YES = "it may"
+
+
+class KeyFault(Enum):
+    """What a provider's refusal says of the key that the call was paid with."""
+
+    NONE = "nothing"
+    SPENT = "its account has used up, for now, what it may use of this model"
+    NO_MODEL = "its account does not have this model"
+    REFUSED = "it pays for nothing"
+
+
 class ProxyError(Exception):
     """What the client is told. `message` is ours and constant: no secret, no traceback, no prompt.
 
     `param` names the field at fault in OpenAI's spelling (`messages[0].content`); `detail` adds keys to the error
-    object; `headers` are sent with the answer. `repeat` is about the call to a provider that ended with it, and `asked`
-    after how many seconds the provider itself wants that repeated.
+    object; `headers` are sent with the answer. The rest is about the call to a provider that ended with it: `repeat`,
+    `elsewhere`, what it says of the `key`, and `asked`, after how many seconds the provider itself wants it repeated.
     """
 
     status: int = 500
@@ -77,6 +94,8 @@ class ProxyError(Exception):
     code: str | None = "internal_error"
     always: tuple[tuple[bytes, bytes], ...] = ()
     repeat: Repeat = Repeat.NEVER
+    elsewhere: Elsewhere = Elsewhere.NO
+    key: KeyFault = KeyFault.NONE
     asked: float | None = None
 
     def __init__(
@@ -270,6 +289,7 @@ class UpstreamUnknown(ProxyError):
     itself that it failed."""
 
     repeat = Repeat.UNSAFE
+    elsewhere = Elsewhere.YES
 
     def __init__(self, message: str, *, billed: bool = True, **more: Any) -> None:
         super().__init__(message, **more)
@@ -305,6 +325,7 @@ class CircuitOpen(ProxyError):
     long would keep it waiting."""
 
     status, type, code = 503, "server_error", "circuit_open"
+    elsewhere = Elsewhere.YES
 
     def __init__(self, message: str, *, wait: int) -> None:
         super().__init__(message, headers=_no_retry(wait))

@@ -15,10 +15,18 @@ Header = Callable[[str], str | None]
 
 
 @dataclass(frozen=True, slots=True)
+class Left:
+    """What an account may still ask of a model within a minute, as its provider says: None where it does not."""
+
+    requests: int | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Provider:
     """`refusal(status, header, body, context)` reads an answer that is no success. `mend(error, body)` gives a
     corrected body to send once more and a word for `x-proxy-rewrites`, or None. `answer_headers(header)` names the few
-    headers of an answer that clients may see.
+    headers of an answer that clients may see, `left(header)` what they say of the account's limits.
     """
 
     name: str
@@ -26,3 +34,4 @@ class Provider:
     refusal: Callable[[int, Header, bytes, Context], ProxyError]
     mend: Callable[[ProxyError, Json], tuple[Json, str] | None]
     answer_headers: Callable[[Header], Headers]
+    left: Callable[[Header], Left]

@@ -127,14 +127,19 @@ class Shape(Protocol):
 
 
 class Table:
-    """Rows for one object, then rules across its fields. `required` names fields the client must send."""
+    """Rows for one object, then rules across its fields. `required` names fields the client must send. `open`: what no
+    row names is sent on as it is, to a provider that speaks OpenAI's own language.
+    """
 
-    def __init__(self, *rows: Row, then: tuple[Rule, ...] = (), required: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, *rows: Row, then: tuple[Rule, ...] = (), required: tuple[str, ...] = (), open: bool = False
+    ) -> None:
         self.rows: Mapping[str, Row] = {row.field: row for row in rows}
         if len(self.rows) != len(rows):
             raise ValueError("a table names a field twice")
         self.then = then
         self.required = required
+        self.open = open
         self._apply = {row.field: row.apply for row in rows}
 
     def translate(self, source: Any, context: Context, path: str = "") -> Json:
@@ -152,6 +157,8 @@ class Table:
                 continue
             if name in apply:
                 apply[name](value, out, context, at + name)
+            elif self.open:
+                out[name] = value
             else:
                 context.unknown(at, name)
         for rule in self.then:

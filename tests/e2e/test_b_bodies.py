@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from proxy.providers.mistral.reserved import NAMES
+from proxy.providers.reserved import NAMES
 from tests.conftest import Proxy
 from tests.e2e.conftest import Stage
 from tests.e2e.upstream import DONE, STREAM, completion, event

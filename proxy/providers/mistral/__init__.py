@@ -5,7 +5,7 @@ from __future__ import annotations
 from proxy.core.provider import Provider
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.embeddings import EMBEDDINGS
-from proxy.providers.mistral.errors import answer_headers, mend, refusal
+from proxy.providers.mistral.errors import answer_headers, left, mend, refusal
 from proxy.providers.mistral.models import MODEL, MODELS
 
 PROVIDER = Provider(
@@ -15,4 +15,5 @@ PROVIDER = Provider(
     refusal=refusal,
     mend=mend,
     answer_headers=answer_headers,
+    left=left,
 )

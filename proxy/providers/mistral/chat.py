@@ -36,7 +36,6 @@ from proxy.core.table import (
 )
 from proxy.providers.mistral.answer import chat_answer
 from proxy.providers.mistral.messages import TEXT, messages
-from proxy.providers.mistral.reserved import RESERVED
 from proxy.providers.mistral.stream import ChatStream
 from proxy.providers.mistral.tools import (
     function_call,
@@ -48,6 +47,7 @@ from proxy.providers.mistral.tools import (
     tools,
     without_tools,
 )
+from proxy.providers.reserved import RESERVED
 
 # Sampling.
 

@@ -30,7 +30,7 @@ from proxy.core.table import (
     verify,
 )
 from proxy.providers.mistral.answer import is_count
-from proxy.providers.mistral.reserved import RESERVED
+from proxy.providers.reserved import RESERVED
 
 MOST_INPUTS = 2048
 """Texts in one request: OpenAI's limit."""

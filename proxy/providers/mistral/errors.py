@@ -11,13 +11,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from proxy.core.errors import Headers, ProxyError, Repeat, UpstreamFailed, UpstreamRefusal, UpstreamTimeout
+from proxy.core.errors import (
+    Elsewhere,
+    Headers,
+    KeyFault,
+    ProxyError,
+    Repeat,
+    UpstreamFailed,
+    UpstreamRefusal,
+    UpstreamTimeout,
+)
 from proxy.core.json import Json
-from proxy.core.provider import Header
+from proxy.core.provider import Header, Left
 from proxy.core.table import Context
 from proxy.providers.mistral.mending import (
     Mend,
@@ -29,11 +38,12 @@ from proxy.providers.mistral.mending import (
     without_unknown_keys,
 )
 from proxy.providers.mistral.refused import Refused, read
-from proxy.providers.mistral.retry_after import advice, asked
 from proxy.providers.mistral.spelling import param, spelled
+from proxy.providers.retry_after import advice, asked
 
 _MOST_TEXT = 500
 _ZERO = re.compile(r"\s*0+(\.0*)?\s*")
+_COUNT = re.compile(r"[0-9]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +55,8 @@ class Row:
 
     `status` None keeps Mistral's. `param` is Mistral's name of the field, None the one that a 422 names. `message` None
     is Mistral's own text. `again` is after how many seconds a repeat may succeed if Mistral does not say; 0: nothing is
-    known; None: never. `mend` corrects the body.
+    known; None: never. `mend` corrects the body. `key` is what it says of the key that was used, `elsewhere`
+    whether another model or provider may do it.
     """
 
     on: Container[int] | None
@@ -59,6 +70,8 @@ class Row:
     message: str | None = None
     again: int | None = None
     mend: Mend | None = None
+    key: KeyFault = KeyFault.NONE
+    elsewhere: Elsewhere = Elsewhere.NO
 
     def fits(self, refused: Refused) -> bool:
         if self.on is not None and refused.status not in self.on:
@@ -78,14 +91,23 @@ def _input(
     return Row((400, 422), marks, text, status=400, code=code, param=of, mend=mend)
 
 
-def _rate(*marks: str, message: str, again: int, zero: tuple[str, ...] = (), of: str = "requests") -> Row:
+def _rate(
+    *marks: str,
+    message: str,
+    again: int,
+    zero: tuple[str, ...] = (),
+    of: str = "requests",
+    key: KeyFault = KeyFault.SPENT,
+) -> Row:
     """Too much at once."""
-    return Row((429,), marks, zero=zero, type=of, code="rate_limit_exceeded", message=message, again=again)
+    row = Row((429,), marks, zero=zero, type=of, code="rate_limit_exceeded", message=message, again=again)
+    return replace(row, key=key, elsewhere=Elsewhere.YES)
 
 
-def _quota(on: int, message: str, zero: tuple[str, ...] = ()) -> Row:
+def _quota(on: int, message: str, key: KeyFault, zero: tuple[str, ...] = ()) -> Row:
     """Nothing left, and waiting does not help."""
-    return Row((on,), zero=zero, status=429, type="insufficient_quota", code="insufficient_quota", message=message)
+    row = Row((on,), zero=zero, status=429, type="insufficient_quota", code="insufficient_quota", message=message)
+    return replace(row, key=key, elsewhere=Elsewhere.YES)
 
 
 def _failure(
@@ -95,9 +117,11 @@ def _failure(
     status: int | None = 502,
     code: str = "upstream_error",
     again: int | None = 0,
+    key: KeyFault = KeyFault.NONE,
 ) -> Row:
     """The client has done nothing wrong."""
-    return Row(on, marks, status=status, type="server_error", code=code, message=message, again=again)
+    row = Row(on, marks, status=status, type="server_error", code=code, message=message, again=again)
+    return replace(row, key=key, elsewhere=Elsewhere.YES)
 
 
 # Header names: those of 2026, then those of 2024-25.
@@ -148,9 +172,21 @@ _NONSENSE = "The provider's answer makes no sense (HTTP {status})."
 TABLE = (
     # The model, the URL, the account. An unknown model is a 404 at OpenAI and a 400 at Mistral.
     Row(
-        (400, 404, 422), ("1500", "invalid_model"), "^Invalid model", status=404, code="model_not_found", param="model"
+        (400, 404, 422),
+        ("1500", "invalid_model"),
+        "^Invalid model",
+        status=404,
+        code="model_not_found",
+        param="model",
+        elsewhere=Elsewhere.YES,
     ),
-    Row((404,), text="^Model .*(was not found|is deprecated)", code="model_not_found", param="model"),
+    Row(
+        (404,),
+        text="^Model .*(was not found|is deprecated)",
+        code="model_not_found",
+        param="model",
+        elsewhere=Elsewhere.YES,
+    ),
     Row(
         (404,), text="^(no Route matched|Not Found$)", code="unknown_url", message="The provider has no such endpoint."
     ),
@@ -161,18 +197,22 @@ TABLE = (
         code="model_not_available",
         param="model",
         message=_NO_ACCESS,
+        key=KeyFault.NO_MODEL,
+        elsewhere=Elsewhere.YES,
     ),
     Row((403,), ("1920", "guardrail_violation"), status=400, code="content_filter"),
     # Never a 401 or 403: the client would give up its own key, which is not the one at fault.
-    _failure((401, 403), code="upstream_auth_failed", message=_NO_KEY, again=None),
-    _quota(402, _NO_CREDIT),
+    _failure((401, 403), code="upstream_auth_failed", message=_NO_KEY, again=None, key=KeyFault.REFUSED),
+    _quota(402, _NO_CREDIT, KeyFault.REFUSED),
     # The request. One code, 3051, stands for many mistakes: these rows go by text.
-    _input(
-        "model_context_exceeded",
-        "prompt_too_long",
-        text="too large for model with|model_context_exceeded|prompt_too_long|couldn't fit with truncation",
+    Row(
+        (400, 422),
+        ("model_context_exceeded", "prompt_too_long"),
+        "too large for model with|model_context_exceeded|prompt_too_long|couldn't fit with truncation",
+        status=400,
         code="context_length_exceeded",
-        of="messages",
+        param="messages",
+        elsewhere=Elsewhere.LARGER,
     ),
     _input(
         text="reasoning_effort.* is not (supported|enabled) for this model",
@@ -201,10 +241,10 @@ TABLE = (
     _input(*_WRONG_TYPE, code="invalid_type"),
     _input(),
     # Rates. Capacity is shared by all of Mistral's customers. A limit of 0 is a model that the plan does not have.
-    _rate("3505", "service_tier_capacity_exceeded", message=_CAPACITY, again=20),
-    _rate("3810", "engine_max_pending_tokens", message=_CAPACITY, again=5),
-    _quota(429, _NO_ALLOWANCE, zero=_ALLOWANCE),
-    _quota(429, _NO_MONTH, zero=_LEFT_THIS_MONTH),
+    _rate("3505", "service_tier_capacity_exceeded", message=_CAPACITY, again=20, key=KeyFault.NONE),
+    _rate("3810", "engine_max_pending_tokens", message=_CAPACITY, again=5, key=KeyFault.NONE),
+    _quota(429, _NO_ALLOWANCE, KeyFault.NO_MODEL, zero=_ALLOWANCE),
+    _quota(429, _NO_MONTH, KeyFault.NO_MODEL, zero=_LEFT_THIS_MONTH),
     # The window slides and its reset is not told, but 60 seconds later it is another one. Where the requests are used
     # up, the pair of token headers is missing.
     _rate(zero=_REQUESTS_LEFT, message=_REQUESTS, again=60),
@@ -255,6 +295,7 @@ def refusal(status: int, header: Header, body: bytes, context: Context) -> Proxy
         mend = partial(row.mend, refused) if row.mend and not context.strict else None
         error = UpstreamRefusal(message, status=becomes, type=row.type, mend=mend, **more)
     error.repeat, error.asked = _repeat(status, becomes, row), asked(header)
+    error.elsewhere, error.key = row.elsewhere, row.key
     return error
 
 
@@ -292,6 +333,16 @@ def mend(error: ProxyError, body: Json) -> tuple[Json, str] | None:
         return None
     field = re.sub(r"\[\d+\]", "", error.param or "body")
     return mended, "mend:" + re.sub(r"[^A-Za-z0-9_.-]", "?", field)
+
+
+def left(header: Header) -> Left:
+    """What the key's account may still ask of the model within its sliding minute."""
+    return Left(_count(header, _REQUESTS_LEFT), _count(header, _TOKENS_LEFT))
+
+
+def _count(header: Header, names: tuple[str, ...]) -> int | None:
+    found = (said for name in names if (said := header(name)))
+    return next((int(said) for said in found if _COUNT.fullmatch(said)), None)
 
 
 # Rate-limit headers stay behind: their numbers are the central account's, and a team sees its own quota's under the

@@ -6,7 +6,7 @@ from proxy.core.errors import UnsupportedParameter
 from proxy.core.model import Model
 from proxy.core.table import Context
 from proxy.providers.mistral import PROVIDER
-from proxy.providers.mistral.reserved import NAMES
+from proxy.providers.reserved import NAMES
 
 TABLES = {row.operation: row.request for row in PROVIDER.endpoints if row.request}
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.providers.mistral.retry_after import advice
+from proxy.providers.retry_after import advice
 
 NOW = "Fri, 20 Nov 2026 10:00:00 GMT"
 

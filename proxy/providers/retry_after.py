@@ -1,4 +1,4 @@
-"""When a client may come back: what Mistral says of it, in the headers that OpenAI's SDKs obey."""
+"""When a client may come back: what its provider says of it, in the headers that OpenAI's SDKs obey."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _LONGEST_OBEYED = 120  # seconds; OpenAI SDK 3: a longer retry-after ends the at
 
 
 def advice(status: int, again: int | None, header: Header) -> Headers:
-    """Headers for an error with `status`. `again` is after how many seconds a repeat may succeed if Mistral does not
-    say; 0: nothing is known; None: never, and SDKs that would repeat by status alone are told so."""
+    """Headers for an error with `status`. `again` is after how many seconds a repeat may succeed if the provider does
+    not say; 0: nothing is known; None: never, and SDKs that would repeat by status alone are told so."""
     if status not in (408, 409, 429) and status < 500:
         return []
     if again is None:
@@ -32,7 +32,7 @@ def advice(status: int, again: int | None, header: Header) -> Headers:
 
 
 def asked(header: Header) -> float | None:
-    """Seconds, from milliseconds, seconds or a date; None when Mistral names none, or nonsense."""
+    """Seconds, from milliseconds, seconds or a date; None when the provider names none, or nonsense."""
     if number := _NUMBER.fullmatch(header("retry-after-ms") or ""):
         return float(number[1]) / 1000
     said = header("retry-after") or ""
