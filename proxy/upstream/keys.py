@@ -1,0 +1,208 @@
+"""The keys that a provider is paid with, and which one pays for a call.
+
+A key whose account has used up what it may ask of a model rests, as long as the provider says. One that is refused is
+out as soon as another key has done the same: a refusal may be about what was asked, and nobody can put a key out by
+asking for it. Whoever comes when its time is over finds out whether it is well again. None is used for more than its
+account has left (allowance.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from proxy.core.errors import KeyFault, ProviderBusy, ProxyError
+from proxy.core.provider import Left
+from proxy.core.secret import Secret
+from proxy.core.services import Log
+from proxy.upstream.allowance import Allowance
+
+OUT: Final = 30.0
+"""Seconds for which a key that is refused is not used; then one call finds out."""
+
+REST: Final = 1.0
+"""Seconds for which one of several keys rests if the provider does not say."""
+
+NEARLY: Final = 0.01
+"""Seconds that count as none: who waits for the end of a rest may be woken a little early."""
+
+MOST_MODELS: Final = 1_000
+"""Models of which something is known of one key."""
+
+
+class Key:
+    """`label` is what logs call it, `load` how many calls it pays for at the moment."""
+
+    __slots__ = ("_out", "_rests", "allowances", "headers", "label", "load")
+
+    def __init__(self, label: str, secret: Secret | None) -> None:
+        self.label = label
+        self.headers = [("Authorization", f"Bearer {secret.reveal()}")] if secret else []
+        self.load = 0
+        self._rests: dict[str, float] = {}
+        """When it may be used again, by model."""
+        self._out: dict[str | None, float] = {}
+        """When somebody may find out, for a model or (None) for anything."""
+        self.allowances: dict[str, Allowance] = {}
+        """What is known of its account, by model."""
+
+    def left(self, model: str, now: float) -> float:
+        """Seconds until it may be used for the model; 0: it may."""
+        if not self._rests and not self._out:
+            return 0.0
+        left = max(self._until(model)) - now
+        return left if left > NEARLY else 0.0
+
+    def _until(self, model: str) -> tuple[float, float, float]:
+        return self._rests.get(model, 0.0), self._out.get(model, 0.0), self._out.get(None, 0.0)
+
+    def rest(self, model: str, now: float, seconds: float) -> None:
+        if len(self._rests) >= MOST_MODELS:
+            self._rests = {name: until for name, until in self._rests.items() if until > now}
+        if len(self._rests) < MOST_MODELS:
+            self._rests[model] = now + seconds
+
+    def is_out(self, model: str) -> bool:
+        """Whether it was refused, and nobody has found out that it is well."""
+        return bool(self._out) and (model in self._out or None in self._out)
+
+    def put_out(self, model: str | None, until: float) -> None:
+        self._out[model] = until
+
+    def find_out(self, model: str, until: float) -> None:
+        """The call that finds out begins: the others wait."""
+        for name in (model, None):
+            if name in self._out:
+                self._out[name] = until
+
+    def bring_back(self, model: str) -> None:
+        self._out.pop(model, None)
+        self._out.pop(None, None)
+
+
+class KeyPool:
+    """Of one provider and those who share an account there. Without any key calls are made without one. None rests for
+    more than `longest` seconds. As many `workers` use them. `now` gives monotonic seconds."""
+
+    def __init__(
+        self,
+        label: str,
+        secrets: Sequence[Secret],
+        log: Log,
+        longest: float = 60.0,
+        workers: int = 1,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        several = len(secrets) > 1
+        labels = [f"{label} {at}" if several else label for at in range(1, len(secrets) + 1)]
+        self.keys = [Key(*pair) for pair in zip(labels, secrets, strict=True)] or [Key(label, None)]
+        self.log = log
+        self.longest = longest
+        self.workers = workers
+        self.now = now
+        self._turn = 0
+
+    def payment(self, model: str, tokens: int = 0) -> Payment:
+        """For one call with a prompt of so many tokens."""
+        return Payment(self, model, tokens)
+
+    def take(self, model: str, tokens: int, tried: Sequence[Key]) -> Key:
+        """The key that may be used soonest, and pays for the fewest calls; of equals each in its turn. Raises
+        ProviderBusy if none may be used."""
+        now, best, first = self.now(), None, (0.0, 0)
+        for key in self._in_turn():
+            if key in tried or key.left(model, now):
+                continue
+            allowance = key.allowances.get(model)
+            rank = (allowance.wait(tokens) if allowance else 0.0, key.load)
+            if best is None or rank < first:
+                best, first = key, rank
+        if best is None:
+            raise ProviderBusy(min(key.left(model, now) for key in self.keys))
+        if best.is_out(model):
+            best.find_out(model, now + OUT)
+        best.load += 1
+        return best
+
+    def _in_turn(self) -> Sequence[Key]:
+        if len(self.keys) == 1:
+            return self.keys
+        self._turn = turn = (self._turn + 1) % len(self.keys)
+        return [*self.keys[turn:], *self.keys[:turn]]
+
+    def has_other(self, model: str, tried: Sequence[Key]) -> bool:
+        now = self.now()
+        return any(key not in tried and not key.left(model, now) for key in self.keys)
+
+
+class Payment:
+    """The keys of one call, tried one after the other while it is the `key` that is refused."""
+
+    __slots__ = ("_counted", "_faults", "_model", "_pool", "_sent", "_tokens", "key")
+
+    key: Key
+
+    def __init__(self, pool: KeyPool, model: str, tokens: int) -> None:
+        self._pool = pool
+        self._model = model
+        self._tokens = tokens
+        self._faults: list[tuple[Key, KeyFault]] = []
+        self._counted: Allowance | None = None
+        self._sent = pool.now()
+
+    def take(self) -> None:
+        """Choose the key to try next; `give` must follow. Raises ProviderBusy."""
+        self.key = self._pool.take(self._model, self._tokens, [key for key, _ in self._faults])
+
+    async def turn(self, rest: Callable[[float], Awaitable[None]]) -> None:
+        """Wait until the key's account has something left; `rest` sleeps. Raises ProviderBusy if that takes long."""
+        allowance = self.key.allowances.get(self._model)
+        if allowance:
+            self._sent = await allowance.turn(self._tokens, rest)
+            self._counted = allowance
+
+    def give(self) -> None:
+        """The call is over."""
+        self.key.load -= 1
+        self._over()
+
+    def heard(self, left: Left) -> None:
+        """What the provider says of the account with its answer, whatever that is."""
+        self._over()
+        if left.requests is None and left.tokens is None:
+            return
+        allowances = self.key.allowances
+        if self._model not in allowances:
+            if len(allowances) >= MOST_MODELS:
+                allowances.clear()
+            allowances[self._model] = Allowance(self._pool.workers, self._pool.now)
+        allowances[self._model].heard(left, self._sent)
+
+    def _over(self) -> None:
+        if self._counted:
+            self._counted.over(self._tokens)
+            self._counted = None
+
+    def accepted(self) -> None:
+        """The provider has begun to answer: this key is well, and the refusals before were about the others."""
+        key, pool = self.key, self._pool
+        if key.is_out(self._model):
+            key.bring_back(self._model)
+            pool.log("info", "key_back", key=key.label)
+        for other, fault in self._faults:
+            if fault is not KeyFault.SPENT:
+                other.put_out(self._model if fault is KeyFault.NO_MODEL else None, pool.now() + OUT)
+                pool.log("error", "key_out", key=other.label, why=fault.value)
+
+    def refused(self, error: ProxyError) -> bool:
+        """Whether there is another key to try."""
+        if error.key is KeyFault.NONE:
+            return False
+        key, pool = self.key, self._pool
+        if error.key is KeyFault.SPENT and (error.asked or len(pool.keys) > 1):
+            seconds = min(error.asked or REST, pool.longest)
+            key.rest(self._model, pool.now(), seconds)
+            pool.log("warning", "key_rests", key=key.label, seconds=round(seconds, 3))
+        self._faults.append((key, error.key))
+        return pool.has_other(self._model, [tried for tried, _ in self._faults])
