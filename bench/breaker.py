@@ -51,7 +51,7 @@ def _staged(circuits: Circuits) -> ASGIApp:
         retries.request()
         await answer(scope, receive, send)
 
-    return fold((breaker.build(CircuitBreaker(), "mistral", CHAT, services),), counted)
+    return fold((breaker.build(breaker.Config({"mistral": CircuitBreaker()}), CHAT, services),), counted)
 
 
 async def measure(rounds: int, *, trouble: bool) -> list[Round]:

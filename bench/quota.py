@@ -83,7 +83,7 @@ def _stages(counters: QuotaStore, kept: LedgerStore) -> tuple[Any, ...]:
     return (
         estimate.build(None, CHAT, services),
         quota.build(quota.Config({"bench": rules}), CHAT, services),
-        ledger.build("mistral", CHAT, services),
+        ledger.build(CHAT, services),
     )
 
 

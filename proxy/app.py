@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from ssl import SSLContext
 
 from starlette.types import Receive, Scope, Send
 
 from proxy.core.quota import Counter
-from proxy.generation import Generation, Process, prepare
+from proxy.generation import Generation, Process, own_keys, prepare
 from proxy.recount import Recounting, calendar_counters, key_ids
 from proxy.settings.model import Settings
 from proxy.upstream import open_transport, trust
@@ -19,10 +20,10 @@ class Application:
     `process.draining` first, so that readiness says so."""
 
     def __init__(self, settings: Settings, config: str | None, process: Process, number: int = 1) -> None:
-        provider = settings.providers.mistral
-        upstream = Upstream(provider, open_transport(provider, trust(provider)), settings.server.workers)
         self.process = process
-        self.current = Generation(number, settings, config, prepare(settings), upstream, process)
+        trusted = {name: trust(provider) for name, provider in settings.providers.items()}
+        upstreams = {name: self._open(settings, name, trusted[name]) for name in settings.providers}
+        self.current = Generation(number, settings, config, prepare(settings), upstreams, process)
         self._earlier: set[Generation] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._recounting = Recounting(process.quotas, process.log)
@@ -40,18 +41,19 @@ class Application:
     async def replace(self, settings: Settings, config: str | None, number: int) -> bool:
         """Put a new generation in force. Whatever goes wrong before that is raised, and changes nothing. False: nothing
         is replaced any more, because a drain has begun."""
-        before, provider = self.current, settings.providers.mistral
-        kept = provider == before.settings.providers.mistral
+        before = self.current
+        kept = {name for name in settings.providers if _of(settings, name) == _of(before.settings, name)}
         parts = await asyncio.to_thread(prepare, settings)
-        trusted = None if kept else await asyncio.to_thread(trust, provider)
+        new_ones = [name for name in settings.providers if name not in kept]
+        trusted = {name: await asyncio.to_thread(trust, settings.providers[name]) for name in new_ones}
         if self.process.draining:
             return False
         # Connections that are kept are warm.
-        workers = settings.server.workers
-        upstream = before.upstream if kept else Upstream(provider, open_transport(provider, trusted), workers)
-        new = Generation(number, settings, config, parts, upstream, self.process)
+        upstreams = {name: before.upstreams[name] for name in kept}
+        upstreams |= {name: self._open(settings, name, trusted[name]) for name in new_ones}
+        new = Generation(number, settings, config, parts, upstreams, self.process)
         await self._count(before, new)
-        if not kept:
+        if new_ones:
             self.process.circuits.forget()
         self.current = new
         self.process.log.become(settings.logging.level, settings.logging.format)
@@ -88,7 +90,7 @@ class Application:
 
     async def close(self) -> None:
         """Close every connection to a provider, whose calls fail, and whatever the process keeps elsewhere."""
-        for upstream in {generation.upstream for generation in (self.current, *self._earlier)}:
+        for upstream in self._upstreams():
             await upstream.close()
         if self._closing:
             await asyncio.wait(self._closing)
@@ -100,7 +102,27 @@ class Application:
         if generation.requests:
             return
         self._earlier.discard(generation)
-        if all(generation.upstream is not other.upstream for other in (self.current, *self._earlier)):
-            task = asyncio.get_running_loop().create_task(generation.upstream.close())
+        for upstream in set(generation.upstreams.values()) - self._upstreams():
+            task = asyncio.get_running_loop().create_task(upstream.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+    def _upstreams(self) -> set[Upstream]:
+        """Those that somebody may still call."""
+        return {one for generation in (self.current, *self._earlier) for one in generation.upstreams.values()}
+
+    def _open(self, settings: Settings, name: str, trusted: SSLContext | None) -> Upstream:
+        provider = settings.providers[name]
+        return Upstream(
+            provider,
+            open_transport(provider, trusted),
+            settings.server.workers,
+            name=name,
+            own_keys=own_keys(settings, name),
+            log=self.process.log,
+        )
+
+
+def _of(settings: Settings, name: str) -> object:
+    """All that an upstream is made of."""
+    return settings.providers.get(name), own_keys(settings, name)

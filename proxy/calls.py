@@ -2,6 +2,7 @@
 
 call           once more with a body that is mended, where the provider's error table knows how
 _persistently  again after a while, where that may help (upstream/retry.py)
+_paid          again at once with another key, where it is the key that is refused (upstream/keys.py)
 _once          again at once, on a connection that the upstream was just about to close
 _attempt       one request, and the head of its answer
 """
@@ -26,6 +27,7 @@ from proxy.core.table import Context
 from proxy.guard import Guard
 from proxy.metering import may_be_billed
 from proxy.upstream.client import MOST_REFUSAL, Upstream, failure, is_encoded, read
+from proxy.upstream.keys import Payment
 from proxy.upstream.transport import Answer, TransportError
 
 _ALARMS = {
@@ -72,10 +74,11 @@ class Calls:
             # What was sent before is of no account here: it was refused, or is in `lost`, or has been answered.
             self.exchange.sent = self.exchange.answered = False
             try:
-                return await self._once(data, use)
+                return await self._paid(data, use)
             except ProxyError as error:
                 repeat = self._repeat(error)
-                pause = retries.wait(attempts, repeat, error.asked, self.guard.left)
+                patient = not self.exchange.others
+                pause = retries.wait(attempts, repeat, error.asked, self.guard.left, patient=patient)
                 if pause is None or not self._is_worth_it(error):
                     raise
                 self._again(error, body, attempts, pause, unsafe=repeat is Repeat.UNSAFE)
@@ -114,28 +117,47 @@ class Calls:
             wait_s=round(pause, 3),
         )
 
-    async def _once(self, data: bytes | None, use: Callable[[Answer], Awaitable[T]]) -> T:
+    async def _paid(self, data: bytes | None, use: Callable[[Answer], Awaitable[T]]) -> T:
+        """One request, with the keys that may pay for it."""
+        exchange = self.exchange
+        pool = self.upstream.keys(exchange.team.name if exchange.team else None)
+        payment = pool.payment(exchange.sent_as or "", exchange.estimate.prompt if exchange.estimate else 0)
+        while True:
+            payment.take()
+            try:
+                await payment.turn(self.guard.rest)
+                return await self._once(data, use, payment)
+            except ProxyError as error:
+                if not payment.refused(error):
+                    raise
+            finally:
+                payment.give()
+
+    async def _once(self, data: bytes | None, use: Callable[[Answer], Awaitable[T]], payment: Payment) -> T:
         """One request, which is sent again if it met a connection that the upstream was just about to close."""
         try:
             try:
-                return await self._attempt(data, use)
+                return await self._attempt(data, use, payment)
             except TransportError as error:
                 if not error.stale or self.endpoint.retry is not Retry.SAFE:
                     raise
-            return await self._attempt(data, use, fresh=True)
+            return await self._attempt(data, use, payment, fresh=True)
         except TransportError as error:
             raise failure(error, self.upstream.timeouts, sent=self.exchange.sent) from None
 
-    async def _attempt(self, data: bytes | None, use: Callable[[Answer], Awaitable[T]], *, fresh: bool = False) -> T:
+    async def _attempt(
+        self, data: bytes | None, use: Callable[[Answer], Awaitable[T]], payment: Payment, *, fresh: bool = False
+    ) -> T:
         endpoint, upstream = self.endpoint, self.upstream
         path = endpoint.upstream
         if endpoint.model is ModelFrom.PATH:
-            path = path.replace("{id}", quote(self.exchange.model or "", safe=""))
+            path = path.replace("{id}", quote(self.exchange.sent_as or "", safe=""))
         self.exchange.attempts += 1
         self.guard.calling()
-        call = upstream.call(endpoint.method, path, data, stream=self.exchange.streamed, fresh=fresh)
+        call = upstream.call(endpoint.method, path, data, payment.key, stream=self.exchange.streamed, fresh=fresh)
         try:
             async with call as answer:
+                payment.heard(self.provider.left(answer.header))
                 named = self.provider.answer_headers(answer.header)
                 self.exchange.answer_headers = [(name, upstream.scrub(value)) for name, value in named]
                 encoded = is_encoded(answer)
@@ -143,6 +165,7 @@ class Calls:
                     if encoded:
                         raise UpstreamFailed("The upstream compressed its answer, which it was not asked to do.")
                     self.exchange.answered = True
+                    payment.accepted()
                     return await use(answer)
                 refused = (None if encoded else await read(answer, self.guard.heard, MOST_REFUSAL)) or b""
         except TransportError as error:

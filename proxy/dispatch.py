@@ -1,10 +1,12 @@
 """The end of the pipe: the exchange is translated, sent to the provider, and its answer brought back.
 
-Two classes, as in Starlette's own middleware: `Dispatch` is made once per endpoint, a `Responder` once per request.
+Three classes: a `Way` is how one provider serves the endpoint, `Dispatch` is made once per endpoint, a `Responder` once
+per request.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,16 @@ from proxy.calls import Calls
 from proxy.core import json
 from proxy.core.charge import both
 from proxy.core.endpoint import Batch, Endpoint, EventStream, Meter, ModelFrom
-from proxy.core.errors import BadRequest, ClientGone, Draining, ProxyError, Repeat, UpstreamFailed, UpstreamRefusal
+from proxy.core.errors import (
+    BadRequest,
+    ClientGone,
+    Draining,
+    ProxyError,
+    Repeat,
+    UnsupportedEndpoint,
+    UpstreamFailed,
+    UpstreamRefusal,
+)
 from proxy.core.exchange import Exchange
 from proxy.core.json import Json
 from proxy.core.provider import Provider
@@ -36,39 +47,12 @@ _LARGE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Dispatch:
-    """`defaults` are fields of the upstream body for requests that do not set them; `aliases` are those of proxy.yaml,
-    shown in the list of models.
-    """
+class Way:
+    """How one provider serves an endpoint: by this row of its own."""
 
     endpoint: Endpoint
     provider: Provider
     upstream: Upstream
-    services: Services
-    strict: bool
-    defaults: Json
-    aliases: dict[str, str]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange.of(scope)
-        context = self._context(exchange)
-        body = self._body(context)
-        guard = Guard(receive, self.upstream.timeouts, self.services.drainables)
-        calls = Calls(self.endpoint, self.provider, self.upstream, self.services.log, exchange, context, guard)
-        responder = Responder(self, exchange, context, guard, calls)
-        exchange.upstream = f"{self.provider.name}/{exchange.model}" if exchange.model else self.provider.name
-        try:
-            if self.endpoint.events and body and body.get("stream"):
-                exchange.streamed = True
-                await responder.stream(body, self.endpoint.events(context), send)
-            else:
-                await responder.answer(body, send)
-        except ProxyError as error:
-            self.clean(error)
-            raise
-        except ClientGone as gone:
-            _forget_frames(gone)
-            exchange.client_gone = True
 
     def clean(self, error: ProxyError) -> None:
         """What ends an exchange: without the provider's key, and without the bodies in its frames. It is no reason for
@@ -81,12 +65,58 @@ class Dispatch:
         error.param = error.param and scrub(error.param.encode()).decode()
         error.detail = json.decode(scrub(json.encode(error.detail)))
 
-    def _context(self, exchange: Exchange) -> Context:
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """`ways` by the provider's name. `defaults` are fields of the upstream body for requests that do not set them;
+    `aliases` are those of proxy.yaml, shown in the list of models.
+    """
+
+    ways: Mapping[str, Way]
+    services: Services
+    strict: bool
+    defaults: Json
+    aliases: dict[str, str]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange.of(scope)
+        way = self._way(exchange)
+        endpoint, upstream = way.endpoint, way.upstream
+        context = self._context(exchange, endpoint)
+        body = _body(endpoint, context)
+        guard = Guard(receive, upstream.timeouts, self.services.drainables, exchange.end)
+        calls = Calls(endpoint, way.provider, upstream, self.services.log, exchange, context, guard)
+        responder = Responder(way, exchange, context, guard, calls)
+        exchange.upstream = f"{exchange.provider}/{exchange.sent_as}" if exchange.model else exchange.provider
+        try:
+            if endpoint.events and body and body.get("stream"):
+                exchange.streamed = True
+                await responder.stream(body, endpoint.events(context), send)
+            else:
+                await responder.answer(body, send)
+        except ProxyError as error:
+            way.clean(error)
+            raise
+        except ClientGone as gone:
+            _forget_frames(gone)
+            exchange.client_gone = True
+        finally:
+            exchange.end = guard.ends
+
+    def _way(self, exchange: Exchange) -> Way:
+        way = self.ways.get(exchange.provider)
+        if way is None:
+            raise UnsupportedEndpoint(
+                f"The provider '{exchange.provider}' does not serve this endpoint.", param="model"
+            )
+        return way
+
+    def _context(self, exchange: Exchange, endpoint: Endpoint) -> Context:
         notes: Json
-        if self.endpoint.model is ModelFrom.NOWHERE:
+        if endpoint.model is ModelFrom.NOWHERE:
             notes = {"visible": exchange.team.allows if exchange.team else None, "aliases": self.aliases}
         else:
-            notes = {"model": exchange.model, "asked": exchange.model_asked, "defaults": self.defaults}
+            notes = {"model": exchange.sent_as, "asked": exchange.model_asked, "defaults": self.defaults}
         return Context(
             model=self.services.catalogue.model(exchange.model or ""),
             asked=exchange.body or {},
@@ -104,26 +134,27 @@ class Dispatch:
             raise BadRequest("x-proxy-translation must be 'strict' or 'lenient'.", param="x-proxy-translation")
         return _MODES[asked]
 
-    def _body(self, context: Context) -> Json | None:
-        if self.endpoint.request is None:
-            return None
-        body = self.endpoint.request.translate(context.asked, context)
-        body["model"] = context.notes["model"]
-        return body
+
+def _body(endpoint: Endpoint, context: Context) -> Json | None:
+    if endpoint.request is None:
+        return None
+    body = endpoint.request.translate(context.asked, context)
+    body["model"] = context.notes["model"]
+    return body
 
 
 @dataclass(frozen=True, slots=True)
 class Responder:
     """The answer of one exchange, and what it is charged."""
 
-    dispatch: Dispatch
+    way: Way
     exchange: Exchange
     context: Context
     guard: Guard
     calls: Calls
 
     async def answer(self, body: Json | None, send: Send) -> None:
-        batch = self.dispatch.endpoint.batch
+        batch = self.way.endpoint.batch
         answered: list[tuple[Json, Json]] = []
         try:
             async with self.guard:
@@ -143,10 +174,10 @@ class Responder:
         self._metered(usage, tier=answer.get("service_tier"), delivered=delivered)
         # Nothing of ours is held any longer: a client that does not read keeps only its own connection. Looked through
         # once more: the parts of a text, put together, may spell the key that none of them did.
-        await _send_json(send, self.dispatch.upstream.scrub(json.encode(answer)))
+        await _send_json(send, self.way.upstream.scrub(json.encode(answer)))
 
     async def stream(self, body: Json, events: EventStream, send: Send) -> None:
-        relay = Relay(events, self.guard, send, self.dispatch.upstream.scrub)
+        relay = Relay(events, self.guard, send, self.way.upstream.scrub)
         ended: BaseException | None = None
         stuck = False
         try:
@@ -162,7 +193,7 @@ class Responder:
                 return
             if not relay.started:
                 raise
-            self.dispatch.clean(error)
+            self.way.clean(error)
             self.exchange.error = error
             await relay.fail(error)
         except BaseException as error:
@@ -195,21 +226,21 @@ class Responder:
             answer = json.decode(raw)
         except json.Malformed:
             raise UpstreamFailed("The upstream's answer was not valid JSON.") from None
-        return self.dispatch.endpoint.answer(answer, self.context)
+        return self.way.endpoint.answer(answer, self.context)
 
     async def _whole(self, answer: Answer) -> bytes:
         if not is_json(answer):
             raise UpstreamFailed("The upstream answered a request for JSON with something else.")
         raw = await read(answer, self.guard.heard, MOST_JSON)
-        if raw is None or (len(raw) > _LARGE and _is_costly(raw, self.dispatch.endpoint.most_values)):
+        if raw is None or (len(raw) > _LARGE and _is_costly(raw, self.way.endpoint.most_values)):
             raise UpstreamFailed("The upstream's answer is too large.")
         # Before anything is made of it: a key that is cut, or put into a report, would not be found any more.
-        return self.dispatch.upstream.scrub(raw)
+        return self.way.upstream.scrub(raw)
 
     def _metered(self, usage: Json | None, *, tier: str | None, delivered: int) -> None:
         """The whole answer is there."""
         self._charge(usage, tier=tier, delivered=delivered)
-        if usage is None and self.dispatch.endpoint.meter is Meter.TOKENS:
+        if usage is None and self.way.endpoint.meter is Meter.TOKENS:
             self.calls.alarm("usage_anomaly")
 
     def _charge(

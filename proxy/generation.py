@@ -22,19 +22,20 @@ from proxy.core.circuit import Circuits
 from proxy.core.endpoint import Endpoint
 from proxy.core.failures import Failures
 from proxy.core.ledger import Ledger
-from proxy.core.provider import Provider
+from proxy.core.provider import MAIN
 from proxy.core.quota import Counter, QuotaStore, Rule
 from proxy.core.redact import Redactor
+from proxy.core.secret import Secret
 from proxy.core.services import Drainable, Services, Traffic
 from proxy.core.team_key import Issued
-from proxy.dispatch import Dispatch
+from proxy.dispatch import Dispatch, Way
 from proxy.logs import Writer
 from proxy.pipeline import Configs, fold, inner, outer
 from proxy.providers import PROVIDERS
 from proxy.routes import Health, router
 from proxy.settings.model import Settings
 from proxy.settings.rules import catalogue_of, rules_of
-from proxy.stages import auth, quota
+from proxy.stages import auth, breaker, quota
 from proxy.store.memory import MemoryStore
 from proxy.upstream.client import Upstream
 from proxy.upstream.config import is_loopback
@@ -111,13 +112,21 @@ def prepare(settings: Settings) -> Parts:
 
 def _redactor(settings: Settings) -> Redactor:
     keys = [key for team in settings.teams.values() for key in team.keys]
-    known = [*settings.providers.mistral.api_keys, *(key.secret for key in keys if key.secret)]
+    paid = [key for provider in settings.providers.values() for key in provider.api_keys]
+    paid += [key for team in settings.teams.values() for key in team.provider_keys.values()]
+    known = [*paid, *(key.secret for key in keys if key.secret)]
     return Redactor(data.read_once("redaction.yaml"), known, [key.digest for key in keys])
 
 
+def own_keys(settings: Settings, provider: str) -> dict[str, Secret]:
+    """The teams that pay this provider themselves, and the key of each."""
+    keys = {name: team.provider_keys.get(provider) for name, team in settings.teams.items()}
+    return {name: key for name, key in keys.items() if key}
+
+
 class Generation:
-    """`app` is the application; `requests` counts those under way. `config` tells the file from others. `rules` are the
-    quotas of each team, `calendar` says when their days begin."""
+    """`app` is the application; `requests` counts those under way. `config` tells the file from others. `upstreams` are
+    by their provider's name. `rules` are the quotas of each team, `calendar` says when their days begin."""
 
     def __init__(
         self,
@@ -125,13 +134,13 @@ class Generation:
         settings: Settings,
         config: str | None,
         parts: Parts,
-        upstream: Upstream,
+        upstreams: Mapping[str, Upstream],
         process: Process,
     ) -> None:
         self.number = number
         self.settings = settings
         self.config = config
-        self.upstream = upstream
+        self.upstreams = upstreams
         self.redact = parts.redact
         self.requests = 0
         self._process = process
@@ -156,7 +165,6 @@ class Generation:
 
     def _assemble(self) -> ASGIApp:
         settings, services = self.settings, self._services
-        provider = PROVIDERS[settings.providers.mistral.type]
         configs = Configs(
             trusted_proxies=settings.server.trusted_proxies,
             access_log=settings.logging,
@@ -167,32 +175,41 @@ class Generation:
             max_requests=settings.server.max_requests,
             max_body=settings.server.max_body,
             model=settings.models,
+            fallbacks=settings.models.fallbacks,
             context=settings.models.context,
             quota=quota.Config(self.rules),
-            provider=provider.name,
-            breaker=settings.providers.mistral.circuit_breaker,
+            breaker=breaker.Config(
+                {name: provider.circuit_breaker for name, provider in settings.providers.items()},
+                {name: own_keys(settings, name) for name in settings.providers},
+            ),
         )
+        # A path is where the main provider has it; what the others serve under it, they serve in their own way.
         endpoints = [
-            (row, fold(inner(configs, row, services), self._dispatch(row, provider))) for row in provider.endpoints
+            (row, fold(inner(configs, row, services), self._dispatch(row))) for row in PROVIDERS[MAIN].endpoints
         ]
         return fold(outer(configs, services), router(endpoints, self._health()))
 
-    def _dispatch(self, row: Endpoint, provider: Provider) -> Dispatch:
+    def _dispatch(self, row: Endpoint) -> Dispatch:
         models = self.settings.models
         defaults = {"max_tokens": models.default_max_tokens, "temperature": models.default_temperature}
         return Dispatch(
-            endpoint=row,
-            provider=provider,
-            upstream=self.upstream,
+            ways=dict(self._ways(row)),
             services=self._services,
             strict=self.settings.translation.mode == "strict",
             defaults={name: value for name, value in defaults.items() if value is not None},
             aliases=models.aliases,
         )
 
+    def _ways(self, row: Endpoint) -> Iterator[tuple[str, Way]]:
+        for name, config in self.settings.providers.items():
+            provider = PROVIDERS[config.type]
+            for own in provider.endpoints:
+                if (own.method, own.path) == (row.method, row.path):
+                    yield name, Way(own, provider, self.upstreams[name])
+
     def _health(self) -> Health:
         return Health(
-            configured=bool(self.settings.providers.mistral.api_keys),
+            configured=bool(self.settings.mistral.api_keys),
             draining=lambda: self._process.draining,
             generation=self.number,
             config=self.config,

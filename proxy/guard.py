@@ -16,7 +16,7 @@ from typing import Protocol
 
 from starlette.types import Receive
 
-from proxy.core.errors import ClientGone, Draining, UpstreamTimeout
+from proxy.core.errors import ClientGone, Draining, Elsewhere, UpstreamTimeout
 from proxy.core.interrupt import Interruptible
 from proxy.core.services import Drainable
 
@@ -42,10 +42,15 @@ class Guard(Interruptible):
     `on_silence`, if one is set, is called after every SILENCE seconds without a `sent()`, but never between `sending()`
     and `sent()`.
 
+    `ends` is when the time for everything is over, by the loop's clock; None: `total` after the guard is entered.
+
     Raises ClientGone, UpstreamTimeout or Draining in place of the cancellation it caused; any other one passes.
     """
 
-    def __init__(self, receive: Receive, deadlines: Deadlines, group: set[Drainable]) -> None:
+    def __init__(
+        self, receive: Receive, deadlines: Deadlines, group: set[Drainable], ends: float | None = None
+    ) -> None:
+        self.ends = ends
         self._receive = receive
         self._deadlines = deadlines
         self._group = group
@@ -57,7 +62,9 @@ class Guard(Interruptible):
         self._phase, self._wait, self._last = "first_byte", self._deadlines.first_byte, now
         self._paused = False
         self._sent = now
-        self._end = now + self._deadlines.total
+        if self.ends is None:
+            self.ends = now + self._deadlines.total
+        self._end = self.ends
         self._timer = loop.call_at(self._due(), self._check)
         self._watcher: asyncio.Task[None] | None = loop.create_task(self._watch())
         self._group.add(self)
@@ -164,4 +171,7 @@ _LATE = {
 
 
 def _late(phase: str, seconds: float) -> UpstreamTimeout:
-    return UpstreamTimeout(_LATE[phase].format(seconds), detail={"timeout": phase})
+    late = UpstreamTimeout(_LATE[phase].format(seconds), detail={"timeout": phase})
+    if phase == "total":
+        late.elsewhere = Elsewhere.NO  # no time is left for anybody else
+    return late

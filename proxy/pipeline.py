@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp
 
-from proxy.core.circuit import Rules
 from proxy.core.endpoint import Endpoint
 from proxy.core.services import Middleware, Services
 from proxy.stages import (
@@ -19,6 +18,7 @@ from proxy.stages import (
     context,
     cors,
     estimate,
+    fallback,
     gate,
     host,
     ledger,
@@ -41,10 +41,10 @@ class Configs:
     auth: auth.Config
     max_body: int
     model: model.Config
+    fallbacks: fallback.Chains
     context: Mapping[str, context.WhenTooLong]
     quota: quota.Config
-    provider: str
-    breaker: Rules
+    breaker: breaker.Config
 
 
 def outer(configs: Configs, services: Services) -> tuple[Middleware, ...]:
@@ -67,14 +67,16 @@ def inner(configs: Configs, endpoint: Endpoint, services: Services) -> tuple[Mid
         auth.build(configs.auth, endpoint, services),  # before the body: an unknown key uploads nothing
         body.build(configs.max_body, endpoint, services),
         model.build(configs.model, endpoint, services),  # after the body, which names the model
-        # after the model, whose context it is; before anything is reckoned
+        # around all that is done for one model: each that is asked has its own
+        fallback.build(configs.fallbacks, endpoint, services),
+        # before anything is reckoned: what is cut costs nothing
         context.build(configs.context, configs.model.default_max_tokens, endpoint, services),
         estimate.build(configs.model.default_max_tokens, endpoint, services),  # quota and ledger hold what it says
         quota.build(configs.quota, endpoint, services),
         # inside quota: what was used is written down before it counts as free again
-        ledger.build(configs.provider, endpoint, services),
+        ledger.build(endpoint, services),
         # innermost: it counts what is really asked
-        breaker.build(configs.breaker, configs.provider, endpoint, services),
+        breaker.build(configs.breaker, endpoint, services),
     )
 
 

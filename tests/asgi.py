@@ -122,7 +122,7 @@ async def call(
 def exchange(headers: Headers | None = None, **fields: Any) -> Exchange:
     """An Exchange as `begin` makes it, and whatever else the test says."""
     made = Exchange("id-1", "POST", "/v1/x", tuple(headers or []), "192.0.2.7", 0.0)
-    for name, value in fields.items():
+    for name, value in ({"sent_as": fields.get("model")} | fields).items():
         setattr(made, name, value)
     return made
 

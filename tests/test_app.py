@@ -118,7 +118,7 @@ async def test_an_old_provider_is_left_when_its_last_request_ends() -> None:
             old = asyncio.create_task(chat(app))
             await script.arrived.acquire()
             await app.replace(settings(), None, 2)
-            assert first.upstream is not app.current.upstream
+            assert first.upstreams["mistral"] is not app.current.upstreams["mistral"]
             assert first in app._earlier
             script.released.set()
             assert (await old).status == 200
@@ -128,10 +128,10 @@ async def test_an_old_provider_is_left_when_its_last_request_ends() -> None:
 
 async def test_connections_are_kept_while_the_provider_is_the_same() -> None:
     async with application() as (app, _):
-        kept = app.current.upstream
+        kept = app.current.upstreams["mistral"]
         for number in (2, 3):
             await app.replace(settings(models={"default": "m"}), None, number)
-            assert app.current.upstream is kept
+            assert app.current.upstreams["mistral"] is kept
         assert not app._earlier
         assert not app._closing
 
@@ -141,14 +141,14 @@ async def test_a_younger_generation_keeps_the_connections_of_an_older_one() -> N
     script = Held()
     with listener() as held:
         async with upstream(held, script), application(base_url=url_of(held)) as (app, _):
-            kept = app.current.upstream
+            kept = app.current.upstreams["mistral"]
             requests = [asyncio.create_task(chat(app))]
             await script.arrived.acquire()
             await app.replace(settings(url_of(held), models={"default": "m"}), None, 2)
             requests.append(asyncio.create_task(chat(app)))
             await script.arrived.acquire()
             await app.replace(settings(), None, 3)
-            assert {one.upstream for one in app._earlier} == {kept}
+            assert {one.upstreams["mistral"] for one in app._earlier} == {kept}
             assert not app._closing
             script.released.set()
             assert [(await one).status for one in requests] == [200, 200]

@@ -96,8 +96,8 @@ def test_serve_without_configuration(monkeypatch: pytest.MonkeyPatch, started: l
     [plan] = started
     assert plan.sources.file is None
     assert (plan.settings.server.host, plan.settings.server.port) == ("127.0.0.1", 8080)
-    assert [key.reveal() for key in plan.settings.providers.mistral.api_keys] == ["mistral-key-0123456789"]
-    assert plan.settings.providers.mistral.base_url == "https://api.mistral.ai"
+    assert [key.reveal() for key in plan.settings.mistral.api_keys] == ["mistral-key-0123456789"]
+    assert plan.settings.mistral.base_url == "https://api.mistral.ai"
     assert plan.local
     assert not plan.simulate
 

@@ -20,7 +20,7 @@ from proxy.core.errors import BadRequest, Draining, Overloaded, ProxyError, Upst
 from proxy.core.exchange import Exchange, Team
 from proxy.core.secret import Secret
 from proxy.core.services import Drainable
-from proxy.dispatch import Dispatch
+from proxy.dispatch import Dispatch, Way
 from proxy.providers import PROVIDERS
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.embeddings import EMBEDDINGS
@@ -141,9 +141,7 @@ class Setting:
         config = Config(api_keys=[Secret(KEY)], timeouts=self.timeouts, retry=self.retry)
         catalogue = Catalogue(data.read("models.yaml"), self.aliases)
         dispatch = Dispatch(
-            endpoint=self.endpoint,
-            provider=PROVIDERS["mistral"],
-            upstream=Upstream(config, self.network),
+            ways={"mistral": Way(self.endpoint, PROVIDERS["mistral"], Upstream(config, self.network))},
             services=services(self.log, catalogue, drainables=self.guards),
             strict=self.strict,
             defaults=self.defaults,

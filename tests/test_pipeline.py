@@ -19,7 +19,7 @@ from proxy.core.exchange import Exchange
 from proxy.pipeline import Configs, fold, inner, outer
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.models import MODEL, MODELS
-from proxy.stages import access_log, auth, model, quota
+from proxy.stages import access_log, auth, breaker, model, quota
 from proxy.upstream.config import CircuitBreaker
 from tests.asgi import Answer, Headers, Log, call, exchange, ok, services
 
@@ -40,10 +40,10 @@ def configs(**options: Any) -> Configs:
         auth=auth.Config(teams={"research": auth.Team(keys=keys, models=["mistral-*"])}),
         max_body=options.get("max_body", 100),
         model=model.Config(),
+        fallbacks=options.get("fallbacks", {}),
         context={},
         quota=quota.Config({}),
-        provider="mistral",
-        breaker=CircuitBreaker(),
+        breaker=breaker.Config({"mistral": CircuitBreaker()}),
     )
 
 
@@ -83,9 +83,13 @@ async def test_the_body_comes_before_the_model() -> None:
 
 async def test_an_endpoint_without_a_body_has_only_the_stages_that_it_needs() -> None:
     made = services(catalogue=CATALOGUE)
-    # gate, auth, body, model, context, estimate, quota, ledger, breaker
-    for row, its_own in ((CHAT, [True, True, True]), (MODEL, [False, True, False]), (MODELS, [False, False, False])):
-        found = [stage is not None for stage in inner(configs(), row, made)]
+    # gate, auth, body, model, fallback, context, estimate, quota, ledger, breaker
+    for row, its_own in (
+        (CHAT, [True, True, True, True]),
+        (MODEL, [False, True, False, False]),
+        (MODELS, [False, False, False, False]),
+    ):
+        found = [stage is not None for stage in inner(configs(fallbacks={"a": ["b"]}), row, made)]
         assert found == [True, True, *its_own, True, True, False, True]
     kept = services(catalogue=CATALOGUE, ledger=object())
     assert [stage is not None for stage in inner(configs(), MODELS, kept)][-2]

@@ -1,12 +1,13 @@
 """Which models there are, and which one a name means.
 
 Built from the parsed config/models.yaml and the aliases and prices of proxy.yaml. A name is resolved in two steps:
-`resolve` turns what the client wrote into the name that is sent to Mistral, `model` gives the facts behind that.
+`resolve` turns what the client wrote into the name by which the proxy knows the model, `model` gives the facts behind
+that. `place` says where it is: a name that begins with another provider's is that one's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import astuple, replace
 from decimal import Decimal, InvalidOperation
 from hashlib import sha256
@@ -15,7 +16,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from proxy.core.json import Json
-from proxy.core.model import Model, Price
+from proxy.core.model import Model, Price, is_name
+from proxy.core.provider import MAIN
 
 _NO_ALIASES: Final[Mapping[str, str]] = MappingProxyType({})
 _NO_PRICES: Final[Mapping[str, Price]] = MappingProxyType({})
@@ -26,7 +28,7 @@ _HIGHEST_PRICE: Final = 1_000_000
 class Catalogue:
     """`data` is the parsed models.yaml, `aliases` are those of proxy.yaml, which go before the shipped ones: a pattern
     such as `gpt-*` given there also replaces what is shipped for `gpt-4o`. So do its `prices`, by any name of a model
-    or by one that the catalogue does not know, such as a fine-tune's.
+    or by one that the catalogue does not know, such as a fine-tune's or one at another of the `providers`.
 
     `models` are in the order of the file, `aliases` are all that hold, `as_of` is the day of the facts (YYYY-MM-DD).
     `price_version` tells one set of prices from another. Nothing is remembered about the names that clients invent.
@@ -38,9 +40,11 @@ class Catalogue:
         data: Json,
         aliases: Mapping[str, str] = _NO_ALIASES,
         prices: Mapping[str, Price] = _NO_PRICES,
+        providers: Collection[str] = (MAIN,),
     ) -> None:
         self.as_of: str = data["as_of"]
         self.price_version = _version(self.as_of, prices)
+        self._elsewhere = frozenset(providers) - {MAIN}
         self._priority = _percent(data["priority"])
         retired = ({"state": "retired"} | row for row in data["retired"])
         shipped = [self._row(row) for row in chain(data["models"], retired)]
@@ -56,13 +60,21 @@ class Catalogue:
         self._others = {name: self._other(name, price) for name, price in prices.items() if name not in self._by_name}
 
     def resolve(self, name: str) -> str:
-        """The name to send to Mistral for the one the client asked for. Applied once: the target of an alias is not
-        looked up again. A name that no alias matches is its own answer.
+        """The name of the model that the client means. Applied once: the target of an alias is not looked up again. A
+        name that no alias matches is its own answer; `mistral/` before one says nothing new.
         """
         return self._decided.get(name) or self._decide(name)
 
+    def place(self, name: str) -> tuple[str, str]:
+        """The provider of a model, and the name that it has there."""
+        if "/" in name:
+            provider, _, rest = name.partition("/")
+            if provider in self._elsewhere and is_name(rest):
+                return provider, rest
+        return MAIN, name
+
     def model(self, name: str) -> Model:
-        """The facts behind a Mistral name; `Model(id=name)` for an unknown one. A fine-tune (`ft:<base>:…`) has the
+        """The facts behind a resolved name; `Model(id=name)` for an unknown one. A fine-tune (`ft:<base>:…`) has the
         facts of its base but no price, because Mistral prices it apart: proxy.yaml may give one.
         """
         return self._by_name.get(name) or self._others.get(name) or self._fine_tune(name) or Model(id=name)
@@ -80,8 +92,8 @@ class Catalogue:
     def _decide(self, name: str) -> str:
         for layer in self._layers:
             if target := layer.find(name):
-                return target
-        return name
+                return _short(target)
+        return _short(name)
 
     def _fine_tune(self, name: str) -> Model | None:
         kind, _, rest = name.partition(":")
@@ -172,7 +184,15 @@ def _with(model: Model, name: str, price: Price) -> Model:
     # What is reserved for a request is reckoned without the cache.
     if price.cached is not None and price.cached > price.input:
         raise ValueError(f"prices: {name}: cached tokens cost more than others")
-    return replace(model, input_price=price.input, output_price=price.output, cached_price=price.cached)
+    context = model.context if price.context is None else price.context
+    return replace(
+        model, input_price=price.input, output_price=price.output, cached_price=price.cached, context=context
+    )
+
+
+def _short(name: str) -> str:
+    rest = name.removeprefix(f"{MAIN}/")
+    return rest if is_name(rest) else name
 
 
 def _model(row: Mapping[str, Any]) -> Model:

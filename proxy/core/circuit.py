@@ -145,6 +145,11 @@ class Circuits:
         circuit = self._circuits.get(name)
         return circuit.state if circuit else State.CLOSED
 
+    def left(self, name: str) -> float:
+        """Seconds for which no call will be let in; 0 if one may be."""
+        circuit = self._circuits.get(name)
+        return max(0.0, circuit.until - self._now()) if circuit and circuit.state is State.OPEN else 0.0
+
     def forget(self) -> None:
         """What is known, and what calls under way will tell, is about another address or another key."""
         self._circuits.clear()
@@ -228,6 +233,16 @@ class Circuits:
         circuit.state, circuit.count = NEXT[circuit.state, event], 0
         level, what = _LOGGED[circuit.state]
         self._log(level, what, circuit=circuit.name)
+
+
+def of_model(provider: str, model: str) -> str:
+    """The name of a model's circuit. `model` is the catalogue's id."""
+    return model if model.startswith(f"{provider}/") else f"{provider}/{model}"
+
+
+def of_key(provider: str, owner: str | None) -> str:
+    """The name of the circuit of a provider's keys: those of all teams, or the one that a team has of its own."""
+    return f"{provider} key of {owner}" if owner else f"{provider} key"
 
 
 def _remove(probes: list[float], ends: float) -> None:

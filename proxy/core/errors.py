@@ -28,6 +28,7 @@
     ├── RateLimited                 429  requests or tokens     rate_limit_exceeded
     ├── InsufficientQuota           429  insufficient_quota     insufficient_quota
     ├── TooManyAuthFailures         429  rate_limit_error       too_many_auth_failures
+    ├── ProviderBusy                429  requests               rate_limit_exceeded
     ├── UpstreamRefusal             as the provider's error table says
     ├── UpstreamFailed              502  server_error           upstream_error
     ├── Overloaded                  503  server_error           overloaded
@@ -44,6 +45,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import Enum
+from math import ceil
 from typing import Any, Final
 
 from proxy.core import json
@@ -263,6 +265,20 @@ class TooManyAuthFailures(ProxyError):
         super().__init__(message, headers=_no_retry(wait))
 
 
+class ProviderBusy(ProxyError):
+    """No key of ours may ask the provider for `seconds`: it has said so itself."""
+
+    status, type, code = 429, "requests", "rate_limit_exceeded"
+    repeat, elsewhere = Repeat.SAFE, Elsewhere.YES
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            "Rate limit exceeded: the provider takes no more requests for this model right now. Wait, then try again.",
+            headers=_retry(ceil(seconds * 1000)),
+        )
+        self.asked = seconds
+
+
 class UpstreamRefusal(ProxyError):
     """The provider's own error in OpenAI's terms; status, type and code come from the provider's error table.
 
@@ -329,6 +345,7 @@ class CircuitOpen(ProxyError):
 
     def __init__(self, message: str, *, wait: int) -> None:
         super().__init__(message, headers=_no_retry(wait))
+        self.wait = wait
 
 
 class UpstreamTimeout(UpstreamUnknown):

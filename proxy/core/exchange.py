@@ -6,9 +6,10 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxy.core.charge import Charge, Estimate
+from proxy.core.charge import Charge, Estimate, both
 from proxy.core.errors import Headers, ProxyError
 from proxy.core.json import Json
+from proxy.core.provider import MAIN
 
 _KEY = "mistral_proxy.exchange"
 
@@ -22,15 +23,25 @@ class Team:
     log_content: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What calls to other models took, before the one that is asked now."""
+
+    attempts: int = 0
+    charge: Charge | None = None
+
+
 @dataclass(slots=True, repr=False)
 class Exchange:
     """Kept in `scope["state"]`; each field has one writer, the stage named beside it.
 
     Times are monotonic seconds. `headers` is a snapshot from before the body: a chunk trailer cannot add to it.
     `request_id` may be the client's own, and come again; `call` is ours, and never does. `client` is who sent the
-    request, as far as those in front of us can be believed. Of the latest attempt, `sent` says whether some of it may
-    have reached the provider, `answered` whether that has begun to answer with a success; `lost` is what earlier ones
-    may have cost.
+    request, as far as those in front of us can be believed. `model` is the name after aliasing, `sent_as` the one that
+    it has at its provider. Of the latest attempt, `sent` says whether some of it may have reached the provider,
+    `answered` whether that has begun to answer with a success; `lost` is what earlier ones may have cost. What is
+    counted, reserved and charged is of the model that is asked now; `before` is of those that were asked first, and
+    failed, `others` whether there are more to turn to.
     """
 
     # begin
@@ -52,9 +63,13 @@ class Exchange:
     # body
     body: Json | None = None
 
-    # model
+    # model; fallback, when it turns to another one
     model_asked: str | None = None
     model: str | None = None
+    provider: str = MAIN
+    sent_as: str | None = None
+    before: Before = field(default_factory=lambda: Before())
+    others: bool = False
 
     # context and dispatch
     rewrites: dict[str, None] = field(default_factory=dict)
@@ -70,7 +85,8 @@ class Exchange:
     # breaker
     attempt_failed: Callable[[], bool] | None = None
 
-    # dispatch
+    # dispatch; `end` is when the time of all of it is over
+    end: float | None = None
     streamed: bool = False
     upstream: str | None = None
     attempts: int = 0
@@ -87,6 +103,26 @@ class Exchange:
 
     def __repr__(self) -> str:
         return f"<Exchange {self.request_id}>"  # it holds a key and a prompt, and a traceback may print it
+
+    def turn_to(self, model: str, provider: str, sent_as: str) -> None:
+        """Begin again with another model. Of the call that failed only what it took is kept."""
+        self.before = Before(self.all_attempts, self.whole_charge)
+        self.model, self.provider, self.sent_as = model, provider, sent_as
+        self.rewrites.clear()
+        self.quota_headers, self.shadow_refusals, self.answer_headers = [], (), []
+        self.attempts, self.upstream, self.streamed = 0, None, False
+        self.sent = self.answered = False
+        self.estimate = self.attempt_failed = self.lost = self.usage = self.charge = self.error = None
+
+    @property
+    def all_attempts(self) -> int:
+        return self.before.attempts + self.attempts
+
+    @property
+    def whole_charge(self) -> Charge | None:
+        if self.charge is None or self.before.charge is None:
+            return self.charge or self.before.charge
+        return both(self.charge, self.before.charge)
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a request header, by its lower-case name."""

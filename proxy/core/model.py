@@ -31,11 +31,13 @@ def is_id(text: str) -> bool:
 @dataclass(frozen=True, slots=True)
 class Price:
     """What proxy.yaml says of one model, in micro-USD per million tokens: of the prompt, of the answer (None: it gives
-    none, as with embeddings), and of prompt tokens found in the provider's cache (None: as the others)."""
+    none, as with embeddings), and of prompt tokens found in the provider's cache (None: as the others). `context` is
+    how many tokens it takes, None as the catalogue has it."""
 
     input: int
     output: int | None = None
     cached: int | None = None
+    context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class Model:
     """Facts that translation, routing and the `models` command read. A model that is not in the catalogue (a fine-tune,
     a name newer than this release) is passed through with these defaults.
 
-    `id` is the name pinned to this version, `names` its other names at Mistral; `known` is whether the catalogue has
+    `id` is the name pinned to this version (at another provider: its name, after that of the provider), `names` its
+    other names at Mistral; `known` is whether the catalogue has
     this very name. `context` is in tokens. Token prices are micro-USD per million tokens, None when unknown or not by
     token; `unit_prices` are micro-USD per one page, annotated_page, audio_minute or character. In the priority tier all
     of them are `priority` percent. `efforts` are the accepted values of reasoning_effort; empty means the model takes

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import Headers, ProxyError
 from proxy.core.json import Json
 from proxy.core.table import Context
+
+MAIN: Final = "mistral"
+"""The provider of every model whose name does not begin with another one's (`openai/gpt-4o`)."""
 
 Header = Callable[[str], str | None]
 """The first value of an answer's header, by lower-case name."""

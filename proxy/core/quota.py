@@ -147,6 +147,10 @@ class QuotaStore(Protocol):
         returns to the windows it was taken from. Never waits and never fails; a second time it does nothing."""
         ...
 
+    async def caught_up(self) -> None:
+        """Return when what was settled before is free again, or after a moment at most. Never fails."""
+        ...
+
 
 class History(Protocol):
     """What the ledger knows of a counter's past."""

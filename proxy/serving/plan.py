@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from proxy.core.provider import MAIN
 from proxy.core.secret import Secret
 from proxy.serving import local_key
 from proxy.settings.load import SettingsError, Sources, settings_of
@@ -54,7 +55,7 @@ def complete(
     settings: Settings, environ: Mapping[str, str], *, simulate: bool
 ) -> tuple[Settings, tuple[Secret, Path] | None]:
     """With a team in them: without any there is one, `local`, with a key of its own. Raises CannotStart."""
-    if not simulate and not settings.providers.mistral.api_keys:
+    if not simulate and not settings.mistral.api_keys and not _all_pay(settings):
         raise CannotStart("Set MISTRAL_API_KEY to your Mistral key, or try the proxy without one: serve --simulate.")
     if settings.teams:
         return settings, None
@@ -70,6 +71,11 @@ def complete(
     quotas = [Quota.model_validate({"spend": LOCAL_SPEND})]
     teams = {"local": Team(keys=[TeamKey(secret.digest(), secret)], quotas=quotas)}
     return settings.model_copy(update={"teams": teams}), (secret, file)
+
+
+def _all_pay(settings: Settings) -> bool:
+    """Whether every team has a key of its own for the main provider."""
+    return bool(settings.teams) and all(MAIN in team.provider_keys for team in settings.teams.values())
 
 
 def exposure(settings: Settings) -> str | None:

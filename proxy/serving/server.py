@@ -18,6 +18,7 @@ import uvicorn
 import uvloop
 
 from proxy.app import Application
+from proxy.core.provider import MAIN
 from proxy.core.secret import Secret
 from proxy.generation import Process
 from proxy.http.descriptors import limits_within, raised
@@ -173,10 +174,12 @@ def pointed_at(url: str) -> Callable[[Settings], Settings]:
     # Made up: the provider's key is cut out of answers, and a word would be missing from them.
     key = Secret(secrets.token_hex(16))
     there = {"base_url": url, "api_keys": [key], "transport": "aiohttp", "http2": False, "proxy_url": None}
+    there |= {"type": MAIN}  # it speaks nothing else
 
     def aim(settings: Settings) -> Settings:
-        mistral = settings.providers.mistral.model_copy(update=there)
-        return settings.model_copy(update={"providers": settings.providers.model_copy(update={"mistral": mistral})})
+        aimed = {name: provider.model_copy(update=there) for name, provider in settings.providers.items()}
+        teams = {name: team.model_copy(update={"provider_keys": {}}) for name, team in settings.teams.items()}
+        return settings.model_copy(update={"providers": aimed, "teams": teams})
 
     return aim
 

@@ -110,7 +110,7 @@ class Opener:
             folder = self._journals(url)
         except OSError as error:
             raise CannotStart(f"The journal of the ledger has no folder: {error}.") from None
-        longest = round(self.settings.providers.mistral.timeouts.total * 1000)
+        longest = round(max(one.timeouts.total for one in self.settings.providers.values()) * 1000)
         ledger = LedgerStore(
             database,
             folder,

@@ -37,7 +37,8 @@ def run(plan: Plan) -> NoReturn:
     report(log, "warning", "config_warning", plan.warnings)
     shared = Shared(replace(plan, warnings=()), log)
     # What is imported now is in memory once, for all workers.
-    import_module(f"proxy.upstream.{plan.settings.providers.mistral.transport}_transport")
+    for transport in {provider.transport for provider in plan.settings.providers.values()}:
+        import_module(f"proxy.upstream.{transport}_transport")
 
     def work(worker: supervisor.Worker) -> None:
         try:
@@ -98,7 +99,8 @@ class Shared:
         settings = planned.settings
         try:
             prepare(settings)
-            trust(settings.providers.mistral)
+            for provider in settings.providers.values():
+                trust(provider)
         except Exception as error:
             self.current.failed(error)
             return False

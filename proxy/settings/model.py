@@ -23,6 +23,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from proxy.core.catalogue import micro_usd
 from proxy.core.config import Duration, ModelName, SecretText, Size, Strict
+from proxy.core.provider import MAIN
 from proxy.core.secret import Secret
 from proxy.stages import access_log, auth, model, quota
 from proxy.stages.context import WhenTooLong
@@ -37,6 +38,7 @@ OFF = "off"
 SHORTEST_PEPPER = 32
 _REDIS = ("redis", "rediss")
 _SQLITE = re.compile(r"sqlite:///[^?#\x00]+")
+_PROVIDER_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _TEAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -136,6 +138,12 @@ def _zone(name: str) -> str:
     return name
 
 
+def _provider_name(name: str) -> str:
+    if not _PROVIDER_NAME.fullmatch(name):
+        raise ValueError("a provider's name has 1 to 32 of a-z, 0-9 and '-', and begins with a letter")
+    return name
+
+
 def _team_name(name: str) -> str:
     if not _TEAM_NAME.fullmatch(name):
         raise ValueError("a team name has 1 to 64 letters, digits, '_', '.' or '-' and begins with a letter or digit")
@@ -195,12 +203,6 @@ class Ledger(Strict):
         return self.url is not None and self.url.reveal() == OFF
 
 
-class Providers(Strict):
-    """`providers` of proxy.yaml."""
-
-    mistral: upstream.Config = upstream.Config()
-
-
 def _price(value: object) -> int:
     if isinstance(value, int):
         return value
@@ -216,17 +218,19 @@ UsdPerMillion = Annotated[int, BeforeValidator(_price)]
 
 class ModelPrice(Strict):
     """`models.prices.<name>` of proxy.yaml. Without an `output` price it gives no answers in tokens; without one for
-    `cached` tokens these cost what others do."""
+    `cached` tokens these cost what others do. `context` is how many tokens the model takes, where that is not known."""
 
     input: UsdPerMillion
     output: UsdPerMillion | None = None
     cached: UsdPerMillion | None = None
+    context: int | None = Field(None, ge=1)
 
 
 class Models(model.Config):
-    """`models` of proxy.yaml. `prices` are over those of the catalogue; `context` says what becomes of conversations
-    that are too long."""
+    """`models` of proxy.yaml. `prices` are over those of the catalogue; `fallbacks` are the models to turn to when one
+    does not answer, in this order; `context` says what becomes of conversations that are too long."""
 
+    fallbacks: dict[ModelName, Annotated[list[ModelName], Field(min_length=1)]] = Field(default_factory=dict)
     context: dict[ModelName, WhenTooLong] = Field(default_factory=dict)
     prices: dict[ModelName, ModelPrice] = Field(default_factory=dict)
 
@@ -243,8 +247,9 @@ class Models(model.Config):
 
 
 class Team(auth.Team):
-    """`teams.<name>` of proxy.yaml."""
+    """`teams.<name>` of proxy.yaml. `provider_keys` are those that it pays providers with, by their names."""
 
+    provider_keys: dict[str, SecretText] = Field(default_factory=dict)
     quotas: list[quota.Quota] = Field(default_factory=list)
 
 
@@ -263,11 +268,30 @@ class Settings(Strict):
     server: Server = Server()
     store: Store = Field(default_factory=Store)
     ledger: Ledger = Ledger()
-    providers: Providers = Providers()
+    providers: dict[Annotated[str, AfterValidator(_provider_name)], upstream.Config] = Field(
+        default_factory=lambda: {MAIN: upstream.Config(type=MAIN)}
+    )
     models: Models = Models()
     translation: Translation = Translation()
     teams: dict[Annotated[str, AfterValidator(_team_name)], Team] = Field(default_factory=dict)
     logging: access_log.Config = access_log.Config()
+
+    @property
+    def mistral(self) -> upstream.Config:
+        """The provider of every model whose name does not say another."""
+        return self.providers[MAIN]
+
+    @field_validator("providers", mode="before")
+    @classmethod
+    def _typed_by_name(cls, providers: object) -> object:
+        """The main one is always there, and what is called as a type is of that type."""
+        if not isinstance(providers, dict):
+            return providers
+        named: dict[object, object] = {MAIN: {}, **providers}
+        for name, one in named.items():
+            if name in upstream.TYPES and isinstance(one, dict):
+                named[name] = {"type": name, **one}
+        return named
 
     @model_validator(mode="after")
     def _workers_share(self) -> Settings:
@@ -281,9 +305,6 @@ class Settings(Strict):
 LATER: dict[type[Strict], frozenset[str]] = {
     Settings: frozenset({"cache", "tracing"}),
     Server: frozenset({"admin_keys", "metrics"}),
-    Providers: frozenset({"openai"}),
-    Models: frozenset({"fallbacks"}),
-    Team: frozenset({"provider_keys"}),
 }
 """Keys of features that do not exist yet. They are refused as unknown keys are, and told apart from a misspelling."""
 

@@ -19,8 +19,13 @@ FALLBACKS = {
     "DEFAULT_MODEL": "models.default",
     "DEFAULT_MAX_TOKENS": "models.default_max_tokens",
     "DEFAULT_TEMPERATURE": "models.default_temperature",
+    "OPENAI_API_KEY": "providers.openai.api_keys[0]",
 }
 """Each variable and the option it stands for. An empty variable counts as unset."""
+
+_ASKED_FOR = {"OPENAI_API_KEY": ("providers", "openai")}
+"""Variables that count only where the file has their section. An app of this proxy has its team's key in this one, and
+must not send it to anybody else by being started beside it."""
 
 
 def _seconds(text: str) -> str:
@@ -56,10 +61,21 @@ _LISTS = frozenset({"CORS_ORIGINS"})
 def complete(root: Node, environ: Mapping[str, str]) -> None:
     """Add to the file's tree what it leaves out and a variable says."""
     for name, path in FALLBACKS.items():
-        if text := environ.get(name):
+        text = environ.get(name)
+        if text and (name not in _ASKED_FOR or _has(root, _ASKED_FOR[name])):
             node = _list(name, text) if name in _LISTS else _node(name, text)
             option = path.removesuffix("[0]")
             _add(root, option.split("."), node if option == path else Sequence([node], node.place))
+
+
+def _has(root: Node, path: tuple[str, ...]) -> bool:
+    node: Node = root
+    for step in path:
+        entry = node.find(step) if isinstance(node, Entries) else None
+        if entry is None:
+            return False
+        node = entry.node
+    return True
 
 
 def _list(name: str, text: str) -> Node:

@@ -90,16 +90,13 @@ _WORDS = {
     "value_error": "{error}",
 }
 _NOT_VALID = "not a valid value"
-_SPECIAL: dict[tuple[Path, str], str] = {
-    (("providers", "mistral", "api_keys"), "too_long"): "give one key: a pool of keys is not supported by this version",
-}
 
 
 def describe(path: Path, kind: str, context: dict[str, Any]) -> str:
     """The reason for one pydantic error, given where it is, its type and its `ctx`."""
     if kind == "value_error" and not _is_ours(context["error"]):
         return _NOT_VALID
-    words = _SPECIAL.get((path, kind)) or _WORDS.get(kind, _NOT_VALID)
+    words = _WORDS.get(kind, _NOT_VALID)
     return words.format_map(context)
 
 

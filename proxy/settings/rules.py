@@ -1,5 +1,5 @@
-"""What can be said of teams only with the rest at hand: quotas that would never match or never count, and teams that
-nobody could be in, which their author cannot have meant."""
+"""What can be said of a setting only with the rest at hand: quotas that would never match or never count, teams that
+nobody could be in, chains that lead nowhere, keys in the wrong place. Their author cannot have meant them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from collections.abc import Iterator
 from proxy import data
 from proxy.core.catalogue import Catalogue
 from proxy.core.model import Price
+from proxy.core.provider import MAIN
 from proxy.core.quota import Rule
+from proxy.core.team_key import is_whole
 from proxy.settings.model import Settings, Team
 from proxy.settings.problems import Path, hint
 from proxy.stages.auth import allow_list
 from proxy.stages.quota import Quota
+from proxy.upstream.config import TYPES
 
 
 def catalogue_of(settings: Settings) -> Catalogue:
     """The models that these settings know."""
-    prices = {name: Price(one.input, one.output, one.cached) for name, one in settings.models.prices.items()}
-    return Catalogue(data.read_once("models.yaml"), settings.models.aliases, prices)
+    models = settings.models
+    prices = {name: Price(one.input, one.output, one.cached, one.context) for name, one in models.prices.items()}
+    return Catalogue(data.read_once("models.yaml"), models.aliases, prices, settings.providers.keys())
 
 
 def rules_of(team: Team, catalogue: Catalogue) -> list[Rule]:
@@ -33,8 +37,11 @@ def impossible(settings: Settings) -> Iterator[tuple[Path, str]]:
     except ValueError as error:
         yield ("models", "prices"), str(error).removeprefix("prices: ")
         return
+    yield from _providers(settings)
+    yield from _chains(settings, catalogue)
     forgetful = settings.ledger.off and not settings.store.shared
     for name, team in settings.teams.items():
+        yield from _payers(name, team, settings)
         if not team.keys and settings.ledger.off:
             yield ("teams", name, "keys"), "a team needs at least one key: without a ledger none can be issued"
         limited: dict[tuple[object, ...], int] = {}
@@ -53,13 +60,62 @@ def impossible(settings: Settings) -> Iterator[tuple[Path, str]]:
                 yield (*path, "model"), reason
 
 
+def _providers(settings: Settings) -> Iterator[tuple[Path, str]]:
+    let_in = {key.digest for team in settings.teams.values() for key in team.keys}
+    for name, provider in settings.providers.items():
+        path: Path = ("providers", name)
+        if "type" not in provider.model_fields_set:
+            yield path, f"say which API it speaks: {' or '.join(f'type: {one}' for one in TYPES)}{hint(name, TYPES)}"
+        elif name in TYPES and provider.type != name:
+            yield (*path, "type"), f"expected {name}, as it is called; another one has a name of its own"
+        first: dict[bytes, int] = {}
+        for at, key in enumerate(provider.api_keys):
+            if key.digest() in let_in or is_whole(key.reveal().encode()):
+                yield (*path, "api_keys", at), _WRONG_KEY
+            elif first.setdefault(key.digest(), at) != at:
+                yield (*path, "api_keys", at), f"the same key as api_keys[{first[key.digest()]}]"
+
+
+def _payers(name: str, team: Team, settings: Settings) -> Iterator[tuple[Path, str]]:
+    for provider in team.providers or ():
+        if provider not in settings.providers:
+            yield ("teams", name, "providers"), f"no such provider: {provider}{hint(provider, settings.providers)}"
+    let_in = {key.digest for one in settings.teams.values() for key in one.keys}
+    for provider, key in team.provider_keys.items():
+        path: Path = ("teams", name, "provider_keys", provider)
+        if provider not in settings.providers:
+            yield path, f"no such provider{hint(provider, settings.providers)}"
+        if key.digest() in let_in or is_whole(key.reveal().encode()):
+            yield path, _WRONG_KEY
+
+
+_WRONG_KEY = "this is a team's key to this proxy: it would be sent to the provider"
+
+
+def _chains(settings: Settings, catalogue: Catalogue) -> Iterator[tuple[Path, str]]:
+    seen: dict[str, str] = {}
+    for name, others in settings.models.fallbacks.items():
+        path: Path = ("models", "fallbacks", name)
+        model = catalogue.model(catalogue.resolve(name)).id
+        first = seen.setdefault(model, name)
+        if first != name:
+            yield path, f"{first} is the same model"
+        ids = [model]
+        for at, other in enumerate(others):
+            found = catalogue.model(catalogue.resolve(other)).id
+            if found in ids:
+                yield (*path, at), "would be asked twice"
+            ids.append(found)
+
+
 def _never_counts(one: Quota, name: str, team: Team, catalogue: Catalogue) -> str | None:
     sent = catalogue.resolve(name)
     model = catalogue.model(sent)
     priced = model.input_price is not None or model.output_price is not None
-    if not (model.known or priced or sent.startswith("ft:")):
+    elsewhere = catalogue.place(sent)[0] != MAIN
+    if not (model.known or priced or elsewhere or sent.startswith("ft:")):
         names = (known for row in catalogue.models for known in (row.id, *row.names))
         return f"no such model is known{hint(name, names)}; a price in models.prices makes one known"
-    if not any(map(allow_list(team.models), {model.id, *model.names, sent})):
+    if not any(map(allow_list(team.models, team.providers, catalogue), {model.id, *model.names, sent})):
         return "can never match: `models` of this team does not allow it"
     return None if priced or not one.spend else "can never count: its price is not known; give one in models.prices"

@@ -86,7 +86,7 @@ class AccessLog:
             "first_byte_ms": _ms(exchange.started, exchange.first_byte),
             "stream": exchange.streamed,
             "bytes_out": exchange.bytes_out,
-            "attempts": exchange.attempts,
+            "attempts": exchange.all_attempts,
             "client": exchange.client,
             "generation": self._generation,
         }

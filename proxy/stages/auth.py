@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.core.catalogue import Pattern
+from proxy.core.catalogue import Catalogue, Pattern
 from proxy.core.config import Strict
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import BadFraming, InvalidApiKey, ProxyError, StoreUnavailable, TooManyAuthFailures
@@ -55,10 +55,11 @@ def _team_key(value: Any) -> TeamKey:
 
 
 class Team(Strict):
-    """`teams.<name>` of proxy.yaml."""
+    """`teams.<name>` of proxy.yaml. Nothing of it goes to any but its `providers`; None: to all."""
 
     keys: list[Annotated[TeamKey, BeforeValidator(_team_key)]] = Field(default_factory=list)
     models: list[str] = Field(default_factory=lambda: ["*"], min_length=1)
+    providers: Annotated[list[str], Field(min_length=1)] | None = None
     log_content: bool = False
 
 
@@ -79,7 +80,10 @@ _NOBODY = bytes(32)
 
 
 def build(config: Config, endpoint: Endpoint, services: Services) -> Middleware:
-    teams = {name: Caller(name, allow_list(team.models), team.log_content) for name, team in config.teams.items()}
+    teams = {
+        name: Caller(name, allow_list(team.models, team.providers, services.catalogue), team.log_content)
+        for name, team in config.teams.items()
+    }
     written = {key.digest: (teams[name], key.id) for name, team in config.teams.items() for key in team.keys}
     keys = Keys(written, teams, config.issued)
 
@@ -89,12 +93,17 @@ def build(config: Config, endpoint: Endpoint, services: Services) -> Middleware:
     return middleware
 
 
-def allow_list(patterns: list[str]) -> Callable[[str], bool]:
-    """Whether a model name matches one of the patterns; `*` is the only wildcard a name needs."""
-    if "*" in patterns:
-        return lambda model: True
-    listed = [Pattern(pattern) for pattern in patterns]
-    return lambda model: any(pattern.matches(model) for pattern in listed)
+def allow_list(patterns: list[str], providers: list[str] | None, catalogue: Catalogue) -> Callable[[str], bool]:
+    """Whether a model name matches one of the patterns, and its provider is one of those; `*` is the only wildcard a
+    name needs."""
+    listed = [] if "*" in patterns else [Pattern(pattern) for pattern in patterns]
+
+    def named(model: str) -> bool:
+        return not listed or any(pattern.matches(model) for pattern in listed)
+
+    if providers is None:
+        return named
+    return lambda model: catalogue.place(model)[0] in providers and named(model)
 
 
 class Keys:

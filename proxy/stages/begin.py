@@ -128,9 +128,10 @@ def _headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
     headers = [(b"x-request-id", exchange.request_id.encode())]
     if exchange.upstream:
         headers.append((b"x-proxy-upstream", exchange.upstream.encode()))
-        headers.append((b"x-proxy-attempts", b"%d" % exchange.attempts))
+        headers.append((b"x-proxy-attempts", b"%d" % exchange.all_attempts))
     if exchange.rewrites:
         headers.append((b"x-proxy-rewrites", ", ".join(exchange.rewrites).encode()))
-    if exchange.charge and exchange.charge.cost is not None:  # a stream's is known when its headers are gone
-        headers.append((b"x-proxy-cost-usd", decimal(exchange.charge.cost).encode()))
+    charge = exchange.whole_charge  # a stream's is known when its headers are gone
+    if charge and charge.cost is not None:
+        headers.append((b"x-proxy-cost-usd", decimal(charge.cost).encode()))
     return headers + exchange.quota_headers + exchange.answer_headers

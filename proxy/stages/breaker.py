@@ -2,46 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.core.circuit import REFUSED, Pass, Rules, verdict, verdict_on_key
+from proxy.core.circuit import REFUSED, Pass, Rules, of_key, of_model, verdict, verdict_on_key
 from proxy.core.endpoint import Endpoint
-from proxy.core.errors import CircuitOpen, UpstreamFailed
+from proxy.core.errors import SHOULD_RETRY, CircuitOpen, UpstreamFailed
 from proxy.core.exchange import Exchange
 from proxy.core.services import Middleware, Services
 
 
-def build(rules: Rules, provider: str, endpoint: Endpoint, services: Services) -> Middleware:
+@dataclass(frozen=True, slots=True)
+class Config:
+    """By the provider's name: its `rules`, and the teams that pay it with `own_keys`."""
+
+    rules: Mapping[str, Rules]
+    own_keys: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+
+def build(config: Config, endpoint: Endpoint, services: Services) -> Middleware:
     def middleware(app: ASGIApp) -> ASGIApp:
-        return Breaker(app, rules, provider, services)
+        return Breaker(app, config, services)
 
     return middleware
 
 
 class Breaker:
-    """One circuit for each model of the provider, and one for the key that it is paid with."""
+    """One circuit for each model of a provider, and one for the keys that it is paid with."""
 
-    def __init__(self, app: ASGIApp, rules: Rules, provider: str, services: Services) -> None:
+    def __init__(self, app: ASGIApp, config: Config, services: Services) -> None:
         self._app = app
-        self._rules = rules
-        self._provider = provider
-        self._key = f"{provider} key"
+        self._rules = config.rules
+        self._own_keys = config.own_keys
         self._circuits = services.circuits
         self._model = services.catalogue.model
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        name = f"{self._provider}/{self._model(exchange.model).id}" if exchange.model else self._provider
-        key = await self._enter(self._key)
+        provider, rules = exchange.provider, self._rules[exchange.provider]
+        name = of_model(provider, self._model(exchange.model).id) if exchange.model else provider
+        key = await self._circuits.enter(self._key_of(exchange), rules)
+        if not isinstance(key, Pass):
+            raise _refused()
         try:
-            model = await self._enter(name)
+            model = await self._circuits.enter(name, rules)
+            if not isinstance(model, Pass):
+                raise _open(model)
         except BaseException:
-            self._circuits.leave(key, self._rules, None)
+            self._circuits.leave(key, rules, None)
             raise
-        exchange.attempt_failed = partial(self._circuits.failed, model, self._rules)
+        exchange.attempt_failed = partial(self._circuits.failed, model, rules)
         ended: BaseException | None = None
         try:
             await self._app(scope, receive, send)
@@ -52,20 +66,24 @@ class Breaker:
             end = ended or exchange.error
             # Who has left has not heard the end, and what was never asked has none.
             heard = exchange.attempts and not exchange.client_gone
-            self._circuits.leave(model, self._rules, verdict(end) if heard else None)
-            self._circuits.leave(key, self._rules, verdict_on_key(end) if heard else None)
+            self._circuits.leave(model, rules, verdict(end) if heard else None)
+            self._circuits.leave(key, rules, verdict_on_key(end) if heard else None)
 
-    async def _enter(self, name: str) -> Pass:
-        found = await self._circuits.enter(name, self._rules)
-        if isinstance(found, Pass):
-            return found
-        if name == self._key:
-            raise UpstreamFailed(
-                "The proxy's own key was refused by the provider; its operator must act.",
-                code=REFUSED,
-                billed=False,
-                headers=[(b"x-should-retry", b"false")],
-            )
-        raise CircuitOpen(
-            "The provider keeps failing, so it is not asked at the moment. Try again later.", wait=ceil(found * 1000)
-        )
+    def _key_of(self, exchange: Exchange) -> str:
+        team = exchange.team.name if exchange.team else None
+        return of_key(exchange.provider, team if team in self._own_keys.get(exchange.provider, ()) else None)
+
+
+def _refused() -> UpstreamFailed:
+    return UpstreamFailed(
+        "The proxy's own key was refused by the provider; its operator must act.",
+        code=REFUSED,
+        billed=False,
+        headers=[(SHOULD_RETRY, b"false")],
+    )
+
+
+def _open(seconds: float) -> CircuitOpen:
+    return CircuitOpen(
+        "The provider keeps failing, so it is not asked at the moment. Try again later.", wait=ceil(seconds * 1000)
+    )

@@ -1,4 +1,5 @@
-"""One row for each request that was let in: begun before the provider is called, ended when the request has."""
+"""One row for each request that was let in, and model that it asked: begun before the provider is called, ended when
+that has answered or failed."""
 
 from __future__ import annotations
 
@@ -14,14 +15,14 @@ from proxy.core.ledger import Intent, Ledger, LedgerFull, Outcome, Status
 from proxy.core.services import Middleware, Services
 
 
-def build(provider: str, endpoint: Endpoint, services: Services) -> Middleware | None:
+def build(endpoint: Endpoint, services: Services) -> Middleware | None:
     """None when no ledger is kept."""
     ledger = services.ledger
     if ledger is None:
         return None
 
     def middleware(app: ASGIApp) -> ASGIApp:
-        return Rows(app, ledger, provider, endpoint, services)
+        return Rows(app, ledger, endpoint, services)
 
     return middleware
 
@@ -29,10 +30,9 @@ def build(provider: str, endpoint: Endpoint, services: Services) -> Middleware |
 class Rows:
     """Stands inside the quota stage: what a request has used counts as free again only when its row is written."""
 
-    def __init__(self, app: ASGIApp, ledger: Ledger, provider: str, endpoint: Endpoint, services: Services) -> None:
+    def __init__(self, app: ASGIApp, ledger: Ledger, endpoint: Endpoint, services: Services) -> None:
         self._app = app
         self._ledger = ledger
-        self._provider = provider
         self._operation = endpoint.operation
         self._model = services.catalogue.model
         self._prices = services.catalogue.price_version
@@ -67,7 +67,7 @@ class Rows:
             team=exchange.team.name,
             key_id=exchange.key_id,
             operation=self._operation,
-            provider=self._provider,
+            provider=exchange.provider,
             model_asked=exchange.model_asked,
             model=exchange.model,
             priced_as=self._model(exchange.model).id if exchange.model else None,

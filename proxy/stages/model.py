@@ -42,6 +42,7 @@ class Model:
         self._default = default
         self._in_path = in_path
         self._resolve = services.catalogue.resolve
+        self._place = services.catalogue.place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
@@ -50,6 +51,7 @@ class Model:
             raise BadRequest("'model' is not a valid model name.", param="model")
         exchange.model_asked = asked
         exchange.model = self._resolve(asked)
+        exchange.provider, exchange.sent_as = self._place(exchange.model)
         if exchange.team and not exchange.team.allows(exchange.model):
             raise ModelNotAllowed(
                 f"Team '{exchange.team.name}' may not use the model '{exchange.model}'.", param="model"

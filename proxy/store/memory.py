@@ -79,6 +79,9 @@ class MemoryStore:
         for (tally, place, amount), much in zip(self._open.pop(call, ()), used):  # noqa: B905 (as above)
             tally.settle(place, amount, much)
 
+    async def caught_up(self) -> None:
+        """It always is."""
+
     async def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...]:
         """What `reserve` would find. Raises StoreGone."""
         tallies, _ = self._found(claims) or await self._made(claims)

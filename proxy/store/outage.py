@@ -137,6 +137,10 @@ class WithOutage:
             self._held.remove(call)
             self._store.settle(call, slots, [0] * len(slots))
 
+    async def caught_up(self) -> None:
+        if not self.gone:
+            await self._store.caught_up()
+
     async def close(self) -> None:
         """Look for the store no longer, and tell it nothing more."""
         self._closed = True

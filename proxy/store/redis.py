@@ -187,6 +187,9 @@ class RedisStore:
             self._held[call] = Held(root, answer[1], claims)
         return Verdict(granted, _standings(answer))
 
+    async def caught_up(self) -> None:
+        await self._settlements.all_passed(GRACE)
+
     async def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...]:
         """How the counters are, with nothing reserved. Raises StoreGone."""
         _, answer = await self._answer(False, claims, Ask())

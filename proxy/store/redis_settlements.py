@@ -24,6 +24,23 @@ lost first: their windows pass by themselves."""
 _BATCH: Final = 128
 
 
+class _Queue(deque[bytes]):
+    """How many `came` and `left` since the start is counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.came = self.left = 0
+
+    def add(self, packet: bytes) -> None:
+        self.append(packet)
+        self.came += 1
+
+    def drop(self) -> None:
+        """The oldest one."""
+        self.popleft()
+        self.left += 1
+
+
 class Settlements:
     """`run` is the task that takes them there; it waits `retry` seconds until its next attempt."""
 
@@ -35,10 +52,9 @@ class Settlements:
         self._sleep = sleep
         self._retry = retry
         self._most = most
-        self._lasting: deque[bytes] = deque()
-        self._passing: deque[bytes] = deque()
+        self._lasting = _Queue()
+        self._passing = _Queue()
         self._lost = 0
-        self._came = self._left = 0  # lasting ones, since the start
         self._some = asyncio.Event()
         self._none = asyncio.Event()
         self._none.set()
@@ -50,10 +66,9 @@ class Settlements:
     def add(self, packet: bytes, lasting: bool) -> None:
         """`lasting`: what it gives back would not come back by itself."""
         if len(self) >= self._most:
-            self._drop(self._passing or self._lasting)
+            (self._passing or self._lasting).drop()
             self._lost += 1
-        (self._lasting if lasting else self._passing).append(packet)
-        self._came += lasting
+        (self._lasting if lasting else self._passing).add(packet)
         self._some.set()
         self._none.clear()
 
@@ -69,10 +84,17 @@ class Settlements:
     async def passed(self, within: float) -> None:
         """Return when the lasting ones that wait now are settled, whatever comes after them; or after `within` seconds
         at most."""
-        last = self._came
+        await self._pass(within, self._lasting)
+
+    async def all_passed(self, within: float) -> None:
+        """The same of all that wait now."""
+        await self._pass(within, self._lasting, self._passing)
+
+    async def _pass(self, within: float, *queues: _Queue) -> None:
+        last = [queue.came for queue in queues]
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
-                while self._left < last:
+                while any(queue.left < came for queue, came in zip(queues, last, strict=True)):
                     await self._fewer.wait()
 
     async def run(self) -> None:
@@ -100,13 +122,9 @@ class Settlements:
         self._judge(errors)
         for done in batch:
             if queue and queue[0] is done:  # else it was lost meanwhile
-                self._drop(queue)
+                queue.drop()
         self._fewer.set()
         self._fewer = asyncio.Event()
-
-    def _drop(self, queue: deque[bytes]) -> None:
-        queue.popleft()
-        self._left += queue is self._lasting
 
     def _judge(self, errors: list[ResponseError | None]) -> None:
         """Where others went well, an error is about that one alone, which would stop all behind it for ever."""

@@ -1,13 +1,18 @@
-"""Calls to one provider: its key, its headers, and what a failed exchange becomes."""
+"""Calls to one provider: its keys, its headers, and what a failed exchange becomes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
 
 from proxy import __version__
-from proxy.core.errors import Overloaded, ProxyError, Repeat, UpstreamFailed, UpstreamTimeout
+from proxy.core.errors import Elsewhere, Overloaded, ProxyError, Repeat, UpstreamFailed, UpstreamTimeout
+from proxy.core.secret import Secret
+from proxy.core.services import Log
 from proxy.upstream.config import Config, Timeouts
+from proxy.upstream.keys import Key, KeyPool
 from proxy.upstream.retry import Retries
 from proxy.upstream.transport import Answer, Call, Headers, Transport, TransportError
 
@@ -18,32 +23,69 @@ MOST_REFUSAL = 1 << 20
 """Bytes of an answer that is no success. Of a longer one only the status counts."""
 
 
-class Upstream:
-    """The headers are made once: nothing that a client sent is ever among them. `workers` call it beside this one."""
+_NO_KEYS: Final[Mapping[str, Secret]] = MappingProxyType({})
 
-    def __init__(self, config: Config, transport: Transport, workers: int = 1) -> None:
+
+def _silent(level: str, event: str, **fields: object) -> None:
+    """For whoever has no log."""
+
+
+def _headers(accept: str) -> Headers:
+    return [
+        ("Accept", accept),
+        ("Accept-Encoding", "identity"),  # bytes are passed on as they come
+        ("User-Agent", f"mistral-proxy/{__version__}"),
+    ]
+
+
+_JSON: Final = _headers("application/json")
+_EVENTS: Final = _headers("text/event-stream")
+
+
+class Upstream:
+    """The headers are made once: nothing that a client sent is ever among them. `name` is the provider's, `own_keys`
+    are those of teams that pay it themselves. `workers` call it beside this one."""
+
+    def __init__(
+        self,
+        config: Config,
+        transport: Transport,
+        workers: int = 1,
+        *,
+        name: str = "",
+        own_keys: Mapping[str, Secret] = _NO_KEYS,
+        log: Log = _silent,
+    ) -> None:
         self.timeouts: Timeouts = config.timeouts
         self.retries = Retries(config.retry, workers)
         self._transport = transport
-        self._key = config.api_keys[0].reveal().encode() if config.api_keys else b""
-        self._escaped = _escaped(self._key)
-        self._has_slash = b"/" in self._key
-        self._json = _headers(config, "application/json")
-        self._events = _headers(config, "text/event-stream")
+        longest = config.retry.max_delay
+        self._shared = KeyPool(f"{name} key", config.api_keys, log, longest, workers)
+        self._own = {
+            team: KeyPool(f"{name} key of {team}", [key], log, longest, workers) for team, key in own_keys.items()
+        }
+        self._secrets = [key.reveal().encode() for key in (*config.api_keys, *own_keys.values())]
+        self._escaped = _escaped(self._secrets)
+        self._has_slash = any(b"/" in key for key in self._secrets)
 
-    def call(self, method: str, path: str, body: bytes | None, *, stream: bool, fresh: bool = False) -> Call:
+    def keys(self, team: str | None) -> KeyPool:
+        """Those that the calls of this team are paid with."""
+        return self._own.get(team, self._shared) if team else self._shared
+
+    def call(self, method: str, path: str, body: bytes | None, key: Key, *, stream: bool, fresh: bool = False) -> Call:
         """One exchange; if `fresh`, on a connection of its own."""
-        headers = self._events if stream else self._json
+        headers = [*(_EVENTS if stream else _JSON), *key.headers]
         if body is None:
             return self._transport.call(method, path, headers, b"", fresh=fresh)
-        headers = [*headers, ("Content-Type", "application/json")]
+        headers.append(("Content-Type", "application/json"))
         return self._transport.call(method, path, headers, body, fresh=fresh)
 
     def scrub(self, data: bytes) -> bytes:
-        """`data` without the provider's key, should an upstream ever repeat it: it must not reach a client. JSON may
+        """`data` without the provider's keys, should an upstream ever repeat one: it must not reach a client. JSON may
         spell it with escapes. Linear in time; what is cut afterwards can cut no key."""
-        if self._key and self._key in data:
-            data = data.replace(self._key, b"***")
+        for key in self._secrets:
+            if key in data:
+                data = data.replace(key, b"***")
         # One byte is found ten times as fast as two.
         if b"\\" in data and (b"\\u00" in data or (self._has_slash and b"\\/" in data)) and self._escaped:
             data = self._escaped.sub(b"***", data)
@@ -53,21 +95,10 @@ class Upstream:
         await self._transport.close()
 
 
-def _headers(config: Config, accept: str) -> Headers:
-    headers = [
-        ("Accept", accept),
-        ("Accept-Encoding", "identity"),  # bytes are passed on as they come
-        ("User-Agent", f"mistral-proxy/{__version__}"),
-    ]
-    if config.api_keys:
-        headers.append(("Authorization", f"Bearer {config.api_keys[0].reveal()}"))
-    return headers
-
-
-def _escaped(key: bytes) -> re.Pattern[bytes] | None:
-    """Finds the key in JSON, and in JSON within the strings of JSON, however deep, whichever of its characters are
+def _escaped(keys: Sequence[bytes]) -> re.Pattern[bytes] | None:
+    """Finds the keys in JSON, and in JSON within the strings of JSON, however deep, whichever of their characters are
     escaped."""
-    return re.compile(b"".join(map(_spellings, key))) if key else None
+    return re.compile(b"|".join(b"".join(map(_spellings, key)) for key in keys)) if keys else None
 
 
 def _spellings(character: int) -> bytes:
@@ -103,7 +134,9 @@ async def read(answer: Answer, heard: Callable[[], None], most: int) -> bytes | 
 def failure(error: TransportError, timeouts: Timeouts, *, sent: bool) -> ProxyError:
     """What the client is told when the exchange with the upstream failed; `sent`: after some of it was sent."""
     if error.kind == "pool":
-        return Overloaded("All connections to the upstream are in use.")
+        full = Overloaded("All connections to the upstream are in use.")
+        full.elsewhere = Elsewhere.YES
+        return full
     failed: ProxyError
     if error.kind == "connect_timeout":
         text = f"No connection to the upstream within {timeouts.connect:g} seconds (timeouts.connect)."

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -96,12 +98,18 @@ class CircuitBreaker(Strict):
     half_open_max_requests: int = Field(1, ge=1, le=1_000)
 
 
-class Config(Strict):
-    """`providers.mistral` of proxy.yaml."""
+TYPES: Final[Mapping[str, str]] = MappingProxyType(
+    {"mistral": "https://api.mistral.ai", "openai": "https://api.openai.com"}
+)
+"""The APIs that a provider may speak, and who speaks it unless a base_url says otherwise."""
 
-    type: Literal["mistral"] = "mistral"
-    base_url: Annotated[str, AfterValidator(_origin)] = "https://api.mistral.ai"
-    api_keys: list[SecretText] = Field(default_factory=list, max_length=1)
+
+class Config(Strict):
+    """`providers.<name>` of proxy.yaml. Its models are asked with all of `api_keys` in turn."""
+
+    type: Literal["mistral", "openai"] = "mistral"
+    base_url: Annotated[str, AfterValidator(_origin)] = TYPES["mistral"]
+    api_keys: list[SecretText] = Field(default_factory=list)
     timeouts: Timeouts = Timeouts()
     retry: Retry = Retry()
     circuit_breaker: CircuitBreaker = CircuitBreaker()
@@ -109,6 +117,13 @@ class Config(Strict):
     http2: bool = False
     proxy_url: Annotated[str, AfterValidator(_egress)] | None = None
     max_connections: int = Field(1000, ge=1, le=65_535)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _where(cls, given: object) -> object:
+        if not isinstance(given, dict) or given.get("type") not in TYPES:
+            return given
+        return {"base_url": TYPES[given["type"]], **given}
 
     @model_validator(mode="after")
     def _only_httpx_can(self) -> Config:

@@ -82,14 +82,19 @@ class Retries:
         """Somebody asks for something: retries may be a part of this."""
         self._budget.request()
 
-    def wait(self, attempts: int, repeat: Repeat, asked: float | None, left: float) -> float | None:
+    def wait(
+        self, attempts: int, repeat: Repeat, asked: float | None, left: float, *, patient: bool = True
+    ) -> float | None:
         """After how many seconds the call is made once more that has failed, after so many `attempts`; None: it is not.
-        `asked` is what the provider wants, and what is `left` of the call's time must be enough for the wait."""
+        `asked` is what the provider wants, and what is `left` of the call's time must be enough for the wait. Who can
+        turn to another model is not `patient`: where the provider wants a longer pause than ours, there is none."""
         config = self._config
         if attempts >= config.max_attempts or not self._is_allowed(repeat):
             return None
         pause = min(config.initial_delay * config.multiplier ** (attempts - 1), config.max_delay)
         pause *= 1 + config.jitter * (2 * self._dice() - 1)
+        if asked is not None and asked > pause and not patient:
+            return None
         if asked is not None:
             pause = max(pause, min(asked, config.max_delay))
         return pause if pause < left and self._budget.take() else None

@@ -54,7 +54,7 @@ def _of_requests(door: Limits, settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 def _of_answers(door: Limits, settings: Settings) -> Iterator[tuple[str, str]]:
-    timeouts = settings.providers.mistral.timeouts
+    timeouts = settings.mistral.timeouts
     yield "time for the upstream (`timeouts`): connect", f"{timeouts.connect:g} s"
     yield "… first byte of its answer", f"{timeouts.first_byte:g} s"
     yield "… between two bytes", f"{timeouts.idle:g} s"

@@ -24,7 +24,7 @@ providers:
   mistral:
     base_url: {simulator}
     api_keys: ["${{PROVIDER_KEY}}"]
-    retry: {{max_attempts: 1}}
+    retry: {{max_attempts: 1, max_delay: 1ms}}
     circuit_breaker: {{failure_threshold: 1000000}}
     transport: {transport}
     max_connections: 4

@@ -150,7 +150,7 @@ def application(log: BytesIO) -> Generation:
     settings_ = Settings().model_copy(update={"teams": {"a": Team(keys=[TeamKey(key.digest(), key)])}})
     provider = Config(api_keys=[Secret("provider-key-0123456789")])
     upstream = Upstream(provider, Forgetful(answer))
-    return Generation(1, settings_, None, prepare(settings_), upstream, Process(Writer(log)))
+    return Generation(1, settings_, None, prepare(settings_), {"mistral": upstream}, Process(Writer(log)))
 
 
 HEADERS = [

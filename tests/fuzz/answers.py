@@ -23,7 +23,7 @@ from proxy.core.catalogue import Catalogue
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import ProxyError
 from proxy.core.secret import Secret
-from proxy.dispatch import Dispatch
+from proxy.dispatch import Dispatch, Way
 from proxy.providers.mistral import PROVIDER
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.embeddings import EMBEDDINGS
@@ -135,9 +135,7 @@ async def _ask(endpoint: Endpoint, body: dict[str, Any] | None, data: bytes, siz
     connector: Any = _Connector(data, size)
     transport._connector = connector
     dispatch = Dispatch(
-        endpoint=endpoint,
-        provider=PROVIDER,
-        upstream=Upstream(config, transport),
+        ways={"mistral": Way(endpoint, PROVIDER, Upstream(config, transport))},
         services=_SERVICES,
         strict=False,
         defaults={},

@@ -48,14 +48,14 @@ def test_simulated_settings_lead_nowhere_else() -> None:
     provider = {"transport": "httpx", "http2": True, "proxy_url": "http://egress:3128", "api_keys": [key]}
     real = Settings.model_validate({"providers": {"mistral": provider}})
     aim = serve.pointed_at("http://127.0.0.1:1")
-    made = aim(real).providers.mistral
+    made = aim(real).mistral
     assert (made.base_url, made.transport, made.proxy_url) == ("http://127.0.0.1:1", "aiohttp", None)
     [key] = made.api_keys
     # Not a word: the provider's key is cut out of answers, and a word would be missing from them.
     assert len(key.reveal()) == 32
     assert key != Secret("real-key-1")
-    assert real.providers.mistral.base_url == "https://api.mistral.ai"
-    assert aim(real).providers.mistral == made  # a reload does not change who is asked
+    assert real.mistral.base_url == "https://api.mistral.ai"
+    assert aim(real).mistral == made  # a reload does not change who is asked
 
 
 class Application:

@@ -33,7 +33,13 @@ PASSWORD = "a password is not written into the file: use ${NAME} or file:/path"
 DURATION = "expected a duration such as 250ms, 30s, 5m, 1h or 7d"
 SIZE = "expected a size such as 64KB or 32MB"
 LEVELS = "expected one of: debug, info, warning, error"
-POOL = "give one key: a pool of keys is not supported by this version"
+OWN_NAME = "as it is called; another one has a name of its own"
+KINDS = "expected one of: mistral, openai"
+WHICH = "say which API it speaks: type: mistral or type: openai"
+PROVIDER_NAME = "a provider's name has 1 to 32 of a-z, 0-9 and '-', and begins with a letter"
+MODEL_NAME = "a model's name is at most 256 visible ASCII characters, without spaces and without '..'"
+SMALL = "models.fallbacks.mistral-small-latest"
+THEIRS = "this is a team's key to this proxy: it would be sent to the provider"
 SHA256 = "expected sha256: and 64 lower-case hexadecimal digits"
 NO_FILE = "the secret file does not exist or is not a regular file"
 NO_KEY = "a team needs at least one key: without a ledger none can be issued"
@@ -72,7 +78,7 @@ logging: {{level: debug, content_max_chars: 10}}
     assert settings.server.port == 9000
     assert settings.server.max_body == 1 << 20
     assert settings.server.drain == 0.5
-    assert settings.providers.mistral.timeouts.connect == 3.0
+    assert settings.mistral.timeouts.connect == 3.0
     assert settings.models.default == "no"
     assert settings.models.aliases == {"gpt-4o": "off", "1": "0123", "2": "1e3"}
     assert settings.models.default_temperature == 1.0
@@ -103,15 +109,10 @@ REFUSED = [
     # later versions
     *(
         (f"{head}\n  {name}: x", [f"2: {head[:-1]}.{name}: {LATER}"])
-        for head, names in {
-            "server:": ["admin_keys", "metrics"],
-            "providers:": ["openai"],
-            "models:": ["fallbacks"],
-        }.items()
+        for head, names in {"server:": ["admin_keys", "metrics"]}.items()
         for name in names
     ),
     *((f"{name}: x", [f"1: {name}: {LATER}"]) for name in ("cache", "tracing")),
-    ("teams: {a: {keys: [D], provider_keys: {}}}", [f"1: teams.a.provider_keys: {LATER}"]),
     # shapes
     ("- a", ["1: expected a mapping (key: value)"]),
     ("word", ["1: expected a mapping (key: value)"]),
@@ -219,7 +220,54 @@ REFUSED = [
     ("server: {max_body: 0B}", ["1: server.max_body: must be at least 1"]),
     ("providers: {mistral: {http2: yes}}", ["1: providers.mistral.http2: expected true or false"]),
     ("providers: {mistral: {http2: 'true'}}", ["1: providers.mistral.http2: expected true or false, without quotes"]),
-    ("providers: {mistral: {type: openai}}", ["1: providers.mistral.type: expected mistral"]),
+    # providers, and what is sent to which
+    ("providers: {mistral: {type: openai}}", [f"1: providers.mistral.type: expected mistral, {OWN_NAME}"]),
+    ("providers: {openai: {type: mistral}}", [f"1: providers.openai.type: expected openai, {OWN_NAME}"]),
+    ("providers: {openai: {}}", []),
+    ("providers: {openai: x}", ["1: providers.openai: expected a mapping (key: value)"]),
+    ("providers: {eu: {type: mistral}, local: {type: openai}}", []),
+    ("providers: {local: {type: opnai}}", [f"1: providers.local.type: {KINDS} (did you mean 'openai'?)"]),
+    ("providers:\n  mistal: {http2: false}", [f"2: providers.mistal: {WHICH} (did you mean 'mistral'?)"]),
+    ("providers:\n  local: {}", [f"2: providers.local: {WHICH}"]),
+    ("providers: {Local: {type: openai}}", [f"1: providers.Local: {PROVIDER_NAME}"]),
+    ("providers: {a/b: {type: openai}}", [f"1: providers.a/b: {PROVIDER_NAME}"]),
+    ("models: {fallbacks: {a: b}}", ["1: models.fallbacks.a: expected a list"]),
+    ("models: {fallbacks: {a: []}}", ["1: models.fallbacks.a: the list must have at least 1"]),
+    ("models:\n  fallbacks:\n    a: [b, c, b]", ["3: models.fallbacks.a[2]: would be asked twice"]),
+    ("models: {fallbacks: {mistral-small-latest: [mistral-small-2603]}}", [f"1: {SMALL}[0]: would be asked twice"]),
+    (
+        "models:\n  fallbacks:\n    mistral-small-latest: [a]\n    mistral-small-2603: [a]",
+        ["4: models.fallbacks.mistral-small-2603: mistral-small-latest is the same model"],
+    ),
+    ("models: {fallbacks: {a: ['b c']}}", [f"1: models.fallbacks.a[0]: {MODEL_NAME}"]),
+    ("models: {prices: {a: {input: 1, context: 0}}}", ["1: models.prices.a.context: must be at least 1"]),
+    ("teams: {a: {keys: [D], providers: [mistral]}}", []),
+    ("teams: {a: {keys: [D], providers: []}}", ["1: teams.a.providers: the list must have at least 1"]),
+    (
+        "teams: {a: {keys: [D], providers: [mistrl]}}",
+        ["1: teams.a.providers: no such provider: mistrl (did you mean 'mistral'?)"],
+    ),
+    ("teams: {a: {keys: [D], provider_keys: {mistral: sk-x}}}", [f"1: teams.a.provider_keys.mistral: {LITERAL}"]),
+    (
+        "teams: {a: {keys: [D], provider_keys: {openai: '${WORD}'}}}",
+        ["1: teams.a.provider_keys.openai: no such provider"],
+    ),
+    (
+        "teams: {a: {keys: ['${WORD}'], provider_keys: {mistral: '${WORD}'}}}",
+        [f"1: teams.a.provider_keys.mistral: {THEIRS}"],
+    ),
+    (
+        "teams: {a: {keys: ['sha256:H']}}\nproviders: {mistral: {api_keys: ['${WORD}']}}",
+        [f"2: providers.mistral.api_keys[0]: {THEIRS}"],
+    ),
+    (
+        "teams: {a: {keys: [D], quotas: [{requests: 5/day, model: openai/gpt-4o}]}}\nproviders: {openai: {}}",
+        [],
+    ),
+    (
+        "teams: {a: {keys: [D], providers: [mistral], quotas: [{requests: 5/day, model: openai/x}]}}\nproviders: {openai: {}}",
+        ["1: teams.a.quotas[0].model: can never match: `models` of this team does not allow it"],
+    ),
     ("providers: {mistral: {timeouts: {idle: 0s}}}", ["1: providers.mistral.timeouts.idle: must be more than 0"]),
     (
         "providers: {mistral: {transport: httpxx}}",
@@ -249,7 +297,10 @@ REFUSED = [
     ("providers: {mistral: {api_keys: [D]}}", [f"1: providers.mistral.api_keys[0]: {LITERAL}"]),
     ("providers: {mistral: {api_keys: ['${NONE:-sk-literal}']}}", [f"1: providers.mistral.api_keys[0]: {LITERAL}"]),
     ("providers: {mistral: {api_keys: '${WORD}'}}", ["1: providers.mistral.api_keys: expected a list"]),
-    ("providers: {mistral: {api_keys: ['${WORD}', '${WORD}']}}", [f"1: providers.mistral.api_keys: {POOL}"]),
+    (
+        "providers: {mistral: {api_keys: ['${WORD}', '${WORD}']}}",
+        ["1: providers.mistral.api_keys[1]: the same key as api_keys[0]"],
+    ),
     ("teams:\n  a:\n    keys:\n      - sk-literal", [f"4: teams.a.keys[0]: {LITERAL_KEY}"]),
     ("teams: {a: {keys: [null]}}", [f"1: teams.a.keys[0]: {LITERAL_KEY}"]),
     ("teams: {a: {keys: [{sk-literal: x}]}}", ["1: teams.a.keys[0]: expected a single value"]),
@@ -335,7 +386,6 @@ cache: {}
         "4: server.port: must be at most 65535",
         f"7: providers.mistral.api_keys[0]: {LITERAL}",
         "7: providers.mistral.api_keys[1]: environment variable NONE is not set",
-        "7: providers.mistral.api_keys: give one key: a pool of keys is not supported by this version",
         "8: providers.mistral.timeouts.idle: expected a duration such as 250ms, 30s, 5m, 1h or 7d",
         "14: teams.other.keys[0]: the same key as teams.research.keys[0]",
         "15: teams.other.log_content: expected true or false",

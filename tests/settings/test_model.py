@@ -16,7 +16,7 @@ def test_nothing_is_required():
     settings = Settings()
     assert settings.server == Server(host="127.0.0.1", port=8080, workers=1, hosts=[])
     assert (settings.server.max_body, settings.server.drain) == (32 * 1024 * 1024, 60.0)
-    assert settings.providers.mistral.api_keys == []
+    assert settings.mistral.api_keys == []
     assert settings.translation.mode == "lenient"
     assert settings.teams == {}
 

@@ -9,6 +9,7 @@ from proxy.settings.overlay import FALLBACKS
 
 EVERY = {
     "MISTRAL_API_KEY": "sk-mistral",
+    "OPENAI_API_KEY": "sk-openai",
     "MISTRAL_BASE_URL": "https://eu.example.com",
     "MISTRAL_TIMEOUT_SECS": "2.5",
     "MISTRAL_MAX_RETRIES": "4",
@@ -23,7 +24,10 @@ EVERY = {
 def option(settings, path):
     """The value at a dotted path."""
     for step in re.findall(r"\w+", path):
-        settings = settings[int(step)] if step.isdigit() else getattr(settings, step)
+        if isinstance(settings, dict):
+            settings = settings[step]
+        else:
+            settings = settings[int(step)] if step.isdigit() else getattr(settings, step)
     return settings
 
 
@@ -33,11 +37,24 @@ def problems(environ, options=None):
     return [str(problem) for problem in raised.value.problems]
 
 
-def test_every_variable_reaches_its_option():
-    settings = load(None, EVERY)
+def asking_for_openai(folder):
+    file = folder / "proxy.yaml"
+    file.write_text("providers: {openai: {}}")
+    return file
+
+
+def test_the_key_that_apps_of_the_proxy_have_is_not_taken_unasked(tmp_path):
+    assert "openai" not in load(None, EVERY).providers
+    (key,) = load(asking_for_openai(tmp_path), EVERY).providers["openai"].api_keys
+    assert key.reveal() == "sk-openai"
+
+
+def test_every_variable_reaches_its_option(tmp_path):
+    settings = load(asking_for_openai(tmp_path), EVERY)
     assert EVERY.keys() == FALLBACKS.keys()
     values = {name: option(settings, path) for name, path in FALLBACKS.items()}
     assert values.pop("MISTRAL_API_KEY").reveal() == "sk-mistral"
+    assert values.pop("OPENAI_API_KEY").reveal() == "sk-openai"
     assert values == {
         "MISTRAL_BASE_URL": "https://eu.example.com",
         "MISTRAL_TIMEOUT_SECS": 2.5,
@@ -57,9 +74,9 @@ models: {default: file, default_max_tokens: null, default_temperature: 0}
 logging: {level: error}
 """
     settings = read(text, {**EVERY, "OTHER": "sk-other"})
-    assert settings.providers.mistral.api_keys[0].reveal() == "sk-other"
-    assert settings.providers.mistral.base_url == "http://127.0.0.1:1"
-    assert settings.providers.mistral.timeouts.total == 300.0
+    assert settings.mistral.api_keys[0].reveal() == "sk-other"
+    assert settings.mistral.base_url == "http://127.0.0.1:1"
+    assert settings.mistral.timeouts.total == 300.0
     assert settings.models.default == "file"
     assert settings.models.default_max_tokens is None
     assert settings.models.default_temperature == 0.0
@@ -69,8 +86,8 @@ logging: {level: error}
 def test_the_environment_completes_what_the_file_leaves_out(read):
     for text in ("providers:\nlogging:\n", "providers: {mistral: {timeouts: {idle: 1s}}}", "server: {port: 1}", ""):
         settings = read(text, EVERY)
-        assert settings.providers.mistral.api_keys[0].reveal() == "sk-mistral"
-        assert settings.providers.mistral.timeouts.total == 2.5
+        assert settings.mistral.api_keys[0].reveal() == "sk-mistral"
+        assert settings.mistral.timeouts.total == 2.5
         assert settings.logging.level == "warning"
 
 

@@ -20,7 +20,7 @@ EXAMPLE = ROOT / "proxy.yaml.example"
 PAGE = (ROOT / "docs" / "configuration.md").read_text()
 TEAM = {"RESEARCH_KEY": "sk-research"}
 REQUIRED = {"models.prices.<name>.input"}
-NAMES = {"teams": "research", "models.prices": "my-finetune"}
+NAMES = {"providers": "mistral", "teams": "research", "models.prices": "my-finetune"}
 """What stands in the example where the user chooses."""
 
 
@@ -53,7 +53,8 @@ def with_team(tmp_path: Path, text: str = "") -> Settings:
 
 def nested(path: str, text: str) -> str:
     """The flow mapping that sets one option."""
-    names = path.replace("<name>", "research").split(".")
+    chosen = next((name for owner, name in NAMES.items() if path.startswith(f"{owner}.<name>")), "")
+    names = path.replace("<name>", chosen).split(".")
     beside = ", input: 1" if "prices" in names and names[-1] != "input" else ""
     return ": {".join(names[:-1]) + f": {{{names[-1]}: {text}{beside}" + "}" * (len(names) - 1)
 
@@ -81,7 +82,7 @@ COMMENTS = {path: EXAMPLE.read_text().splitlines()[line - 1].partition(" # ")[2]
 
 def test_there_are_options():
     assert "server.port" in OPTIONS
-    assert "providers.mistral.timeouts.first_byte" in OPTIONS
+    assert "providers.<name>.timeouts.first_byte" in OPTIONS
     assert "teams.<name>.log_content" in OPTIONS
     assert len(OPTIONS) > 25
 

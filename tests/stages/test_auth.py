@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from proxy import data
 from proxy.core import team_key
+from proxy.core.catalogue import Catalogue
 from proxy.core.errors import (
     BadFraming,
     InvalidApiKey,
@@ -26,6 +28,7 @@ from proxy.core.secret import Secret
 from proxy.stages import auth
 from tests.asgi import call, exchange, ok, services
 
+CATALOGUE = Catalogue(data.read("models.yaml"), providers=("mistral", "openai"))
 CONFIG = auth.Config(
     teams={
         "research": auth.Team(keys=[Secret("key-one"), Secret("key-two")], models=["mistral-*", "codestral-latest"]),  # type: ignore[list-item]
@@ -156,6 +159,9 @@ class Issued:
 
 
 KNOWN = {ISSUED: ("support", "key_aaaaaaaa"), OF_NO_TEAM: ("closed", "key_bbbbbbbb")}
+
+
+CATALOGUE = Catalogue(data.read("models.yaml"), providers=("mistral", "openai"))
 
 
 def stage(
@@ -319,4 +325,13 @@ def test_a_key_is_never_written_out(bad: str) -> None:
 
 
 def test_only_the_star_is_special() -> None:
-    assert not auth.allow_list(["mistral-smal[l]-*", "mistral-smal?"])("mistral-small")
+    assert not auth.allow_list(["mistral-smal[l]-*", "mistral-smal?"], None, CATALOGUE)("mistral-small")
+
+
+def test_a_pinned_team_goes_nowhere_else() -> None:
+    allows = auth.allow_list(["*-large*", "gpt-*", "openai/*"], ["mistral"], CATALOGUE)
+    assert allows("mistral-large-latest")
+    assert not allows("openai/gpt-4o")
+    assert not allows("openai/my-large-one")
+    assert allows("other/my-large-one")  # there is no such provider: it is a name at the main one
+    assert not allows("mistral-small-latest")

@@ -43,7 +43,7 @@ class Scene:
 
     async def ask(self, model: str | None = "mistral-small-latest", **rules: Any) -> BaseException | None:
         made = services(self.log, CATALOGUE, circuits=self.circuits)
-        app = breaker.build(CircuitBreaker(**rules), "mistral", CHAT, made)(self.provider)
+        app = breaker.build(breaker.Config({"mistral": CircuitBreaker(**rules)}), CHAT, made)(self.provider)
         try:
             await call(app, exchange=exchange(model=model), body=[], stays=True)
         except (ProxyError, asyncio.CancelledError, ZeroDivisionError) as error:

@@ -43,7 +43,7 @@ async def keep(rows: Rows, app: ASGIApp = ok, **fields: Any) -> Exchange:
         "model": "mistral-small-latest", "body": {"stream": True}, "estimate": Estimate(10, 90, 100, cost=5),
     }  # fmt: skip
     found = exchange(**(known | fields))
-    stage = ledger.build("mistral", CHAT, services(catalogue=CATALOGUE, ledger=rows, wall=lambda: 1_700_000_000_000))
+    stage = ledger.build(CHAT, services(catalogue=CATALOGUE, ledger=rows, wall=lambda: 1_700_000_000_000))
     assert stage
     await call(stage(app), exchange=found)
     return found
@@ -143,4 +143,4 @@ async def test_a_request_without_a_model_has_a_row_too() -> None:
 
 
 def test_without_a_ledger_there_is_no_such_stage() -> None:
-    assert ledger.build("mistral", CHAT, services(catalogue=CATALOGUE)) is None
+    assert ledger.build(CHAT, services(catalogue=CATALOGUE)) is None

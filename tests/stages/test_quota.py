@@ -46,6 +46,8 @@ class Store:
         refused = any(one.wait != 0 and not claim.counter.shadow for one, claim in zip(standings, claims, strict=True))
         return Verdict(not refused, standings)
 
+    async def caught_up(self) -> None: ...
+
     def settle(self, call: str, claims: Sequence[Claim], used: Sequence[int]) -> None:
         self.settled.append((call, list(claims), list(used)))
 

@@ -67,6 +67,8 @@ class Scene:
         self.recounted.append(counter)
         return await self.shared.recount(counter, missed=missed)
 
+    async def caught_up(self) -> None: ...
+
     def settle(self, call: str, claims: Sequence[Claim], used: Sequence[int]) -> None:
         self.settled.append(call)
         self.shared.settle(call, claims, used)

@@ -1,0 +1,115 @@
+"""Another model, perhaps at another provider, for a request that one has not answered.
+
+Only before the first byte of an answer. Each model that is asked is checked, reserved, called and charged as if it were
+the only one, at its own price; what a failed one held is free again before the next one is asked. All share one time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from math import ceil
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from proxy.core.circuit import of_model
+from proxy.core.endpoint import Endpoint, ModelFrom
+from proxy.core.errors import CircuitOpen, Draining, Elsewhere, ProxyError
+from proxy.core.exchange import Exchange
+from proxy.core.services import Middleware, Services
+
+Chains = Mapping[str, Sequence[str]]
+"""The models to turn to, in this order, by the one whose place they take."""
+
+
+def build(chains: Chains, endpoint: Endpoint, services: Services) -> Middleware | None:
+    """`chains` may call their models by any name."""
+    if endpoint.model is not ModelFrom.BODY or not chains:
+        return None
+    resolve, model = services.catalogue.resolve, services.catalogue.model
+    known = {model(resolve(name)).id: [resolve(other) for other in others] for name, others in chains.items()}
+
+    def middleware(app: ASGIApp) -> ASGIApp:
+        return Fallback(app, known, services)
+
+    return middleware
+
+
+class Fallback:
+    """`chains` by the catalogue's id of the model that is asked for."""
+
+    def __init__(self, app: ASGIApp, chains: Chains, services: Services) -> None:
+        self._app = app
+        self._chains = chains
+        self._circuits = services.circuits
+        self._catalogue = services.catalogue
+        self._quotas = services.quotas
+        self._log = services.log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange.of(scope)
+        model = exchange.model or ""
+        others = self._chains.get(self._catalogue.model(model).id)
+        if not others:
+            await self._app(scope, receive, send)
+            return
+        allows = exchange.team.allows if exchange.team else (lambda name: True)
+        await self._try(deque([model, *filter(allows, others)]), scope, receive, send)
+
+    async def _try(self, models: deque[str], scope: Scope, receive: Receive, send: Send) -> None:
+        """One after the other, until one answers. If none does, the first one's error is told: the others are models
+        that the client has not asked for."""
+        exchange = Exchange.of(scope)
+        body, failed = exchange.body, list[tuple[str, ProxyError]]()
+        while models:
+            model = models.popleft()
+            exchange.others = bool(models)
+            try:
+                if models:
+                    self._look(model)
+                await self._app(scope, receive, send)
+                return
+            except ProxyError as error:
+                if isinstance(error, Draining) or exchange.status is not None:
+                    raise
+                failed.append((model, error))
+            if len(failed) == 1:
+                models = deque(name for name in models if self._may(name, *failed[0]))
+            if models:
+                await self._turn(exchange, models[0], failed[-1][1])
+                exchange.body = body
+        asked, first = failed[0]
+        if len(failed) > 1:
+            exchange.upstream = "/".join(self._catalogue.place(asked))
+        raise _told(first, [error for _, error in failed])
+
+    def _look(self, model: str) -> None:
+        """A model that is not asked at the moment has nothing reserved for it, where there is another one. Raises
+        CircuitOpen."""
+        provider, _ = self._catalogue.place(model)
+        seconds = self._circuits.left(of_model(provider, self._catalogue.model(model).id))
+        if seconds:
+            raise CircuitOpen(
+                "The provider keeps failing, so it is not asked at the moment. Try again later.",
+                wait=ceil(seconds * 1000),
+            )
+
+    def _may(self, other: str, model: str, error: ProxyError) -> bool:
+        """Whether the other one may do what this model has not done."""
+        if error.elsewhere is not Elsewhere.LARGER:
+            return error.elsewhere is Elsewhere.YES
+        takes, took = self._catalogue.model(other).context, self._catalogue.model(model).context
+        return takes is not None and took is not None and takes > took
+
+    async def _turn(self, exchange: Exchange, model: str, error: ProxyError) -> None:
+        self._log("warning", "fallback", request_id=exchange.request_id, to=model, error_code=error.code)
+        exchange.turn_to(model, *self._catalogue.place(model))
+        await self._quotas.caught_up()
+
+
+def _told(first: ProxyError, errors: Sequence[ProxyError]) -> ProxyError:
+    """Where all are left alone, the time after which the first of them is tried again."""
+    waits = [error.wait for error in errors if isinstance(error, CircuitOpen)]
+    if isinstance(first, CircuitOpen) and len(waits) == len(errors):
+        return CircuitOpen(first.message, wait=min(waits))
+    return first
