@@ -101,7 +101,7 @@ class KeyPool:
         self.longest = longest
         self.workers = workers
         self.now = now
-        self._turn = 0
+        self._turn = -1
 
     def payment(self, model: str, tokens: int = 0) -> Payment:
         """For one call with a prompt of so many tokens."""
