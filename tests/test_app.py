@@ -136,6 +136,36 @@ async def test_connections_are_kept_while_the_provider_is_the_same() -> None:
         assert not app._closing
 
 
+async def test_another_provider_comes_and_goes_and_leaves_the_others_as_they_are() -> None:
+    other = {"openai": {"api_keys": [Secret("openai-key-0123456789")]}}
+    async with application() as (app, _):
+        kept = app.current.upstreams["mistral"]
+        with_it = settings().model_copy(update={"providers": Settings.model_validate({"providers": other}).providers})
+        with_it.providers["mistral"] = settings().mistral
+        await app.replace(with_it, None, 2)
+        assert set(app.current.upstreams) == {"mistral", "openai"}
+        assert app.current.upstreams["mistral"] is kept
+        gone = app.current.upstreams["openai"]
+        await app.replace(settings(), None, 3)
+        assert app.current.upstreams == {"mistral": kept}
+        [closing] = app._closing
+        await closing
+        assert gone._transport._connector.closed  # type: ignore[attr-defined]
+
+
+async def test_a_team_that_pays_with_another_key_gets_its_own_pool() -> None:
+    async with application() as (app, _):
+        before = app.current.upstreams["mistral"]
+        made = settings()
+        [(team, one)] = made.teams.items()
+        paying = one.model_copy(update={"provider_keys": {"mistral": Secret("own-key-0123456789")}})
+        await app.replace(made.model_copy(update={"teams": {team: paying}}), None, 2)
+        after = app.current.upstreams["mistral"]
+        assert after is not before
+        assert after.keys(team) is not after.keys("another")
+        assert before.keys(team) is before.keys(None)
+
+
 async def test_a_younger_generation_keeps_the_connections_of_an_older_one() -> None:
     """1 and 2 have the same, 3 has others: they are closed when both have ended."""
     script = Held()

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from proxy import data
+from proxy.core.provider import MAIN
 from proxy.core.secret import Secret
-from proxy.generation import prepare
+from proxy.generation import own_keys, prepare
+from proxy.providers import PROVIDERS
 from proxy.settings.model import Settings
 from proxy.stages.auth import TeamKey
 
@@ -20,12 +22,38 @@ def test_every_key_is_known_to_the_log() -> None:
     digest = hashlib.sha256(b"sk-only-its-digest-0123456789").digest()
     made = Settings.model_validate(
         {
-            "providers": {"mistral": {"api_keys": [Secret("mistral-key-0123456789")]}},
-            "teams": {"a": {"keys": [Secret(KEY)]}, "b": {"keys": [TeamKey(digest)]}},
+            "providers": {
+                "mistral": {"api_keys": [Secret("mistral-key-0123456789"), Secret("another-key-0123456789")]},
+                "openai": {"api_keys": [Secret("openai-key-0123456789")]},
+            },
+            "teams": {
+                "a": {"keys": [Secret(KEY)], "provider_keys": {"openai": Secret("own-key-0123456789")}},
+                "b": {"keys": [TeamKey(digest)]},
+            },
         }
     )
-    text = prepare(made).redact.text(f"mistral-key-0123456789 {KEY} sk-only-its-digest-0123456789 rest")
-    assert text == "*** *** *** rest"
+    paid = "mistral-key-0123456789 another-key-0123456789 openai-key-0123456789 own-key-0123456789"
+    text = prepare(made).redact.text(f"{paid} {KEY} sk-only-its-digest-0123456789 rest")
+    assert text == "*** *** *** *** *** *** rest"
+
+
+def test_all_providers_serve_a_path_in_the_same_way() -> None:
+    """Stages are built by the main one's row: what they read of it must hold for the others."""
+    rows = {(row.method, row.path): row for row in PROVIDERS[MAIN].endpoints}
+    for provider in PROVIDERS.values():
+        for row in provider.endpoints:
+            same = rows[row.method, row.path]
+            for fact in ("operation", "model", "stream", "meter", "cache", "retry"):
+                assert getattr(row, fact) == getattr(same, fact), (provider.name, row.path, fact)
+            assert (row.request is None) is (same.request is None)
+
+
+def test_who_pays_a_provider_with_a_key_of_its_own() -> None:
+    own = Secret("own-key-0123456789")
+    teams = {"a": {"provider_keys": {"openai": own}}, "b": {}}
+    made = Settings.model_validate({"providers": {"openai": {}}, "teams": teams})
+    assert own_keys(made, "openai") == {"a": own}
+    assert own_keys(made, "mistral") == {}
 
 
 def test_the_data_of_the_running_version_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

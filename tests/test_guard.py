@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from proxy.core.errors import ClientGone, Draining, UpstreamTimeout
+from proxy.core.errors import ClientGone, Draining, Elsewhere, UpstreamTimeout
 from proxy.core.services import Drainable
 from proxy.guard import SILENCE, Guard
 
@@ -306,3 +306,18 @@ async def test_after_the_block_the_task_can_be_cancelled_anew() -> None:
     await settle()
     client.gone.set()
     assert await task == "released"
+
+
+async def test_two_calls_one_after_the_other_share_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    first = Guard(stays, Deadlines(total=60), set())
+    async with first:
+        await clock.advance(9)
+    await clock.advance(41)
+    second = Guard(stays, Deadlines(first_byte=99, total=60), set(), first.ends)
+    with pytest.raises(UpstreamTimeout, match="total") as late:
+        async with second:
+            assert second.left == 10
+            await asyncio.gather(clock.advance(10), asyncio.Event().wait())
+    assert late.value.elsewhere is Elsewhere.NO  # there is no time for anybody else
+    assert second.ends == first.ends

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from proxy.core.json import Json
 from proxy.core.model import Model, Price, is_name
+from proxy.core.prompt import MOST_IMAGE, MOST_IMAGE_ELSEWHERE
 from proxy.core.provider import MAIN
 
 _NO_ALIASES: Final[Mapping[str, str]] = MappingProxyType({})
@@ -87,7 +88,9 @@ class Catalogue:
         target = self.resolve(name)
         if target != name:
             raise ValueError(f"prices: {name} is never sent, it is an alias of {target}")
-        return replace(_with(self._fine_tune(name) or Model(id=name), name, price), priority=self._priority)
+        image = MOST_IMAGE if self.place(name)[0] == MAIN else MOST_IMAGE_ELSEWHERE
+        model = self._fine_tune(name) or Model(id=name)
+        return replace(_with(model, name, price), priority=self._priority, most_image=image)
 
     def _decide(self, name: str) -> str:
         for layer in self._layers:

@@ -64,7 +64,7 @@ NOTHING: Final = Charge()
 def estimate(body: Json, model: Model, default_completion: int) -> Estimate:
     """For the body as its client sent it, of any shape: what is wrong with it is told later. `default_completion` is
     the limit of an answer for which none is asked."""
-    prompt = measure(body, model.context)
+    prompt = measure(body, model.context, model.most_image)
     completion = answers = 0
     if body.get("messages") is not None:
         completion, answers = _completion(body, model, default_completion), _choices(body)

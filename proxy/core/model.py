@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from proxy.core.prompt import MOST_IMAGE
+
 
 def _no_prices() -> Mapping[str, int]:
     return MappingProxyType({})
@@ -46,12 +48,12 @@ class Model:
     a name newer than this release) is passed through with these defaults.
 
     `id` is the name pinned to this version (at another provider: its name, after that of the provider), `names` its
-    other names at Mistral; `known` is whether the catalogue has
-    this very name. `context` is in tokens. Token prices are micro-USD per million tokens, None when unknown or not by
-    token; `unit_prices` are micro-USD per one page, annotated_page, audio_minute or character. In the priority tier all
-    of them are `priority` percent. `efforts` are the accepted values of reasoning_effort; empty means the model takes
-    none. `state` is active, preview, experimental, retired or unknown; `retirement` a date (YYYY-MM-DD), `replacement`
-    an id.
+    other names at Mistral; `known` is whether the catalogue has this very name. `context` is in tokens. Token prices
+    are micro-USD per million tokens, None when unknown or not by token; `unit_prices` are micro-USD per one page,
+    annotated_page, audio_minute or character. In the priority tier all of them are `priority` percent. `most_image` is
+    the most tokens that it makes of an image. `efforts` are the accepted values of reasoning_effort; empty means the
+    model takes none. `state` is active, preview, experimental, retired or unknown; `retirement` a date (YYYY-MM-DD),
+    `replacement` an id.
     """
 
     id: str
@@ -65,6 +67,7 @@ class Model:
     cached_price: int | None = None
     unit_prices: Mapping[str, int] = field(default_factory=_no_prices, hash=False)
     priority: int = 100
+    most_image: int = MOST_IMAGE
     state: str = "unknown"
     retirement: str | None = None
     replacement: str | None = None

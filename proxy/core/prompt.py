@@ -41,6 +41,10 @@ MOST_IMAGE: Final = 4_160
 """The most that a published configuration makes of an image, which is shrunk to fit: 1024 × 1024 pixels in patches of
 16 and the ends of rows, as Pixtral; Mistral Small 3.1, up to 1540 × 1540, makes 3,080 of one."""
 
+MOST_IMAGE_ELSEWHERE: Final = 48_169
+"""The same at OpenAI: 2,833 for an image and 5,667 for each of at most 8 tiles of it, as gpt-4o-mini, which makes the
+most of one (OpenAI, "Images and vision", calculating costs)."""
+
 TOKENS_PER_2_SECONDS: Final = 25
 """Of sound (Voxtral: 12.5 tokens a second). Shorter sound is filled up to 30 seconds: 14 of them had 375 tokens."""
 
@@ -77,9 +81,10 @@ class Prompt(msgspec.Struct, frozen=True, gc=False):
     most_seconds: int = 0
 
 
-def measure(body: Json, context: int | None) -> Prompt:
+def measure(body: Json, context: int | None, most_image: int = MOST_IMAGE) -> Prompt:
     """The prompt of a chat or embeddings request, as its client has sent it: of any shape that JSON has. `context` is
-    the model's, in tokens: a longer prompt is refused, as is each longer text of several to embed."""
+    the model's, in tokens: a longer prompt is refused, as is each longer text of several to embed. So is `most_image`,
+    the most tokens that it makes of an image."""
     rest, texts = _Rest(), []
     messages = body.get("messages")
     if type(messages) is list:
@@ -97,7 +102,7 @@ def measure(body: Json, context: int | None) -> Prompt:
             rest.definition(definition)
     if "input" in body:
         rest.texts(body["input"])
-    return rest.prompt(context)
+    return rest.prompt(context, most_image)
 
 
 def _quarters(text: bytes) -> int:
@@ -127,9 +132,9 @@ class _Rest(msgspec.Struct):
     sounds: int = 0
     sound_size: int = 0
 
-    def prompt(self, context: int | None) -> Prompt:
+    def prompt(self, context: int | None, most_image: int) -> Prompt:
         tokens = -(-self.quarters // BYTES_A_TOKEN) + MARKS * (self.pieces + 1) + IMAGE * self.images
-        most = self.size + self.most + MOST_MARKS * self.pieces + MOST_ADDED + MOST_IMAGE * self.images
+        most = self.size + self.most + MOST_MARKS * self.pieces + MOST_ADDED + most_image * self.images
         if self.sounds or self.documents:
             return self._with_media(tokens, context)
         if context is not None:
@@ -202,6 +207,9 @@ class _Rest(msgspec.Struct):
         for text in texts:
             if type(text) is str:
                 self.text(text)
+            elif type(text) is list:  # of tokens
+                self.quarters += BYTES_A_TOKEN * len(text)
+                self.most += len(text)
 
 
 def _data_size(source: Any, key: str | None = None) -> int:

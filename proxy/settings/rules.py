@@ -112,10 +112,12 @@ def _never_counts(one: Quota, name: str, team: Team, catalogue: Catalogue) -> st
     sent = catalogue.resolve(name)
     model = catalogue.model(sent)
     priced = model.input_price is not None or model.output_price is not None
-    elsewhere = catalogue.place(sent)[0] != MAIN
-    if not (model.known or priced or elsewhere or sent.startswith("ft:")):
+    provider, _ = catalogue.place(sent)
+    if not (model.known or priced or provider != MAIN or sent.startswith("ft:")):
         names = (known for row in catalogue.models for known in (row.id, *row.names))
         return f"no such model is known{hint(name, names)}; a price in models.prices makes one known"
-    if not any(map(allow_list(team.models, team.providers, catalogue), {model.id, *model.names, sent})):
+    if team.providers and provider not in team.providers:
+        return "can never match: `providers` of this team does not allow it"
+    if not any(map(allow_list(team.models, None, catalogue), {model.id, *model.names, sent})):
         return "can never match: `models` of this team does not allow it"
     return None if priced or not one.spend else "can never count: its price is not known; give one in models.prices"

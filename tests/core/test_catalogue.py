@@ -18,6 +18,7 @@ from openai.types.shared import ChatModel
 
 from proxy.core.catalogue import Catalogue, Pattern, micro_usd
 from proxy.core.model import Model, Price
+from proxy.core.prompt import MOST_IMAGE, MOST_IMAGE_ELSEWHERE
 
 DATA: dict[str, Any] = yaml.safe_load(Path("config/models.yaml").read_text())
 SHIPPED = Catalogue(DATA)
@@ -436,3 +437,46 @@ def test_the_factor_of_a_tier_has_two_decimals() -> None:
 def test_a_bad_row_is_refused_by_name(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         Catalogue(DATA | {"models": [*DATA["models"], row]})
+
+
+# Other providers
+
+ELSEWHERE = Catalogue(
+    DATA,
+    {"best": "openai/gpt-4o", "main": "mistral/mistral-small-latest", "slash": "other/x"},
+    {"openai/gpt-4o": Price(2_500_000, 10_000_000, context=128_000), "mine": Price(1, context=7)},
+    ("mistral", "openai", "local"),
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "place"),
+    [
+        ("openai/gpt-4o", "openai/gpt-4o", ("openai", "gpt-4o")),
+        ("best", "openai/gpt-4o", ("openai", "gpt-4o")),
+        ("local/meta/llama-3", "local/meta/llama-3", ("local", "meta/llama-3")),  # of its slashes the first counts
+        ("other/x", "other/x", ("mistral", "other/x")),  # there is no such provider: a name at the main one
+        ("slash", "other/x", ("mistral", "other/x")),
+        ("mistral/mistral-small-latest", "mistral-small-latest", ("mistral", "mistral-small-latest")),
+        ("main", "mistral-small-latest", ("mistral", "mistral-small-latest")),
+        ("mistral/gpt-4o", "gpt-4o", ("mistral", "gpt-4o")),  # whoever names the provider means the model
+        ("openai/", "openai/", ("mistral", "openai/")),
+        ("mistral/", "mistral/", ("mistral", "mistral/")),
+        ("openai/..", "openai/..", ("mistral", "openai/..")),
+    ],
+)
+def test_a_name_says_where_its_model_is(asked: str, name: str, place: tuple[str, str]) -> None:
+    assert ELSEWHERE.resolve(asked) == name
+    assert ELSEWHERE.place(name) == place
+
+
+def test_without_other_providers_every_name_is_the_main_ones() -> None:
+    assert SHIPPED.place("openai/gpt-4o") == ("mistral", "openai/gpt-4o")
+
+
+def test_a_price_says_what_is_known_of_a_model_elsewhere() -> None:
+    model = ELSEWHERE.model("openai/gpt-4o")
+    assert (model.id, model.input_price, model.context) == ("openai/gpt-4o", 2_500_000, 128_000)
+    assert model.most_image == MOST_IMAGE_ELSEWHERE
+    assert (ELSEWHERE.model("mine").context, ELSEWHERE.model("mine").most_image) == (7, MOST_IMAGE)
+    assert ELSEWHERE.model("openai/o3") == Model(id="openai/o3")

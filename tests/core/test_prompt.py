@@ -17,6 +17,7 @@ from proxy.core.prompt import (
     MARKS,
     MOST_ADDED,
     MOST_IMAGE,
+    MOST_IMAGE_ELSEWHERE,
     MOST_MARKS,
     UNKNOWN_CONTEXT,
     Prompt,
@@ -125,6 +126,19 @@ def test_texts_to_embed_have_a_context_each() -> None:
     assert measure({"input": text}, 8192).most == 8192
     assert measure({"input": [text] * 10}, 8192).most == 81_920
     assert measure({"input": ["abcd", "efgh"]}, None) == Prompt(2 + 3 * MARKS, 8 + 2 * MOST_MARKS + MOST_ADDED)
+
+
+@pytest.mark.parametrize("tokens", [[7] * 500, [[7] * 500], [[7] * 250, [9] * 250]])
+def test_tokens_to_embed_are_counted_one_by_one(tokens: Any) -> None:
+    found = measure({"input": tokens}, None)
+    assert found.tokens >= 500
+    assert found.most >= 500 + MOST_ADDED
+
+
+def test_another_provider_may_make_more_of_an_image() -> None:
+    image = asks(says([{"type": "image_url", "image_url": "https://x/a.png"}]))
+    here, elsewhere = measure(image, None), measure(image, None, MOST_IMAGE_ELSEWHERE)
+    assert elsewhere.most - here.most == MOST_IMAGE_ELSEWHERE - MOST_IMAGE
 
 
 # The bound

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from proxy.core.endpoint import Endpoint, Stream
+from proxy.core.provider import MAIN
 from proxy.core.table import Row
 from proxy.providers import PROVIDERS
 from proxy.routes import UNSERVED
@@ -33,14 +34,23 @@ def page() -> str:
     return HEAD + "\n".join([*_endpoints(), *_unserved()])
 
 
+OTHERS = """\
+## Providers of type `{0}`
+
+What no row names is sent as it is. See [providers](providers.md#providers-of-type-{0}).
+"""
+
+
 def _endpoints() -> Iterator[str]:
-    for provider in PROVIDERS.values():
+    for name, provider in PROVIDERS.items():
+        if name != MAIN:
+            yield OTHERS.format(name)
         for endpoint in provider.endpoints:
-            yield from _endpoint(endpoint)
+            yield from _endpoint(endpoint, "##" if name == MAIN else "###")
 
 
-def _endpoint(endpoint: Endpoint) -> Iterator[str]:
-    yield f"## {endpoint.method} {endpoint.path}\n"
+def _endpoint(endpoint: Endpoint, level: str) -> Iterator[str]:
+    yield f"{level} {endpoint.method} {endpoint.path}\n"
     yield f"Upstream: `{endpoint.method} {endpoint.upstream}`. Streams: {endpoint.stream.value}.\n"
     if endpoint.stream is Stream.OPTIONAL:
         yield "What is done to a stream is told in [streaming.md](streaming.md).\n"

@@ -317,7 +317,18 @@ ROWS = (
     Row("F8", "the crowd that waits for it", "one of all workers finds out, the others are told to come back"),
     Row("F9", "failures that are the clients' own, or ours", "they open no circuit"),
     Row("F10", "one model fails and another does not", "each has a circuit of its own"),
+    Row(
+        "F11", "a model does not answer, and another one may", "before the first byte, at its own price; else its error"
+    ),
+    Row("F12", "it may, but not for this team", "nothing goes there, and the first model's error is told"),
+    Row("F13", "both are left alone", "503 with the time until the first of them is tried"),
     Row("F15", "no Redis to share them in", "each worker finds out by itself"),
+    Row(
+        "F16",
+        "a key is refused, or its account is used up",
+        "another key pays; with none left 429, and nobody is asked",
+    ),
+    Row("F17", "a provider with OpenAI's own API", "OpenAI's clients see OpenAI, and never our key or account"),
     Row(
         "G1",
         "more requests at once than are left, on several workers",
@@ -452,9 +463,6 @@ LEFT_OUT = {
     "C20": "webhooks: there are none",
     "E18": "what the sizes of encrypted events tell a listener: they go out as Mistral pads them (`p`)",
     "F6": "the same `Idempotency-Key` twice: it is not looked at yet",
-    "F11": "another provider in its place: there is none yet",
-    "F12": "a team that may not use it: as F11",
-    "F13": "both have failed: as F11",
     "F14": "asking two at once for the faster answer: it is not done",
     "G10": "ending a stream that goes on beyond what was reserved: none is, it is charged (G3)",
     "G11": "what an answer from the cache counts for: there is no cache yet",

@@ -58,6 +58,17 @@ def test_simulated_settings_lead_nowhere_else() -> None:
     assert aim(real).mistral == made  # a reload does not change who is asked
 
 
+def test_simulated_settings_lead_nowhere_else_whoever_is_asked() -> None:
+    """Nor does a real key go to the simulator."""
+    teams = {"a": {"provider_keys": {"openai": Secret("own-key-0123456789")}}}
+    providers = {"openai": {"api_keys": [Secret("real-key-2")]}, "eu": {"type": "mistral"}}
+    made = serve.pointed_at("http://127.0.0.1:1")(Settings.model_validate({"providers": providers, "teams": teams}))
+    assert {one.base_url for one in made.providers.values()} == {"http://127.0.0.1:1"}
+    assert {one.type for one in made.providers.values()} == {"mistral"}
+    assert all(Secret("real-key-2") not in one.api_keys for one in made.providers.values())
+    assert made.teams["a"].provider_keys == {}
+
+
 class Application:
     """As much of the application as the server touches."""
 

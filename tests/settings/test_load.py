@@ -265,8 +265,9 @@ REFUSED = [
         [],
     ),
     (
-        "teams: {a: {keys: [D], providers: [mistral], quotas: [{requests: 5/day, model: openai/x}]}}\nproviders: {openai: {}}",
-        ["1: teams.a.quotas[0].model: can never match: `models` of this team does not allow it"],
+        "providers: {openai: {}}\n"
+        "teams: {a: {keys: [D], providers: [mistral], quotas: [{requests: 5/day, model: openai/x}]}}",
+        ["2: teams.a.quotas[0].model: can never match: `providers` of this team does not allow it"],
     ),
     ("providers: {mistral: {timeouts: {idle: 0s}}}", ["1: providers.mistral.timeouts.idle: must be more than 0"]),
     (

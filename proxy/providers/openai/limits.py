@@ -17,7 +17,7 @@ TOKENS_LEFT: Final = "x-ratelimit-remaining-tokens"
 _RESETS = ((REQUESTS_LEFT, "x-ratelimit-reset-requests"), (TOKENS_LEFT, "x-ratelimit-reset-tokens"))
 _COUNT = re.compile(r"[0-9]{1,15}")
 _NUMBER = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)"
-_DURATION = re.compile(rf"(?:{_NUMBER}d)?(?:{_NUMBER}h)?(?:{_NUMBER}m(?!s))?(?:{_NUMBER}s)?(?:{_NUMBER}ms)?")
+_DURATION = re.compile(rf"(?:{_NUMBER}d)?(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?(?:{_NUMBER}ms)?")
 _SECONDS = (86400.0, 3600.0, 60.0, 1.0, 0.001)
 
 

@@ -77,6 +77,7 @@ def test_one_embedding_for_each_input_passes_as_it_is(asked, body):
         ("hi", answer(0, vector=None)),
         ("hi", answer()),
         ([], answer()),
+        ([], answer(0)),
         ("hi", {"data": [None]}),
         ("hi", {"error": {"message": "x"}}),
         ("hi", []),

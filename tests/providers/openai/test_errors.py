@@ -78,6 +78,12 @@ def test_when_the_provider_wants_it_repeated(name, asked):
     assert made(CASES[name]).asked == asked
 
 
+def test_what_is_no_rate_limit_does_not_wait_for_one():
+    told = refusal(503, rpm("0", "0").get, b"", asking())
+    assert told.asked is None
+    assert told.headers == []
+
+
 def test_the_codes_of_the_upstream_are_kept_beside():
     assert made(CASES["image"]).detail == {
         "upstream": {"provider": "openai", "status": 400, "code": "invalid_image_url"}

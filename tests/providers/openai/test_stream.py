@@ -327,6 +327,27 @@ def test_an_event_of_another_shape_ends_the_stream(frame):
     assert events.error.message == "The upstream sent something that is not a chat completion."
 
 
+@pytest.mark.parametrize("first", [word("x"), stop(), b": ping\n\n"])
+def test_a_byte_order_mark_stands_at_the_beginning(first):
+    assert run(first, b"\xef\xbb\xbf" + word("y"))[1].error is not None
+    assert run(first, b"\xef\xbb\xbf" + word("y"), stop(), DONE)[0] == first
+
+
+def test_what_is_not_read_is_text_too():
+    plain = event(choice({"content": "x"}), note="y")
+    assert stream().feed(plain) == plain
+    events = stream()
+    assert events.feed(plain.replace(b"y", b"\xff")) == b""
+    assert events.error is not None
+
+
+def test_a_choice_that_has_finished_has_finished():
+    source = word("x") + stop() + event(choice({"content": ""})) + event(choice({}, logprobs=5)) + DONE
+    out, events = run(source)
+    assert out == source
+    assert events.done
+
+
 def test_a_page_of_html_is_no_stream():
     assert run(b"<html>\n\n")[1].error is not None
 
