@@ -157,7 +157,7 @@ class Calls:
         call = upstream.call(endpoint.method, path, data, payment.key, stream=self.exchange.streamed, fresh=fresh)
         try:
             async with call as answer:
-                payment.heard(self.provider.left(answer.header))
+                payment.heard(self.provider.left(answer.header), refused=answer.status == 429)
                 named = self.provider.answer_headers(answer.header)
                 self.exchange.answer_headers = [(name, upstream.scrub(value)) for name, value in named]
                 encoded = is_encoded(answer)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from proxy.simulator.reply import Header, Reply
 
-_REQUESTS, _TOKENS = 1_000, 2_000_000
+_REQUESTS, _TOKENS = 1_000_000, 2_000_000_000  # more than anybody asks of it: what has nothing left would be held back
 _WINDOW = 60.0  # seconds
 
 

@@ -27,6 +27,10 @@ BLIND: Final = 5.0
 SOON: Final = 1.0
 """Seconds after it that the others come back."""
 
+DOUBTS: Final = 3
+"""Calls in a row that found something although nothing was left. Then what the provider says means something else, and is
+believed again when it refuses one."""
+
 PATIENCE: Final = 5.0
 """Seconds that a call may be held back. Who would have to wait longer is told so."""
 
@@ -92,10 +96,18 @@ class Quantity:
         return max(0.0, self._told + BLIND - now) if alone else BLIND + SOON
 
 
+class Sent(NamedTuple):
+    """When a call was sent, and whether that was to find out."""
+
+    at: float
+    blind: bool = False
+
+
 class Allowance:
     """Of one key and one model. `workers` share it, and each takes its part of what is left."""
 
     __slots__ = (
+        "_doubts",
         "_line",
         "_now",
         "_requests",
@@ -113,11 +125,14 @@ class Allowance:
         self._tokens = Quantity()
         self._sent = self._sent_tokens = 0
         """Of calls that the provider may have counted or not: it has not answered yet."""
+        self._doubts = 0
         self._line = asyncio.Lock()
         self._waiting = 0
 
     def wait(self, tokens: int, others: int = 0) -> float:
         """Seconds until a call with a prompt of so many tokens may be made, and as many others as wait already."""
+        if self._doubts >= DOUBTS:
+            return 0.0
         now, workers, calls = self._now(), self._workers, 1 + others
         alone = calls + self._sent == 1
         return max(
@@ -125,15 +140,17 @@ class Allowance:
             self._tokens.wait((calls * tokens + self._sent_tokens) * workers, now, alone),
         )
 
-    async def turn(self, tokens: int, rest: Callable[[float], Awaitable[None]]) -> float:
-        """Hold a call back for as long as it must be, in the order in which they came, and count it as sent: at the
-        moment that is returned. `rest` sleeps. Raises ProviderBusy if that takes longer than PATIENCE."""
+    async def turn(self, tokens: int, rest: Callable[[float], Awaitable[None]]) -> Sent:
+        """Hold a call back for as long as it must be, in the order in which they came, and count it as sent. `rest`
+        sleeps. Raises ProviderBusy if that takes longer than PATIENCE."""
         wait = self.wait(tokens, self._waiting)
         if wait:
             await self._wait(wait, tokens, rest)
+        now = self._now()
+        blind = self._requests.left(now) == 0 or self._tokens.left(now) == 0
         self._sent += 1
         self._sent_tokens += tokens
-        return self._now()
+        return Sent(now, blind)
 
     async def _wait(self, wait: float, tokens: int, rest: Callable[[float], Awaitable[None]]) -> None:
         end = self._now() + PATIENCE
@@ -149,13 +166,17 @@ class Allowance:
         finally:
             self._waiting -= 1
 
-    def heard(self, left: Left, sent: float) -> None:
-        """The provider has answered the call that was sent then."""
+    def heard(self, left: Left, sent: Sent, *, refused: bool = False) -> None:
+        """The provider has answered this call, or has `refused` it for what is left."""
         now = self._now()
         if left.requests is not None:
-            self._requests.told(left.requests, sent, now)
+            self._requests.told(left.requests, sent.at, now)
         if left.tokens is not None:
-            self._tokens.told(left.tokens, sent, now)
+            self._tokens.told(left.tokens, sent.at, now)
+        if refused:
+            self._doubts = 0
+        elif sent.blind:
+            self._doubts += 1
 
     def over(self, tokens: int) -> None:
         """A call that was sent has been answered, or never will be."""

@@ -16,7 +16,7 @@ from proxy.core.errors import KeyFault, ProviderBusy, ProxyError
 from proxy.core.provider import Left
 from proxy.core.secret import Secret
 from proxy.core.services import Log
-from proxy.upstream.allowance import Allowance
+from proxy.upstream.allowance import Allowance, Sent
 
 OUT: Final = 30.0
 """Seconds for which a key that is refused is not used; then one call finds out."""
@@ -149,7 +149,7 @@ class Payment:
         self._tokens = tokens
         self._faults: list[tuple[Key, KeyFault]] = []
         self._counted: Allowance | None = None
-        self._sent = pool.now()
+        self._sent = Sent(pool.now())
 
     def take(self) -> None:
         """Choose the key to try next; `give` must follow. Raises ProviderBusy."""
@@ -167,8 +167,8 @@ class Payment:
         self.key.load -= 1
         self._over()
 
-    def heard(self, left: Left) -> None:
-        """What the provider says of the account with its answer, whatever that is."""
+    def heard(self, left: Left, *, refused: bool = False) -> None:
+        """What the provider says of the account with its answer; `refused`, if that is a 429."""
         self._over()
         if left.requests is None and left.tokens is None:
             return
@@ -177,7 +177,7 @@ class Payment:
             if len(allowances) >= MOST_MODELS:
                 allowances.clear()
             allowances[self._model] = Allowance(self._pool.workers, self._pool.now)
-        allowances[self._model].heard(left, self._sent)
+        allowances[self._model].heard(left, self._sent, refused=refused)
 
     def _over(self) -> None:
         if self._counted:

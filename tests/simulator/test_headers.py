@@ -25,13 +25,13 @@ def test_models_have_windows_of_their_own() -> None:
     headers = Headers(lambda: 0.0)
     limits(headers, Reply(200, JSON, model="a", tokens=7))
     assert limits(headers, Reply(200, JSON, model="a", tokens=3)) == {
-        "x-ratelimit-limit-req-minute": "1000",
-        "x-ratelimit-remaining-req-minute": "998",
-        "x-ratelimit-limit-tokens-minute": "2000000",
-        "x-ratelimit-remaining-tokens-minute": "1999990",
+        "x-ratelimit-limit-req-minute": "1000000",
+        "x-ratelimit-remaining-req-minute": "999998",
+        "x-ratelimit-limit-tokens-minute": "2000000000",
+        "x-ratelimit-remaining-tokens-minute": "1999999990",
         "x-ratelimit-tokens-query-cost": "3",
     }
-    assert limits(headers, Reply(200, JSON, model="b"))["x-ratelimit-remaining-req-minute"] == "999"
+    assert limits(headers, Reply(200, JSON, model="b"))["x-ratelimit-remaining-req-minute"] == "999999"
 
 
 async def test_chat_answers_carry_both_pairs_and_the_cost(ask: Ask) -> None:
@@ -41,7 +41,7 @@ async def test_chat_answers_carry_both_pairs_and_the_cost(ask: Ask) -> None:
     assert answer.headers["x-envoy-upstream-service-time"].isdigit()
     assert answer.headers["set-cookie"].startswith("__cf_bm=")
     streamed = await ask(stream=True)
-    assert streamed.headers["x-ratelimit-remaining-req-minute"] == "998"
+    assert streamed.headers["x-ratelimit-remaining-req-minute"] == "999998"
     assert streamed.headers["mistral-correlation-id"] != answer.headers["mistral-correlation-id"]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from proxy.core.errors import ProviderBusy
 from proxy.core.provider import Left
-from proxy.upstream.allowance import BLIND, EDGE, PATIENCE, SOON, WINDOW, Allowance, Quantity
+from proxy.upstream.allowance import BLIND, DOUBTS, EDGE, PATIENCE, SOON, WINDOW, Allowance, Quantity, Sent
 
 NOW = 1000.0
 FREE_AGAIN = WINDOW + EDGE
@@ -35,15 +35,15 @@ class Clock:
         await asyncio.sleep(0)
 
 
-def at_once(allowance: Allowance, tokens: int = 0) -> float:
-    """Send a call that need not wait; when that was."""
+def at_once(allowance: Allowance, tokens: int = 0) -> Sent:
+    """Send a call that need not wait."""
 
     async def rest(seconds: float) -> None:
         raise AssertionError(f"held back for {seconds} s")
 
     with pytest.raises(StopIteration) as ended:
         allowance.turn(tokens, rest).send(None)
-    sent: float = ended.value.value
+    sent: Sent = ended.value.value
     return sent
 
 
@@ -81,7 +81,7 @@ def test_after_a_minute_there_is_as_much_as_ever():
 def test_where_nobody_has_seen_it_used_one_call_finds_out():
     clock = Clock()
     allowance = Allowance(1, clock)
-    allowance.heard(Left(0, None), NOW)
+    allowance.heard(Left(0, None), Sent(NOW))
     assert allowance.wait(0) == BLIND
     clock.now += BLIND
     assert allowance.wait(0) == 0
@@ -95,7 +95,7 @@ def test_where_nobody_has_seen_it_used_one_call_finds_out():
 def test_an_answer_that_was_overtaken_gives_nothing_back():
     clock = Clock()
     allowance = Allowance(1, clock)
-    allowance.heard(Left(9, None), NOW)
+    allowance.heard(Left(9, None), Sent(NOW))
     first = at_once(allowance)
     clock.now += 1
     second = at_once(allowance)
@@ -103,14 +103,43 @@ def test_an_answer_that_was_overtaken_gives_nothing_back():
         allowance.over(0)
         allowance.heard(Left(left, None), sent)
     assert allowance.wait(0) > 0
-    allowance.heard(Left(3, None), second + 1)
+    allowance.heard(Left(3, None), Sent(second.at + 1))
     assert allowance.wait(0) == 0
+
+
+def test_a_provider_that_answers_whatever_it_says_is_not_held_back_for_ever():
+    clock = Clock()
+    allowance = Allowance(1, clock)
+    allowance.heard(Left(0, 0), Sent(NOW))
+    for _ in range(DOUBTS):
+        assert allowance.wait(0) == BLIND
+        clock.now += BLIND
+        sent = at_once(allowance)
+        allowance.over(0)
+        allowance.heard(Left(0, 0), sent)
+    for _ in range(10):
+        at_once(allowance, 10**6)
+    allowance.heard(Left(0, None), Sent(clock.now), refused=True)
+    assert allowance.wait(0) > 0
+
+
+def test_what_is_free_again_is_no_reason_to_doubt():
+    clock = Clock()
+    allowance = Allowance(1, clock)
+    allowance.heard(Left(1, None), Sent(NOW))
+    for _ in range(3 * DOUBTS):
+        sent = at_once(allowance)
+        assert not sent.blind
+        allowance.over(0)
+        allowance.heard(Left(0, None), sent)
+        assert allowance.wait(0) == pytest.approx(FREE_AGAIN)
+        clock.now += FREE_AGAIN
 
 
 def test_calls_under_way_are_not_free():
     allowance = Allowance(1, Clock())
-    allowance.heard(Left(5, None), NOW)
-    allowance.heard(Left(2, None), NOW)
+    allowance.heard(Left(5, None), Sent(NOW))
+    allowance.heard(Left(2, None), Sent(NOW))
     at_once(allowance)
     at_once(allowance)
     assert allowance.wait(0) == pytest.approx(FREE_AGAIN)
@@ -118,8 +147,8 @@ def test_calls_under_way_are_not_free():
 
 def test_tokens_are_counted_as_requests_are():
     allowance = Allowance(1, Clock())
-    allowance.heard(Left(100, 1000), NOW)
-    allowance.heard(Left(99, 500), NOW)
+    allowance.heard(Left(100, 1000), Sent(NOW))
+    allowance.heard(Left(99, 500), Sent(NOW))
     at_once(allowance, 300)
     assert allowance.wait(200) == 0
     assert allowance.wait(201) == pytest.approx(FREE_AGAIN)
@@ -127,8 +156,8 @@ def test_tokens_are_counted_as_requests_are():
 
 def test_each_worker_takes_its_part():
     allowance = Allowance(4, Clock())
-    allowance.heard(Left(11, None), NOW)
-    allowance.heard(Left(10, None), NOW)
+    allowance.heard(Left(11, None), Sent(NOW))
+    allowance.heard(Left(10, None), Sent(NOW))
     at_once(allowance)
     at_once(allowance)
     assert allowance.wait(0) > 0
@@ -137,8 +166,8 @@ def test_each_worker_takes_its_part():
 async def test_who_would_wait_long_is_told_so():
     clock = Clock()
     allowance = Allowance(1, clock)
-    allowance.heard(Left(1, None), NOW)
-    allowance.heard(Left(0, None), NOW)
+    allowance.heard(Left(1, None), Sent(NOW))
+    allowance.heard(Left(0, None), Sent(NOW))
     with pytest.raises(ProviderBusy) as busy:
         await allowance.turn(0, clock.rest)
     assert busy.value.asked == pytest.approx(FREE_AGAIN)
@@ -149,9 +178,9 @@ async def test_who_waits_is_served_in_turn_and_nobody_else_before():
     clock = Clock()
     allowance = Allowance(1, clock)
     for left in (3, 2, 1, 0):  # three were used in this second
-        allowance.heard(Left(left, None), NOW)
+        allowance.heard(Left(left, None), Sent(NOW))
     clock.now += FREE_AGAIN - PATIENCE
-    allowance.heard(Left(0, None), NOW)
+    allowance.heard(Left(0, None), Sent(NOW))
     served: list[int] = []
     all_there = asyncio.Event()
 
@@ -176,10 +205,10 @@ async def test_who_waits_is_served_in_turn_and_nobody_else_before():
 async def test_one_that_leaves_the_line_leaves_nothing_behind():
     clock = Clock()
     allowance = Allowance(1, clock)
-    allowance.heard(Left(1, None), NOW)
-    allowance.heard(Left(0, None), NOW)
+    allowance.heard(Left(1, None), Sent(NOW))
+    allowance.heard(Left(0, None), Sent(NOW))
     clock.now += FREE_AGAIN - PATIENCE
-    allowance.heard(Left(0, None), NOW)
+    allowance.heard(Left(0, None), Sent(NOW))
 
     async def never(seconds: float) -> None:
         await asyncio.Event().wait()
@@ -220,7 +249,7 @@ class World:
     def __post_init__(self) -> None:
         self.provider = Provider(self.limit)
         self.allowance = Allowance(1, self.clock)
-        self.allowance.heard(self.provider.call(self.clock.now), NOW)
+        self.allowance.heard(self.provider.call(self.clock.now), Sent(NOW))
         self._soon: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
 
@@ -228,11 +257,11 @@ class World:
         sent = at_once(self.allowance)
         self._after(there, lambda: self._arrive(sent, back))
 
-    def _arrive(self, sent: float, back: float) -> None:
+    def _arrive(self, sent: Sent, back: float) -> None:
         left = self.provider.call(self.clock.now)
         self._after(back, lambda: self._answer(sent, left))
 
-    def _answer(self, sent: float, left: Left) -> None:
+    def _answer(self, sent: Sent, left: Left) -> None:
         self.allowance.over(0)
         self.allowance.heard(left, sent)
 
