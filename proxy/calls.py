@@ -71,8 +71,6 @@ class Calls:
         retries, attempts = self.upstream.retries, 1
         retries.request()
         while True:
-            # What was sent before is of no account here: it was refused, or is in `lost`, or has been answered.
-            self.exchange.sent = self.exchange.answered = False
             try:
                 return await self._paid(data, use)
             except ProxyError as error:
@@ -123,6 +121,8 @@ class Calls:
         pool = self.upstream.keys(exchange.team.name if exchange.team else None)
         payment = pool.payment(exchange.sent_as or "", exchange.estimate.prompt if exchange.estimate else 0)
         while True:
+            # What was sent before is of no account here: it was refused, or is in `lost`, or has been answered.
+            exchange.sent = exchange.answered = False
             payment.take()
             try:
                 await payment.turn(self.guard.rest)

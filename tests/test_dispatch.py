@@ -133,12 +133,13 @@ class Setting:
     aliases: dict[str, str] = field(default_factory=dict)
     timeouts: Timeouts = field(default_factory=Timeouts)
     retry: Retry = field(default_factory=lambda: Retry(max_attempts=1))
+    keys: tuple[str, ...] = (KEY,)
     log: Log = field(default_factory=Log)
     guards: set[Drainable] = field(default_factory=set)
     exchange: Exchange = field(default_factory=exchange)
 
     async def ask(self, body: Any = None, **fields: Any) -> Answer:
-        config = Config(api_keys=[Secret(KEY)], timeouts=self.timeouts, retry=self.retry)
+        config = Config(api_keys=[Secret(key) for key in self.keys], timeouts=self.timeouts, retry=self.retry)
         catalogue = Catalogue(data.read("models.yaml"), self.aliases)
         dispatch = Dispatch(
             ways={"mistral": Way(self.endpoint, PROVIDERS["mistral"], Upstream(config, self.network))},

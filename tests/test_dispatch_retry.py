@@ -274,3 +274,21 @@ async def test_silence_is_not_asked_again_and_the_client_neither() -> None:
     setting = persistent(silence, completion())
     error = await refused(setting, asked())
     assert advice(error)[b"x-should-retry"] == b"false"
+
+
+async def test_what_one_key_was_refused_is_not_charged_when_another_reaches_nobody() -> None:
+    setting = persistent(reply({"detail": "Invalid API Key"}, 401), transport("connect"), max_attempts=1)
+    setting.keys = ("first-key-0123456789", "second-key-0123456789")
+    await refused(setting, asked(), estimate=ESTIMATE)
+    assert (setting.exchange.attempts, setting.exchange.sent) == (2, False)
+    assert setting.exchange.charge
+    assert setting.exchange.charge.cost == 0
+
+
+async def test_another_key_is_no_repetition() -> None:
+    """It has no pause, and nothing of the budget."""
+    setting = persistent(reply({"detail": "Invalid API Key"}, 401), completion(), max_attempts=1)
+    setting.keys = ("first-key-0123456789", "second-key-0123456789")
+    assert (await setting.ask(asked())).status == 200
+    paid = [sent.headers["Authorization"] for sent in setting.network.sent]
+    assert paid == ["Bearer first-key-0123456789", "Bearer second-key-0123456789"]

@@ -102,7 +102,8 @@ class Fallback:
         return takes is not None and took is not None and takes > took
 
     async def _turn(self, exchange: Exchange, model: str, error: ProxyError) -> None:
-        self._log("warning", "fallback", request_id=exchange.request_id, to=model, error_code=error.code)
+        told = {"request_id": exchange.request_id, "error_code": error.code}
+        self._log("warning", "fallback", model=exchange.model, to=model, **told)
         exchange.turn_to(model, *self._catalogue.place(model))
         await self._quotas.caught_up()
 

@@ -28,8 +28,8 @@ SOON: Final = 1.0
 """Seconds after it that the others come back."""
 
 DOUBTS: Final = 3
-"""Calls in a row that found something although nothing was left. Then what the provider says means something else, and is
-believed again when it refuses one."""
+"""Calls in a row that found something although nothing was left. Then what the provider says means something else; it
+is believed again when it refuses one."""
 
 PATIENCE: Final = 5.0
 """Seconds that a call may be held back. Who would have to wait longer is told so."""

@@ -93,7 +93,12 @@ async def test_a_fault_does_not_hide_a_wrong_request(ask: Ask) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "limit", "remaining"),
-    [("limit=0", "0", "0"), ("status=429", "1000000", "0"), ("code=3505", "1000000", "999999"), ("status=503", None, None)],
+    [
+        ("limit=0", "0", "0"),
+        ("status=429", "1000000", "0"),
+        ("code=3505", "1000000", "999999"),
+        ("status=503", None, None),
+    ],
 )
 async def test_the_limits_a_refusal_reports(ask: Ask, fault: str, limit: str | None, remaining: str | None) -> None:
     headers = (await ask({"x-sim-fault": fault})).headers
