@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from proxy.core.json import Json
 from proxy.core.model import Model, Price, is_name
-from proxy.core.prompt import MOST_IMAGE, MOST_IMAGE_ELSEWHERE
+from proxy.core.prompt import MOST_IMAGE_ELSEWHERE
 from proxy.core.provider import MAIN
 
 _NO_ALIASES: Final[Mapping[str, str]] = MappingProxyType({})
@@ -45,7 +45,7 @@ class Catalogue:
     ) -> None:
         self.as_of: str = data["as_of"]
         self.price_version = _version(self.as_of, prices)
-        self._elsewhere = frozenset(providers) - {MAIN}
+        self.providers = frozenset(providers)
         self._priority = _percent(data["priority"])
         retired = ({"state": "retired"} | row for row in data["retired"])
         shipped = [self._row(row) for row in chain(data["models"], retired)]
@@ -67,12 +67,12 @@ class Catalogue:
         return self._decided.get(name) or self._decide(name)
 
     def place(self, name: str) -> tuple[str, str]:
-        """The provider of a model, and the name that it has there."""
-        if "/" in name:
-            provider, _, rest = name.partition("/")
-            if provider in self._elsewhere and is_name(rest):
-                return provider, rest
-        return MAIN, name
+        """The provider of a model, and the name that it has there. A name with a slash begins with a provider's: it may
+        be that of none of the `providers`."""
+        if "/" not in name:
+            return MAIN, name
+        provider, _, rest = name.partition("/")
+        return provider, rest
 
     def model(self, name: str) -> Model:
         """The facts behind a resolved name; `Model(id=name)` for an unknown one. A fine-tune (`ft:<base>:…`) has the
@@ -88,9 +88,10 @@ class Catalogue:
         target = self.resolve(name)
         if target != name:
             raise ValueError(f"prices: {name} is never sent, it is an alias of {target}")
-        image = MOST_IMAGE if self.place(name)[0] == MAIN else MOST_IMAGE_ELSEWHERE
         model = self._fine_tune(name) or Model(id=name)
-        return replace(_with(model, name, price), priority=self._priority, most_image=image)
+        if self.place(name)[0] == MAIN:
+            return _with(replace(model, priority=self._priority), name, price)
+        return _with(replace(model, priority=None, most_image=MOST_IMAGE_ELSEWHERE), name, price)
 
     def _decide(self, name: str) -> str:
         for layer in self._layers:
@@ -187,15 +188,19 @@ def _with(model: Model, name: str, price: Price) -> Model:
     # What is reserved for a request is reckoned without the cache.
     if price.cached is not None and price.cached > price.input:
         raise ValueError(f"prices: {name}: cached tokens cost more than others")
-    context = model.context if price.context is None else price.context
     return replace(
-        model, input_price=price.input, output_price=price.output, cached_price=price.cached, context=context
+        model,
+        input_price=price.input,
+        output_price=price.output,
+        cached_price=price.cached,
+        context=model.context if price.context is None else price.context,
+        priority=model.priority if price.priority is None else price.priority,
     )
 
 
 def _short(name: str) -> str:
     rest = name.removeprefix(f"{MAIN}/")
-    return rest if is_name(rest) else name
+    return rest if is_name(rest) and "/" not in rest else name
 
 
 def _model(row: Mapping[str, Any]) -> Model:

@@ -34,12 +34,14 @@ def is_id(text: str) -> bool:
 class Price:
     """What proxy.yaml says of one model, in micro-USD per million tokens: of the prompt, of the answer (None: it gives
     none, as with embeddings), and of prompt tokens found in the provider's cache (None: as the others). `context` is
-    how many tokens it takes, None as the catalogue has it."""
+    how many tokens it takes (None: as the catalogue has it), `priority` what the priority tier costs, in percent of
+    these prices (None: as Mistral's; at another provider nobody knows)."""
 
     input: int
     output: int | None = None
     cached: int | None = None
     context: int | None = None
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,10 @@ class Model:
     `id` is the name pinned to this version (at another provider: its name, after that of the provider), `names` its
     other names at Mistral; `known` is whether the catalogue has this very name. `context` is in tokens. Token prices
     are micro-USD per million tokens, None when unknown or not by token; `unit_prices` are micro-USD per one page,
-    annotated_page, audio_minute or character. In the priority tier all of them are `priority` percent. `most_image` is
-    the most tokens that it makes of an image. `efforts` are the accepted values of reasoning_effort; empty means the
-    model takes none. `state` is active, preview, experimental, retired or unknown; `retirement` a date (YYYY-MM-DD),
-    `replacement` an id.
+    annotated_page, audio_minute or character. In the priority tier all of them are `priority` percent; None: nobody
+    knows. `most_image` is the most tokens that it makes of an image. `efforts` are the accepted values of
+    reasoning_effort; empty means the model takes none. `state` is active, preview, experimental, retired or unknown;
+    `retirement` a date (YYYY-MM-DD), `replacement` an id.
     """
 
     id: str
@@ -66,7 +68,7 @@ class Model:
     output_price: int | None = None
     cached_price: int | None = None
     unit_prices: Mapping[str, int] = field(default_factory=_no_prices, hash=False)
-    priority: int = 100
+    priority: int | None = 100
     most_image: int = MOST_IMAGE
     state: str = "unknown"
     retirement: str | None = None
@@ -84,16 +86,16 @@ class Model:
         part of the `prompt`; without a price of their own they cost as much as the others. Sound costs by the second
         where the model has such a price, and is part of the prompt's tokens where it has none.
         """
-        paid, said = self.input_price, self.output_price
-        if paid is None or (said is None and completion):
+        paid, said, percent = self.input_price, self.output_price, self.priority if priority else 100
+        if paid is None or (said is None and completion) or percent is None:
             return None
         kept = paid if self.cached_price is None else self.cached_price
         # A micro-USD per million tokens is a pico-USD per token.
         pico = (prompt - cached) * paid + cached * kept + completion * (said or 0)
         if not audio_seconds:
-            return _up(pico * self.priority, 100_000) if priority else _up(pico, 1000)
+            return _up(pico * percent, 100_000) if priority else _up(pico, 1000)
         by_minute = audio_seconds * self.unit_prices.get("audio_minute", 0) * 1_000_000
-        return _up((pico * 60 + by_minute) * (self.priority if priority else 100), 60 * 100_000)
+        return _up((pico * 60 + by_minute) * percent, 60 * 100_000)
 
 
 def _up(number: int, by: int) -> int:

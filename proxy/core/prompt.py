@@ -68,7 +68,31 @@ _SPACED: Final = 2
 _REWRITTEN: Final = 4
 """Arguments of a call are JSON in a string. Read and written again, `1e15,` becomes `1000000000000000.0, `."""
 
-_DEFINITIONS = ("tools", "functions", "response_format", "prediction")
+_NO_PROMPT: Final = frozenset(
+    (
+        *(
+            "model",
+            "messages",
+            "input",
+            "temperature",
+            "top_p",
+            "n",
+            "max_tokens",
+            "max_completion_tokens",
+            "stop",
+            "seed",
+        ),
+        *("random_seed", "presence_penalty", "frequency_penalty", "stream", "stream_options", "tool_choice", "user"),
+        *("parallel_tool_calls", "reasoning_effort", "logprobs", "top_logprobs", "metadata", "service_tier", "top_k"),
+        *("logit_bias", "safety_identifier", "store", "prompt_cache_key", "verbosity", "modalities", "encoding_format"),
+        *("dimensions", "output_dimension", "output_dtype", "safe_prompt", "min_tokens", "repetition_penalty"),
+    )
+)
+"""Members of a request that are no part of the prompt, or are measured by themselves. All others count as the JSON that
+they are: tools, formats and predictions, and what a provider knows and we do not."""
+
+_TEXT_PARTS: Final = frozenset(("thinking", "refusal", "reference"))
+"""Parts that say in their JSON all that they say."""
 
 
 class Prompt(msgspec.Struct, frozen=True, gc=False):
@@ -96,9 +120,8 @@ def measure(body: Json, context: int | None, most_image: int = MOST_IMAGE) -> Pr
             else:
                 rest.message(message)
         rest.text("".join(texts))
-    for name in _DEFINITIONS:
-        definition = body.get(name)
-        if definition is not None:
+    for name, definition in body.items():
+        if name not in _NO_PROMPT and definition is not None:
             rest.definition(definition)
     if "input" in body:
         rest.texts(body["input"])
@@ -195,6 +218,8 @@ class _Rest(msgspec.Struct):
             self.document_size += _data_size(part.get("file"), "file_data")
         else:
             self.structure(part)
+            # A video, or whatever else there may be, at an address.
+            self.documents += type(kind) is str and kind not in _TEXT_PARTS and kind != "text"
 
     def definition(self, value: Any) -> None:
         self.pieces += len(value) if type(value) is list else 1

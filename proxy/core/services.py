@@ -33,9 +33,11 @@ class Drainable(Protocol):
 
 @dataclass(slots=True)
 class Traffic:
-    """What a worker is doing: `requests` under way, health checks apart."""
+    """What a worker is doing, health checks apart: `requests` under way, and when the `last` one came, in monotonic
+    seconds."""
 
     requests: int = 0
+    last: float = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)

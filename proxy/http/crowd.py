@@ -26,9 +26,11 @@ class Member(Protocol):
 
 
 class Crowd:
-    """All connections of a process. They say themselves how many are open: uvicorn has the list."""
+    """All connections of a process. They say themselves how many are open: uvicorn has the list. When it `leaves_soon`,
+    none is kept for another request."""
 
     def __init__(self, limits: Limits) -> None:
+        self.leaves_soon = False
         self._limits = limits
         self._strangers: dict[Member, None] = {}  # no whole head has come yet, or only what nobody reads; oldest first
         self._idle: dict[Member, None] = {}  # all is answered, and nothing has come since; who waits longest first

@@ -262,7 +262,7 @@ class Protocol(HttpToolsProtocol):
         chunked = check(method, url, version, headers, self.limits, progress.unexplained)
         if parser.should_upgrade():
             return  # the request begins when it is read again without the offer
-        crowded = self._late and self._has_no_place(url)
+        crowded = (self._late and self._has_no_place(url)) or self.crowd.leaves_soon
         if self._deadline is not None:
             self._stop_waiting()
             self.crowd.asks(self)

@@ -32,6 +32,16 @@ from proxy.serving.reload import Reloader, follow, from_threads
 from proxy.serving.stores import Opener
 from proxy.settings.model import Settings
 
+QUIET = 0.5
+"""Seconds without a new request after which nobody is thought to come any more."""
+
+FAREWELL = 0.25
+"""The part of the drain in which new requests are still served while they come: whoever sends them has to notice first
+that readiness has ended."""
+
+LOOK = 0.05
+"""Seconds between two looks whether any has come."""
+
 AFTER_DRAIN = 5.0
 """Seconds between the end of the drain, when open requests are told, and the end of their connections by force."""
 
@@ -195,15 +205,16 @@ def refusals(log: Writer) -> Refused:
 
 
 class Server(uvicorn.Server):
-    """uvicorn with our drain: at the first signal readiness ends and no connection is accepted; what is open after
-    `server.drain` seconds, or at the second signal, ends with an error that says so. `announce` is called when
-    requests are answered."""
+    """uvicorn with our drain: at the first signal readiness ends, and when no new requests come, no connection is
+    accepted any more; what is open after `server.drain` seconds, or at the second signal, ends with an error that says
+    so. `announce` is called when requests are answered."""
 
     def __init__(self, app: Application, log: Writer, announce: Callable[[], None]) -> None:
+        protocol = HttpProtocol.bounded(limits_within(raised()), refusals(log))
         super().__init__(
             uvicorn.Config(
                 app,
-                http=HttpProtocol.bounded(limits_within(raised()), refusals(log)),
+                http=protocol,
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
@@ -218,6 +229,7 @@ class Server(uvicorn.Server):
         self._application = app
         self._log = log
         self._announce = announce
+        self._crowd = protocol.crowd
         self._loop = asyncio.get_running_loop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -232,17 +244,24 @@ class Server(uvicorn.Server):
             self.drain()
 
     def drain(self) -> None:
-        """Take nothing new; what is open gets `server.drain` seconds. May be called by a signal handler."""
-        self._application.process.draining = True
-        self._leave(self._application.current.settings.server.drain, AFTER_DRAIN)
+        """Take nothing new once nobody comes; what is open gets `server.drain` seconds. May be called by a signal
+        handler."""
+        self._application.process.draining = self._crowd.leaves_soon = True
+        drain = self._application.current.settings.server.drain
+        self._say_farewell(self._loop.time() + FAREWELL * drain)
+        self._loop.call_soon_threadsafe(self._end, drain, AFTER_DRAIN)
 
     def end(self) -> None:
         """As `drain`, without those seconds."""
-        self._leave(0.0, AT_ONCE)
-
-    def _leave(self, drain: float, rest: float) -> None:
         self.should_exit = True
-        self._loop.call_soon_threadsafe(self._end, drain, rest)
+        self._loop.call_soon_threadsafe(self._end, 0.0, AT_ONCE)
+
+    def _say_farewell(self, end: float) -> None:
+        process = self._application.process
+        if process.monotonic() - process.traffic.last >= QUIET or self._loop.time() >= end:
+            self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._loop.call_later, LOOK, self._say_farewell, end)
 
     def _end(self, drain: float, rest: float) -> None:
         self._loop.call_later(drain, self._application.drain)

@@ -218,12 +218,14 @@ UsdPerMillion = Annotated[int, BeforeValidator(_price)]
 
 class ModelPrice(Strict):
     """`models.prices.<name>` of proxy.yaml. Without an `output` price it gives no answers in tokens; without one for
-    `cached` tokens these cost what others do. `context` is how many tokens the model takes, where that is not known."""
+    `cached` tokens these cost what others do. `context` is how many tokens the model takes, where that is not known;
+    `priority` by how much more the priority tier costs, a factor."""
 
     input: UsdPerMillion
     output: UsdPerMillion | None = None
     cached: UsdPerMillion | None = None
     context: int | None = Field(None, ge=1)
+    priority: float | None = Field(None, ge=0, le=100)
 
 
 class Models(model.Config):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from proxy import data
 from proxy.core.catalogue import Catalogue
-from proxy.core.model import Price
+from proxy.core.model import Price, is_name
 from proxy.core.provider import MAIN
 from proxy.core.quota import Rule
 from proxy.core.team_key import is_whole
@@ -21,7 +21,12 @@ from proxy.upstream.config import TYPES
 def catalogue_of(settings: Settings) -> Catalogue:
     """The models that these settings know."""
     models = settings.models
-    prices = {name: Price(one.input, one.output, one.cached, one.context) for name, one in models.prices.items()}
+    prices = {
+        name: Price(
+            one.input, one.output, one.cached, one.context, None if one.priority is None else round(one.priority * 100)
+        )
+        for name, one in models.prices.items()
+    }
     return Catalogue(data.read_once("models.yaml"), models.aliases, prices, settings.providers.keys())
 
 
@@ -38,6 +43,7 @@ def impossible(settings: Settings) -> Iterator[tuple[Path, str]]:
         yield ("models", "prices"), str(error).removeprefix("prices: ")
         return
     yield from _providers(settings)
+    yield from _strays(settings, catalogue)
     yield from _chains(settings, catalogue)
     forgetful = settings.ledger.off and not settings.store.shared
     for name, team in settings.teams.items():
@@ -90,6 +96,27 @@ def _payers(name: str, team: Team, settings: Settings) -> Iterator[tuple[Path, s
 
 
 _WRONG_KEY = "this is a team's key to this proxy: it would be sent to the provider"
+
+
+def _strays(settings: Settings, catalogue: Catalogue) -> Iterator[tuple[Path, str]]:
+    """Names that begin with a provider's that does not exist."""
+    models = settings.models
+    named: list[tuple[Path, str]] = [(("models", "aliases", name), to) for name, to in models.aliases.items()]
+    named += [(("models", "prices", name), name) for name in models.prices]
+    named += [(("models", "context", name), name) for name in models.context]
+    named += [(("models", "default"), models.default)] if models.default else []
+    for name, others in models.fallbacks.items():
+        named.append((("models", "fallbacks", name), name))
+        named += [(("models", "fallbacks", name, at), other) for at, other in enumerate(others)]
+    for path, name in named:
+        provider, rest = catalogue.place(catalogue.resolve(name))
+        if provider not in settings.providers:
+            yield (
+                path,
+                f"no such provider, which the part before a model's slash is{hint(provider, settings.providers)}",
+            )
+        elif not is_name(rest):
+            yield path, "the name of a model follows that of its provider"
 
 
 def _chains(settings: Settings, catalogue: Catalogue) -> Iterator[tuple[Path, str]]:

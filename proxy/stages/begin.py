@@ -131,7 +131,8 @@ def _headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
         headers.append((b"x-proxy-attempts", b"%d" % exchange.all_attempts))
     if exchange.rewrites:
         headers.append((b"x-proxy-rewrites", ", ".join(exchange.rewrites).encode()))
-    charge = exchange.whole_charge  # a stream's is known when its headers are gone
+    # A stream's own is known when its headers are gone.
+    charge = exchange.charge and exchange.whole_charge
     if charge and charge.cost is not None:
         headers.append((b"x-proxy-cost-usd", decimal(charge.cost).encode()))
     return headers + exchange.quota_headers + exchange.answer_headers

@@ -6,6 +6,7 @@ the only one, at its own price; what a failed one held is free again before the 
 
 from __future__ import annotations
 
+from asyncio import get_running_loop
 from collections import deque
 from collections.abc import Mapping, Sequence
 from math import ceil
@@ -75,6 +76,8 @@ class Fallback:
                 failed.append((model, error))
             if len(failed) == 1:
                 models = deque(name for name in models if self._may(name, *failed[0]))
+            if exchange.end is not None and get_running_loop().time() >= exchange.end:
+                models.clear()  # no time is left for anybody
             if models:
                 await self._turn(exchange, models[0], failed[-1][1])
                 exchange.body = body

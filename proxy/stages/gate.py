@@ -22,12 +22,14 @@ class Gate:
         self._app = app
         self._most = most
         self._traffic = services.traffic
+        self._clock = services.monotonic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         traffic = self._traffic
         if traffic.requests >= self._most:
             raise Overloaded("The proxy serves as many requests as it can at the moment. Send the request again later.")
         traffic.requests += 1
+        traffic.last = self._clock()
         try:
             await self._app(scope, receive, send)
         finally:

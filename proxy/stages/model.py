@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.config import ModelName, Strict
 from proxy.core.endpoint import Endpoint, ModelFrom
-from proxy.core.errors import BadRequest, InvalidType, MissingParameter, ModelNotAllowed
+from proxy.core.errors import BadRequest, InvalidType, MissingParameter, ModelNotAllowed, ModelNotFound
 from proxy.core.exchange import Exchange
 from proxy.core.model import is_name
 from proxy.core.services import Middleware, Services
@@ -43,6 +43,7 @@ class Model:
         self._in_path = in_path
         self._resolve = services.catalogue.resolve
         self._place = services.catalogue.place
+        self._providers = services.catalogue.providers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
@@ -52,6 +53,11 @@ class Model:
         exchange.model_asked = asked
         exchange.model = self._resolve(asked)
         exchange.provider, exchange.sent_as = self._place(exchange.model)
+        if exchange.provider not in self._providers or not is_name(exchange.sent_as):
+            # Never taken for a name of the main provider's: what is meant for another one must not get there.
+            raise ModelNotFound(
+                "The model's name begins with that of a provider, and there is none such.", param="model"
+            )
         if exchange.team and not exchange.team.allows(exchange.model):
             raise ModelNotAllowed(
                 f"Team '{exchange.team.name}' may not use the model '{exchange.model}'.", param="model"

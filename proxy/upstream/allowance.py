@@ -7,7 +7,6 @@ back just before the provider would refuse them.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
@@ -35,6 +34,14 @@ PATIENCE: Final = 5.0
 """Seconds that a call may be held back. Who would have to wait longer is told so."""
 
 
+class Sent(NamedTuple):
+    """When a call was sent, as which of all, and whether that was to find out."""
+
+    at: float
+    number: int = 0
+    blind: bool = False
+
+
 class Used(NamedTuple):
     """So much was used between two moments: the call was sent, and the answer came."""
 
@@ -52,21 +59,25 @@ class Quantity:
         self._left: int | None = None
         self._most = 0
         """That was ever left."""
-        self._sent = self._told = 0.0
-        """When the call went out, and came back, whose answer is known."""
+        self._sent, self._told = Sent(0.0), 0.0
+        """The call whose answer is known, and when that came."""
         self._used: deque[Used] = deque()
         """Of the minute that was running then, oldest first."""
 
-    def told(self, left: int, sent: float, now: float) -> None:
-        """The provider has said at some moment between these two that so much is left."""
+    def told(self, left: int, sent: Sent, now: float) -> None:
+        """The provider has said, at some moment since this call was sent, that so much is left."""
         before, used = self.left(now), self._used
-        if sent <= self._sent and before is not None and left >= before:
-            return  # younger calls have been answered first, and have had what this one saw
+        if before is not None and sent.number < self._sent.number:
+            # Younger calls have been answered first: what this one saw they have had, what it misses they have told.
+            self._left = min(left, before)
+            return
+        if before is not None and sent.number == self._sent.number and left >= before:
+            return  # of those that nobody has counted no order is known
         while used and used[0].sent + WINDOW <= now:
             used.popleft()  # it may be counted as free already
         if before is not None and before > left:
-            used.append(Used(self._sent, now, before - left))
-        self._left, self._sent, self._told = left, max(sent, self._sent), now
+            used.append(Used(self._sent.at, now, before - left))
+        self._left, self._sent, self._told = left, sent, now
         self._most = max(self._most, left)
 
     def left(self, now: float) -> int | None:
@@ -96,27 +107,8 @@ class Quantity:
         return max(0.0, self._told + BLIND - now) if alone else BLIND + SOON
 
 
-class Sent(NamedTuple):
-    """When a call was sent, and whether that was to find out."""
-
-    at: float
-    blind: bool = False
-
-
 class Allowance:
     """Of one key and one model. `workers` share it, and each takes its part of what is left."""
-
-    __slots__ = (
-        "_doubts",
-        "_line",
-        "_now",
-        "_requests",
-        "_sent",
-        "_sent_tokens",
-        "_tokens",
-        "_waiting",
-        "_workers",
-    )
 
     def __init__(self, workers: int, now: Callable[[], float]) -> None:
         self._workers = workers
@@ -125,54 +117,57 @@ class Allowance:
         self._tokens = Quantity()
         self._sent = self._sent_tokens = 0
         """Of calls that the provider may have counted or not: it has not answered yet."""
+        self._line: dict[int, int] = {}
+        """Who waits, in the order in which they came, and the tokens of each."""
+        self._came = self._calls = 0
         self._doubts = 0
-        self._line = asyncio.Lock()
-        self._waiting = 0
 
-    def wait(self, tokens: int, others: int = 0) -> float:
-        """Seconds until a call with a prompt of so many tokens may be made, and as many others as wait already."""
+    def wait(self, tokens: int, others: int = 0, their_tokens: int = 0) -> float:
+        """Seconds until a call with a prompt of so many tokens may be made, behind others that wait already."""
         if self._doubts >= DOUBTS:
             return 0.0
-        now, workers, calls = self._now(), self._workers, 1 + others
-        alone = calls + self._sent == 1
-        return max(
-            self._requests.wait((calls + self._sent) * workers, now, alone),
-            self._tokens.wait((calls * tokens + self._sent_tokens) * workers, now, alone),
-        )
+        now, workers, calls = self._now(), self._workers, 1 + others + self._sent
+        # A prompt may be larger than one worker's part of the tokens. Of what is under way the others have as much.
+        needed = tokens + their_tokens + self._sent_tokens * workers
+        alone = calls == 1
+        return max(self._requests.wait(calls * workers, now, alone), self._tokens.wait(needed, now, alone))
 
     async def turn(self, tokens: int, rest: Callable[[float], Awaitable[None]]) -> Sent:
         """Hold a call back for as long as it must be, in the order in which they came, and count it as sent. `rest`
         sleeps. Raises ProviderBusy if that takes longer than PATIENCE."""
-        wait = self.wait(tokens, self._waiting)
-        if wait:
-            await self._wait(wait, tokens, rest)
+        if self._line or self.wait(tokens):
+            await self._wait_in_line(tokens, rest)
         now = self._now()
         blind = self._requests.left(now) == 0 or self._tokens.left(now) == 0
         self._sent += 1
         self._sent_tokens += tokens
-        return Sent(now, blind)
+        self._calls += 1
+        return Sent(now, self._calls, blind)
 
-    async def _wait(self, wait: float, tokens: int, rest: Callable[[float], Awaitable[None]]) -> None:
-        end = self._now() + PATIENCE
-        self._waiting += 1
+    async def _wait_in_line(self, tokens: int, rest: Callable[[float], Awaitable[None]]) -> None:
+        end, number = self._now() + PATIENCE, self._came
+        self._came += 1
+        self._line[number] = tokens
         try:
-            if self._now() + wait > end:
-                raise ProviderBusy(wait)
-            async with self._line:
-                while wait := self.wait(tokens):
-                    if self._now() + wait > end:
-                        raise ProviderBusy(wait)
-                    await rest(wait)
+            while wait := self.wait(tokens, *self._before(number)):
+                if self._now() + wait > end:
+                    raise ProviderBusy(wait)
+                await rest(wait)
         finally:
-            self._waiting -= 1
+            del self._line[number]
+
+    def _before(self, number: int) -> tuple[int, int]:
+        """How many came before and wait still, and their tokens."""
+        before = [tokens for other, tokens in self._line.items() if other < number]
+        return len(before), sum(before)
 
     def heard(self, left: Left, sent: Sent, *, refused: bool = False) -> None:
         """The provider has answered this call, or has `refused` it for what is left."""
         now = self._now()
         if left.requests is not None:
-            self._requests.told(left.requests, sent.at, now)
+            self._requests.told(left.requests, sent, now)
         if left.tokens is not None:
-            self._tokens.told(left.tokens, sent.at, now)
+            self._tokens.told(left.tokens, sent, now)
         if refused:
             self._doubts = 0
         elif sent.blind:

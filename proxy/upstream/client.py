@@ -64,7 +64,8 @@ class Upstream:
         self._own = {
             team: KeyPool(f"{name} key of {team}", [key], log, longest, workers) for team, key in own_keys.items()
         }
-        self._secrets = [key.reveal().encode() for key in (*config.api_keys, *own_keys.values())]
+        secrets = {key.reveal().encode() for key in (*config.api_keys, *own_keys.values())}
+        self._secrets = sorted(secrets, key=len, reverse=True)  # one may begin with another
         self._escaped = _escaped(self._secrets)
         self._has_slash = any(b"/" in key for key in self._secrets)
 

@@ -1,9 +1,9 @@
 """The keys that a provider is paid with, and which one pays for a call.
 
-A key whose account has used up what it may ask of a model rests, as long as the provider says. One that is refused is
-out as soon as another key has done the same: a refusal may be about what was asked, and nobody can put a key out by
-asking for it. Whoever comes when its time is over finds out whether it is well again. None is used for more than its
-account has left (allowance.py).
+A key whose account has used up what it may ask of a model rests, as long as the provider says. Where it does not, and
+where a key is refused for good, another key has to do the same first: a refusal may be about what was asked, and nobody
+can take the keys from the others by asking for it. Whoever comes when its time is over finds out whether it is well
+again. None is used for more than its account has left (allowance.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OUT: Final = 30.0
 """Seconds for which a key that is refused is not used; then one call finds out."""
 
 REST: Final = 1.0
-"""Seconds for which one of several keys rests if the provider does not say."""
+"""Seconds for which a key rests if the provider does not say, and another one has served the request."""
 
 NEARLY: Final = 0.01
 """Seconds that count as none: who waits for the end of a rest may be woken a little early."""
@@ -191,18 +191,23 @@ class Payment:
             key.bring_back(self._model)
             pool.log("info", "key_back", key=key.label)
         for other, fault in self._faults:
-            if fault is not KeyFault.SPENT:
-                other.put_out(self._model if fault is KeyFault.NO_MODEL else None, pool.now() + OUT)
-                pool.log("error", "key_out", key=other.label, why=fault.value)
+            if fault is KeyFault.SPENT:
+                self._rest(other, REST)
+                continue
+            other.put_out(self._model if fault is KeyFault.NO_MODEL else None, pool.now() + OUT)
+            pool.log("error", "key_out", key=other.label, why=fault.value)
+        self._faults.clear()
 
     def refused(self, error: ProxyError) -> bool:
         """Whether there is another key to try."""
         if error.key is KeyFault.NONE:
             return False
-        key, pool = self.key, self._pool
-        if error.key is KeyFault.SPENT and (error.asked or len(pool.keys) > 1):
-            seconds = min(error.asked or REST, pool.longest)
-            key.rest(self._model, pool.now(), seconds)
-            pool.log("warning", "key_rests", key=key.label, seconds=round(seconds, 3))
-        self._faults.append((key, error.key))
-        return pool.has_other(self._model, [tried for tried, _ in self._faults])
+        if error.key is KeyFault.SPENT and error.asked:
+            self._rest(self.key, min(error.asked, self._pool.longest))
+        self._faults.append((self.key, error.key))
+        return self._pool.has_other(self._model, [tried for tried, _ in self._faults])
+
+    def _rest(self, key: Key, seconds: float) -> None:
+        if key.left(self._model, self._pool.now()) < seconds:
+            key.rest(self._model, self._pool.now(), seconds)
+            self._pool.log("warning", "key_rests", key=key.label, seconds=round(seconds, 3))

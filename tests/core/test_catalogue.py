@@ -455,14 +455,16 @@ ELSEWHERE = Catalogue(
         ("openai/gpt-4o", "openai/gpt-4o", ("openai", "gpt-4o")),
         ("best", "openai/gpt-4o", ("openai", "gpt-4o")),
         ("local/meta/llama-3", "local/meta/llama-3", ("local", "meta/llama-3")),  # of its slashes the first counts
-        ("other/x", "other/x", ("mistral", "other/x")),  # there is no such provider: a name at the main one
-        ("slash", "other/x", ("mistral", "other/x")),
+        ("other/x", "other/x", ("other", "x")),  # there is no such provider, and it is nobody else's
+        ("slash", "other/x", ("other", "x")),
+        ("OpenAI/gpt-4o", "OpenAI/gpt-4o", ("OpenAI", "gpt-4o")),
+        ("mistral/meta/llama-3", "mistral/meta/llama-3", ("mistral", "meta/llama-3")),
         ("mistral/mistral-small-latest", "mistral-small-latest", ("mistral", "mistral-small-latest")),
         ("main", "mistral-small-latest", ("mistral", "mistral-small-latest")),
         ("mistral/gpt-4o", "gpt-4o", ("mistral", "gpt-4o")),  # whoever names the provider means the model
-        ("openai/", "openai/", ("mistral", "openai/")),
-        ("mistral/", "mistral/", ("mistral", "mistral/")),
-        ("openai/..", "openai/..", ("mistral", "openai/..")),
+        ("openai/", "openai/", ("openai", "")),
+        ("mistral/", "mistral/", ("mistral", "")),
+        ("/x", "/x", ("", "x")),
     ],
 )
 def test_a_name_says_where_its_model_is(asked: str, name: str, place: tuple[str, str]) -> None:
@@ -470,8 +472,11 @@ def test_a_name_says_where_its_model_is(asked: str, name: str, place: tuple[str,
     assert ELSEWHERE.place(name) == place
 
 
-def test_without_other_providers_every_name_is_the_main_ones() -> None:
-    assert SHIPPED.place("openai/gpt-4o") == ("mistral", "openai/gpt-4o")
+def test_a_tier_at_another_provider_costs_what_proxy_yaml_says() -> None:
+    made = Catalogue(DATA, {}, {"x/dear": Price(100, 100, priority=200), "x/odd": Price(100, 100)}, ("mistral", "x"))
+    assert made.model("x/dear").price_of(prompt=1_000_000, completion=0, priority=True) == 200_000
+    assert made.model("x/odd").price_of(prompt=1_000_000, completion=0, priority=True) is None
+    assert made.model("x/odd").price_of(prompt=1_000_000, completion=0) == 100_000
 
 
 def test_a_price_says_what_is_known_of_a_model_elsewhere() -> None:

@@ -73,6 +73,7 @@ def test_a_cost_is_that_of_a_recount_in_decimals(
     )
     sixtieths = usd * 60 + seconds * Decimal(model.unit_prices.get("audio_minute", 0)).scaleb(-6)
     if tier == "priority":
+        assert model.priority
         sixtieths *= Decimal(model.priority) / 100
     nano, rest = divmod(sixtieths * 10**9, 60)
     found = charge(used(prompt, completion, cached, prompt_audio_seconds=seconds), model, tier)

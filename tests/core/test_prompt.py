@@ -135,6 +135,21 @@ def test_tokens_to_embed_are_counted_one_by_one(tokens: Any) -> None:
     assert found.most >= 500 + MOST_ADDED
 
 
+@pytest.mark.parametrize("name", ["documents", "chat_template", "web_search_options", "no_one_knows"])
+def test_what_is_not_known_to_be_harmless_counts(name: str) -> None:
+    """A provider whose table is open gets it, and may make a prompt of it."""
+    bare = measure(asks(says("a")), None)
+    found = measure(asks(says("a"), **{name: ["b" * 1000]}), None)
+    assert found.most >= bare.most + 1000
+    assert found.tokens >= bare.tokens + 250
+
+
+def test_what_is_at_an_address_may_be_as_much_as_the_model_takes() -> None:
+    video = asks(says([{"type": "video_url", "video_url": {"url": "https://x/a.mp4"}}]))
+    assert measure(video, 128_000).most == 128_000
+    assert measure(asks(says([{"type": "thinking", "thinking": "hm"}])), 128_000).most < 1_000
+
+
 def test_another_provider_may_make_more_of_an_image() -> None:
     image = asks(says([{"type": "image_url", "image_url": "https://x/a.png"}]))
     here, elsewhere = measure(image, None), measure(image, None, MOST_IMAGE_ELSEWHERE)

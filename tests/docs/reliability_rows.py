@@ -441,7 +441,7 @@ ROWS = (
     Row(
         "K5",
         "SIGTERM with open streams",
-        "readiness 503, no new connections; streams run until `server.drain`, then the error frame `draining`",
+        "readiness 503, soon no new connections; streams run until `server.drain`, then the error frame `draining`",
     ),
     Row("K6", "SIGHUP", "reload"),
     Row("K7", "a second signal", "the end at once"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -202,6 +204,27 @@ async def test_f11_silence_is_a_failure_too(begin: Begin, other: OpenAIUpstream)
     assert rows[0].cost == rows[0].most_cost > 0  # it may have been answered: nobody knows
     assert rows[1].cost == COST
     assert found.header("x-proxy-cost-usd") == f"{(rows[0].cost + COST) / 1e9:.9f}".rstrip("0")
+
+
+async def test_f11_what_a_stream_costs_is_not_said_before_it_is_known(begin: Begin, other: OpenAIUpstream) -> None:
+    two = begin()
+    async with upstream(two.mistral, hangs_up), upstream(two.openai, other):
+        found = await two.ask(stream=True)
+    assert (found.status, found.header("x-proxy-cost-usd")) == (200, None)
+
+
+async def test_f12_what_is_meant_for_a_provider_that_is_gone_goes_nowhere(
+    begin: Begin, tmp_path: Path, other: OpenAIUpstream
+) -> None:
+    two = begin(chain=MEDIUM)
+    file = tmp_path / "proxy.yaml"
+    file.write_text(re.sub(r"  openai:\n(    .*\n)+|    openai/.*\n|  aliases: .*\n", "", file.read_text()))
+    two.program.signal(signal.SIGHUP)
+    await asyncio.to_thread(two.program.line, event="reloaded")
+    async with upstream(two.mistral, says(completion())) as seen, upstream(two.openai, other):
+        found = await two.ask(model=GPT)
+    assert (found.status, found.error()["code"]) == (404, "model_not_found")
+    assert (seen.connections, other.authorizations) == (0, [])
 
 
 async def test_f4_a_stream_that_has_begun_stays_where_it_is(begin: Begin, other: OpenAIUpstream) -> None:

@@ -38,6 +38,7 @@ KINDS = "expected one of: mistral, openai"
 WHICH = "say which API it speaks: type: mistral or type: openai"
 PROVIDER_NAME = "a provider's name has 1 to 32 of a-z, 0-9 and '-', and begins with a letter"
 MODEL_NAME = "a model's name is at most 256 visible ASCII characters, without spaces and without '..'"
+STRAY = "no such provider, which the part before a model's slash is"
 SMALL = "models.fallbacks.mistral-small-latest"
 THEIRS = "this is a team's key to this proxy: it would be sent to the provider"
 SHA256 = "expected sha256: and 64 lower-case hexadecimal digits"
@@ -231,6 +232,17 @@ REFUSED = [
     ("providers:\n  local: {}", [f"2: providers.local: {WHICH}"]),
     ("providers: {Local: {type: openai}}", [f"1: providers.Local: {PROVIDER_NAME}"]),
     ("providers: {a/b: {type: openai}}", [f"1: providers.a/b: {PROVIDER_NAME}"]),
+    ("models: {default: openai/gpt-4o}", [f"1: models.default: {STRAY}"]),
+    (
+        "models: {aliases: {best: opnai/x}}\nproviders: {openai: {}}",
+        [f"1: models.aliases.best: {STRAY} (did you mean 'openai'?)"],
+    ),
+    ("models: {fallbacks: {a: [local/x]}}", [f"1: models.fallbacks.a[0]: {STRAY}"]),
+    ("models: {fallbacks: {local/x: [a]}}", [f"1: models.fallbacks.local/x: {STRAY}"]),
+    ("models: {prices: {local/x: {input: 1}}}", [f"1: models.prices.local/x: {STRAY}"]),
+    ("models: {context: {local/x: sliding-window}}", [f"1: models.context.local/x: {STRAY}"]),
+    ("models: {default: mistral/}", ["1: models.default: the name of a model follows that of its provider"]),
+    ("models: {prices: {a: {input: 1, priority: -1}}}", ["1: models.prices.a.priority: must be at least 0"]),
     ("models: {fallbacks: {a: b}}", ["1: models.fallbacks.a: expected a list"]),
     ("models: {fallbacks: {a: []}}", ["1: models.fallbacks.a: the list must have at least 1"]),
     ("models:\n  fallbacks:\n    a: [b, c, b]", ["3: models.fallbacks.a[2]: would be asked twice"]),

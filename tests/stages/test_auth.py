@@ -333,5 +333,5 @@ def test_a_pinned_team_goes_nowhere_else() -> None:
     assert allows("mistral-large-latest")
     assert not allows("openai/gpt-4o")
     assert not allows("openai/my-large-one")
-    assert allows("other/my-large-one")  # there is no such provider: it is a name at the main one
+    assert not allows("other/my-large-one")
     assert not allows("mistral-small-latest")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -255,3 +256,21 @@ async def test_after_the_first_byte_there_is_no_other():
     error, _ = await setting.ask()
     assert isinstance(error, UpstreamFailed)
     assert setting.asked == [LARGE]
+
+
+async def test_when_the_time_is_over_nobody_else_is_asked():
+    def late(seen: Exchange) -> None:
+        seen.end = asyncio.get_running_loop().time()
+        raise failed()
+
+    setting = Setting({LARGE: failed(), MEDIUM: late})
+    error, about = await setting.ask()
+    assert isinstance(error, UpstreamFailed)
+    assert setting.asked == [LARGE, MEDIUM]
+    assert about.upstream == f"mistral/{LARGE}"
+
+
+async def test_what_a_later_model_refuses_another_may_do():
+    setting = Setting({LARGE: failed(), MEDIUM: BadRequest("of its own making")})
+    assert isinstance((await setting.ask())[0], Answer)
+    assert setting.asked == [LARGE, MEDIUM, OTHER]

@@ -4,7 +4,7 @@ import pytest
 
 from proxy import data
 from proxy.core.catalogue import Catalogue
-from proxy.core.errors import BadRequest, InvalidType, MissingParameter, ModelNotAllowed
+from proxy.core.errors import BadRequest, InvalidType, MissingParameter, ModelNotAllowed, ModelNotFound
 from proxy.core.exchange import Team
 from proxy.providers.mistral.embeddings import EMBEDDINGS
 from proxy.providers.mistral.models import MODEL, MODELS
@@ -79,3 +79,20 @@ async def test_the_allow_list_is_asked_with_the_served_name() -> None:
 
 async def test_the_name_in_a_path() -> None:
     assert await ask(None, endpoint=MODEL, path_params={"id": "gpt-4o"}) == ("gpt-4o", "mistral-large-latest")
+
+
+@pytest.mark.parametrize("name", ["openai/gpt-4o", "OpenAI/gpt-4o", "local/x", "/x", "x/", "mistral/", "openai/a/b"])
+async def test_what_is_meant_for_another_provider_never_gets_to_the_main_one(name: str) -> None:
+    with pytest.raises(ModelNotFound) as error:
+        await ask({"model": name})
+    assert error.value.param == "model"
+    assert name not in error.value.message
+
+
+async def test_a_model_is_found_at_its_provider() -> None:
+    catalogue = Catalogue(data.read("models.yaml"), {"best": "openai/gpt-4o"}, providers=("mistral", "openai"))
+    stage = model.build(model.Config(), EMBEDDINGS, services(catalogue=catalogue))
+    assert stage
+    found = exchange(body={"model": "best"}, team=EVERYTHING)
+    await call(stage(ok), exchange=found)
+    assert (found.model, found.provider, found.sent_as) == ("openai/gpt-4o", "openai", "gpt-4o")

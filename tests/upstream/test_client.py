@@ -114,3 +114,18 @@ async def test_d25_no_more_is_read_than_may_be(most: int, whole: bytes | None):
     body = Body(*[b"abc"] * 9)
     assert await read(body, lambda: None, most) is None
     assert body.taken <= 3
+
+
+def test_of_keys_that_begin_alike_nothing_is_left():
+    config = Config(api_keys=[Secret("sk-abcdefgh"), Secret("sk-abcdefgh-LONGTAIL")])
+    made = Upstream(config, Network(), own_keys={"a": Secret("sk-abc")})
+    for key in ("sk-abcdefgh-LONGTAIL", "sk-abcdefgh", "sk-abc"):
+        assert made.scrub(f"echo {key}!".encode()) == b"echo ***!"
+        assert made.scrub(f"echo {spelled(key, [True] * len(key))}!".encode()) == b"echo ***!"
+
+
+def test_a_team_pays_with_its_own_key_and_the_others_with_theirs():
+    made = Upstream(Config(api_keys=[Secret("shared-key-1")]), Network(), own_keys={"a": Secret("own-key-1")})
+    assert made.keys("a").keys[0].headers == [("Authorization", "Bearer own-key-1")]
+    for team in ("b", None):
+        assert made.keys(team).keys[0].headers == [("Authorization", "Bearer shared-key-1")]

@@ -172,6 +172,14 @@ def test_nobody_waits_longer_than_we_do():
     assert setting.call(None) == ["mistral key"]
 
 
+def test_what_every_account_refuses_lets_none_rest():
+    """As a prompt that is more than a minute's tokens: the others have theirs still."""
+    setting = Pool()
+    assert len(setting.call(SPENT, SPENT, None)) == 2
+    assert setting.events() == []
+    assert {setting.call(None)[0] for _ in range(4)} == {ONE, TWO}
+
+
 def test_without_a_time_the_others_have_a_moments_precedence():
     setting = Pool()
     spent, other = setting.call(SPENT, None)

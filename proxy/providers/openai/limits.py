@@ -22,8 +22,9 @@ _SECONDS = (86400.0, 3600.0, 60.0, 1.0, 0.001)
 
 
 def left(header: Header) -> Left:
-    """What the key's account may still ask of the model within its window."""
-    return Left(_count(header(REQUESTS_LEFT)), _count(header(TOKENS_LEFT)))
+    """Nothing that calls could be held back for. These servers fill a bucket, or count by the second or the day, and
+    which of it is not told: only a refusal says when to come back."""
+    return Left()
 
 
 def _count(said: str | None) -> int | None:

@@ -168,7 +168,8 @@ class ChatStream:
         return sse.with_data(event, json.encode(rest | ({"usage": self.usage} if self.usage else {})))
 
     def _last(self, event: bytes) -> bytes:
-        if not self._complete():
+        # Some servers give one answer, however many are asked for. They say themselves that it is all.
+        if not self._finished or not all(self._finished.values()):
             raise UpstreamFailed(INCOMPLETE)
         self.done = True
         return event

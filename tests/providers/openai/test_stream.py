@@ -273,6 +273,12 @@ def test_nothing_comes_behind_the_end(end):
     assert not run(stop(), *end)[1].surplus
 
 
+def test_a_server_that_gives_one_answer_whatever_is_asked_has_given_all():
+    source = word("x", 0) + stop(0) + DONE
+    out, events = run(source, asked={"n": 2})
+    assert (out, events.done, events.error) == (source, True, None)
+
+
 @pytest.mark.parametrize(
     ("source", "n"),
     [
@@ -285,8 +291,9 @@ def test_nothing_comes_behind_the_end(end):
         (word("x") + stop()[:-1], 1),
         (event() + DONE, 1),
         (word("x", 0) + word("y", 1) + stop(0) + DONE, 1),
-        (word("x", 0) + stop(0) + DONE, 2),
+        (word("x", 0) + stop(0), 2),
         (word("x", 0) + word("y", 1) + stop(1), 2),
+        (word("x", 0) + word("y", 1) + stop(1) + DONE, 2),
     ],
 )
 def test_an_end_before_every_choice_has_finished_is_an_error(source, n):
