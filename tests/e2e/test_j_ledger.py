@@ -218,7 +218,7 @@ async def test_j7_two_that_start_at_once_on_an_empty_database(
             await one.settled(team, await rows_of(one.book, team, 2))
 
 
-@pytest.mark.parametrize("name", ["';DROP/**/TABLE/**/calls;--", '"x"OR"1"="1"', "%s%(a)s?:b{0}"])
+@pytest.mark.parametrize("name", ["';DROP(TABLE)calls;--", '"x"OR"1"="1"', "%s%(a)s?:b{0}"])
 async def test_j10_a_name_is_never_a_part_of_a_statement(place: Deployment, held: socket.socket, name: str) -> None:
     async with upstream(held, good):
         assert (await ask(place.url, asking("free", model=name, mark="of-a-name"))).status == 200
