@@ -20,6 +20,9 @@ WINDOW: Final = 60.0
 EDGE: Final = 0.001
 """Seconds behind the end of a minute."""
 
+MERGED: Final = 0.1
+"""Seconds within which what is used counts as one."""
+
 BLIND: Final = 5.0
 """Seconds after which one call finds out more, when nobody has seen what was used."""
 
@@ -53,7 +56,7 @@ class Used(NamedTuple):
 class Quantity:
     """One of what is limited, requests or tokens. Times are monotonic seconds."""
 
-    __slots__ = ("_left", "_most", "_sent", "_told", "_used")
+    __slots__ = ("_left", "_most", "_sent", "_sum", "_told", "_used")
 
     def __init__(self) -> None:
         self._left: int | None = None
@@ -63,6 +66,8 @@ class Quantity:
         """The call whose answer is known, and when that came."""
         self._used: deque[Used] = deque()
         """Of the minute that was running then, oldest first."""
+        self._sum = 0
+        """Of all of them."""
 
     def told(self, left: int, sent: Sent, now: float) -> None:
         """The provider has said, at some moment since this call was sent, that so much is left."""
@@ -74,11 +79,31 @@ class Quantity:
         if before is not None and sent.number == self._sent.number and left >= before:
             return  # of those that nobody has counted no order is known
         while used and used[0].sent + WINDOW <= now:
-            used.popleft()  # it may be counted as free already
+            self._forget()  # it may be counted as free already
         if before is not None and before > left:
-            used.append(Used(self._sent.at, now, before - left))
+            self._note(Used(self._sent.at, now, before - left))
         self._left, self._sent, self._told = left, sent, now
         self._most = max(self._most, left)
+        # More than this cannot have been used within the minute: what is beyond it is free already, too.
+        while used and self._sum > self._most - left:
+            self._forget(self._sum - (self._most - left))
+
+    def _note(self, one: Used) -> None:
+        self._sum += one.amount
+        last = self._used[-1] if self._used else None
+        if last and one.heard - last.heard < MERGED:
+            self._used[-1] = Used(last.sent, one.heard, last.amount + one.amount)
+        else:
+            self._used.append(one)
+
+    def _forget(self, most: int | None = None) -> int:
+        """So much of the oldest that was used, or all of it; how much that was."""
+        oldest = self._used.popleft()
+        amount = oldest.amount if most is None else min(most, oldest.amount)
+        if amount < oldest.amount:
+            self._used.appendleft(oldest._replace(amount=oldest.amount - amount))
+        self._sum -= amount
+        return amount
 
     def left(self, now: float) -> int | None:
         """None: nothing is known."""
@@ -89,10 +114,16 @@ class Quantity:
             # Another minute has begun, and what it allows is known.
             left = max(left, self._most)
             used.clear()
+            self._sum = 0
         while used and used[0].heard + WINDOW < now:
-            left += used.popleft().amount
+            left += self._forget()
         self._left = left
         return left
+
+    @property
+    def is_used_up(self) -> bool:
+        """When it was last looked at."""
+        return self._left == 0
 
     def wait(self, amount: int, now: float, alone: bool) -> float:
         """Seconds until so much is left; 0: it is, or nothing is known. Where nobody has seen when it was used, one who
@@ -137,12 +168,10 @@ class Allowance:
         sleeps. Raises ProviderBusy if that takes longer than PATIENCE."""
         if self._line or self.wait(tokens):
             await self._wait_in_line(tokens, rest)
-        now = self._now()
-        blind = self._requests.left(now) == 0 or self._tokens.left(now) == 0
         self._sent += 1
         self._sent_tokens += tokens
         self._calls += 1
-        return Sent(now, self._calls, blind)
+        return Sent(self._now(), self._calls, self._requests.is_used_up or self._tokens.is_used_up)
 
     async def _wait_in_line(self, tokens: int, rest: Callable[[float], Awaitable[None]]) -> None:
         end, number = self._now() + PATIENCE, self._came

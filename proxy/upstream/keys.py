@@ -110,26 +110,25 @@ class KeyPool:
     def take(self, model: str, tokens: int, tried: Sequence[Key]) -> Key:
         """The key that may be used soonest, and pays for the fewest calls; of equals each in its turn. Raises
         ProviderBusy if none may be used."""
-        now, best, first = self.now(), None, (0.0, 0)
-        for key in self._in_turn():
-            if key in tried or key.left(model, now):
-                continue
-            allowance = key.allowances.get(model)
-            rank = (allowance.wait(tokens) if allowance else 0.0, key.load)
-            if best is None or rank < first:
-                best, first = key, rank
-        if best is None:
+        now = self.now()
+        usable = [key for key in self.keys if not key.left(model, now) and key not in tried]
+        if not usable:
             raise ProviderBusy(min(key.left(model, now) for key in self.keys))
+        best = usable[0] if len(usable) == 1 else self._soonest(usable, model, tokens)
         if best.is_out(model):
             best.find_out(model, now + OUT)
         best.load += 1
         return best
 
-    def _in_turn(self) -> Sequence[Key]:
-        if len(self.keys) == 1:
-            return self.keys
-        self._turn = turn = (self._turn + 1) % len(self.keys)
-        return [*self.keys[turn:], *self.keys[:turn]]
+    def _soonest(self, usable: Sequence[Key], model: str, tokens: int) -> Key:
+        self._turn += 1
+        at = self._turn % len(usable)
+
+        def rank(key: Key) -> tuple[float, int]:
+            allowance = key.allowances.get(model)
+            return allowance.wait(tokens) if allowance else 0.0, key.load
+
+        return min([*usable[at:], *usable[:at]], key=rank)
 
     def has_other(self, model: str, tried: Sequence[Key]) -> bool:
         now = self.now()
@@ -139,7 +138,7 @@ class KeyPool:
 class Payment:
     """The keys of one call, tried one after the other while it is the `key` that is refused."""
 
-    __slots__ = ("_counted", "_faults", "_model", "_pool", "_sent", "_tokens", "key")
+    __slots__ = ("_began", "_counted", "_faults", "_model", "_pool", "_sent", "_tokens", "key")
 
     key: Key
 
@@ -149,7 +148,8 @@ class Payment:
         self._tokens = tokens
         self._faults: list[tuple[Key, KeyFault]] = []
         self._counted: Allowance | None = None
-        self._sent = Sent(pool.now())
+        self._sent: Sent | None = None
+        self._began = pool.now()
 
     def take(self) -> None:
         """Choose the key to try next; `give` must follow. Raises ProviderBusy."""
@@ -177,7 +177,7 @@ class Payment:
             if len(allowances) >= MOST_MODELS:
                 allowances.clear()
             allowances[self._model] = Allowance(self._pool.workers, self._pool.now)
-        allowances[self._model].heard(left, self._sent, refused=refused)
+        allowances[self._model].heard(left, self._sent or Sent(self._began), refused=refused)
 
     def _over(self) -> None:
         if self._counted:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proxy.core.errors import ProviderBusy
@@ -275,6 +275,8 @@ class World:
         self.clock.now = end
 
 
+@example(6, 0.25, [(2, 51.0, 0.0), (2, 43.0, 9.0), (1, 1.0, 0.0), (2, 26.0, 0.0), (3, 0.0, 0.0), (1, 1.0, 0.0)])
+@example(7, 0.5, [(4, 57.0, 0.0), (1, 0.0, 4.0), (1, 26.0, 0.0), (1, 39.0, 0.0), (7, 1.0, 0.0)])
 @settings(max_examples=300)
 @given(
     st.integers(2, 20),

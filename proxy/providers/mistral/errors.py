@@ -43,7 +43,7 @@ from proxy.providers.retry_after import advice, asked
 
 _MOST_TEXT = 500
 _ZERO = re.compile(r"\s*0+(\.0*)?\s*")
-_COUNT = re.compile(r"[0-9]{1,15}")
+_LONGEST_COUNT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,8 +341,12 @@ def left(header: Header) -> Left:
 
 
 def _count(header: Header, names: tuple[str, ...]) -> int | None:
-    found = (said for name in names if (said := header(name)))
-    return next((int(said) for said in found if _COUNT.fullmatch(said)), None)
+    """What the first of them says that is there; nothing if that is no number of a sensible length."""
+    for name in names:
+        said = header(name)
+        if said:
+            return int(said) if said.isascii() and said.isdigit() and len(said) < _LONGEST_COUNT else None
+    return None
 
 
 # Rate-limit headers stay behind: their numbers are the central account's, and a team sees its own quota's under the
