@@ -12,6 +12,7 @@ from proxy import guard, relay
 from proxy.core import strict_json
 from proxy.core.sse import Splitter
 from proxy.http.framing import Limits
+from proxy.providers import events
 from proxy.providers.mistral import stream
 from proxy.serving import server as serve
 from proxy.settings.model import Settings
@@ -63,7 +64,7 @@ def _of_answers(door: Limits, settings: Settings) -> Iterator[tuple[str, str]]:
     yield "… one that refuses; beyond it only the status counts", size(client.MOST_REFUSAL)
     yield (
         "choices of a stream, unless `n` asks for more; tool calls of a choice",
-        f"{stream.MOST_CHOICES}; {stream.MOST_CALLS}",
+        f"{events.MOST_CHOICES}; {stream.MOST_CALLS}",
     )
     yield "one event of a stream", size(signature(Splitter).parameters["limit"].default)
     yield "silence in a stream, until a comment keeps the connection open", f"{guard.SILENCE:g} s"

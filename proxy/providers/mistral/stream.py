@@ -6,18 +6,17 @@ Python, the accumulator behind `client.chat.completions.stream()`. docs/streamin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import msgspec
 
 from proxy.core import json, sse
-from proxy.core.errors import ProxyError, UpstreamFailed
+from proxy.core.errors import UpstreamFailed
 from proxy.core.json import Json
 from proxy.core.table import Context
+from proxy.providers.events import BYTES_A_TOKEN, MOST_CHOICES, NONSENSE, ChatEvents, tokens
 from proxy.providers.mistral.answer import (
-    NONSENSE,
     arguments_text,
     choices_of,
     clean_usage,
@@ -28,22 +27,11 @@ from proxy.providers.mistral.answer import (
     service_tier,
 )
 
-INCOMPLETE: Final = "The upstream ended the stream before it was complete."
-TOO_LONG: Final = "The upstream sent an event of more than 1 MiB."
-
-MOST_CHOICES: Final = 128
-"""Choices of one stream, should fewer be asked for."""
-
 MOST_CALLS: Final = 128
 """Tool calls of one choice: as many as a request may offer tools."""
 
 _LONGEST_NAME = 256
 """Characters of what calls are told apart by. All of it is kept until the stream ends."""
-
-_DONE = b"[DONE]"
-_DONE_EVENT = b"data: [DONE]\n\n"
-_ID = frozenset((b"id",))
-
 
 # A chunk that fits this schema needs no change and is not looked at further. Checking the schema costs less than
 # searching the bytes for suspicious patterns, and neither white space nor escapes can hide anything from it.
@@ -73,8 +61,8 @@ class _PlainChunk(msgspec.Struct):
 _plain_chunk = msgspec.json.Decoder(_PlainChunk).decode
 
 
-class ChatStream:
-    """An EventStream (proxy/core/endpoint.py) for one chat answer.
+class ChatStream(ChatEvents):
+    """An EventStream (proxy/core/endpoint.py) for one chat answer of Mistral's.
 
     Reads of `context.notes`: "prefix" (str), which Mistral repeats at the start of each choice and the client has
     already; "functions" (true), the client speaks the older `functions`; "include_usage" (true), it asked for usage in
@@ -82,95 +70,29 @@ class ChatStream:
     """
 
     def __init__(self, context: Context) -> None:
-        self.error: ProxyError | None = None
-        self.done = self.surplus = False
-        self.usage: Json | None = None
-        self.delivered = 0
-        self.tier: str | None = None
+        super().__init__(context)
         self._context = context
-        self._include_usage = bool(context.notes.get("include_usage"))
-        self._expected = max(1, context.asked.get("n") or 1)
-        self._splitter = sse.Splitter()
-        self._first = True
         self._choices: dict[int, _Choice] = {}
         self._usage_chunk: Json | None = None
 
-    def feed(self, chunk: bytes) -> bytes:
-        return b"" if self.done or self.error else self._pass_all(self._splitter.feed(chunk))
-
-    def end(self) -> bytes:
-        if self.done or self.error:
-            return b""
-        out = self._pass_all(self._splitter.flush())
-        if self.done or self.error:
-            return out
-        if not self._complete():
-            self.error = UpstreamFailed(INCOMPLETE)
-            return out
-        self.done = True
-        return out + self._usage_event(b"\n") + _DONE_EVENT
-
-    def _pass_all(self, events: Iterable[bytes]) -> bytes:
-        out: list[bytes] = []
-        try:
-            for event in events:
-                out.append(self._pass(event))
-                if self.done:
-                    self.surplus = bool(self._splitter.rest)
-                    break
-        except sse.TooLong:
-            self.error = UpstreamFailed(TOO_LONG)
-        except UpstreamFailed as error:
-            self.error = error
-        return b"".join(out)
-
-    def _pass(self, event: bytes) -> bytes:
-        """The event as it goes on. Raises UpstreamFailed when the stream ends here."""
-        if not event.isascii():
-            _require_text(event)
-        data = sse.only_data(event)
-        if data is None:
-            # After an id OpenAI's SDK for Python takes every comment, also one of ours, for an event, and stops.
-            event = sse.without_fields(event, _ID)
-            data = sse.data(event)
-        if data is None:
-            return self._without_data(event)
+    def _chunk(self, event: bytes, data: bytes) -> bytes:
         try:
             chunk = _plain_chunk(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self._examine(event, data)
-        self._first = False
-        tokens = 0
+        delivered = 0
         for choice in chunk.choices:
             if self._choice(choice.index).prefix:
                 return self._examine(event, data)
             text = choice.delta.content
             if text:
-                tokens += 1 if len(text) < 2 * _BYTES_A_TOKEN and text.isascii() else _tokens(text)
+                delivered += 1 if len(text) < 2 * BYTES_A_TOKEN and text.isascii() else tokens(text)
             if choice.delta.reasoning_content:
-                tokens += _tokens(choice.delta.reasoning_content)
-        self.delivered += tokens
+                delivered += tokens(choice.delta.reasoning_content)
+        self.delivered += delivered
         return event
 
-    def _without_data(self, event: bytes) -> bytes:
-        first, self._first = self._first, False
-        # OpenAI's SDK for Python does not skip a byte order mark, and would miss the first event.
-        if first and event.startswith(sse.BOM):
-            return self._pass(event.removeprefix(sse.BOM))
-        if not sse.recognised(event):
-            raise UpstreamFailed(NONSENSE)
-        return sse.without_fields(event, sse.FIELDS)  # without data it says nothing, and the SDKs would read that
-
-    def _examine(self, event: bytes, data: bytes) -> bytes:
-        word = data.strip()
-        if word == _DONE:
-            return self._last(event)
-        if not word:  # some servers keep a connection alive so; the SDKs would read the nothing as JSON
-            return sse.without_fields(sse.without_data(event), sse.FIELDS)
-        try:
-            chunk = json.decode(data)
-        except json.Malformed:
-            raise UpstreamFailed(NONSENSE) from None
+    def _whole(self, event: bytes, chunk: Any) -> bytes:
         was = json.encode(chunk)
         translated = self._translate(chunk)
         *before, last = [json.encode(one) for one in _calls_before_the_end(translated)]
@@ -179,12 +101,6 @@ class ChatStream:
             return event
         end = sse.line_end(event) * 2
         return b"".join(b"data: " + one + end for one in before) + sse.with_data(event, last)
-
-    def _last(self, event: bytes) -> bytes:
-        if not self._complete():
-            raise UpstreamFailed(INCOMPLETE)
-        self.done = True
-        return self._usage_event(sse.line_end(event)) + event
 
     def _complete(self) -> bool:
         return len(self._choices) >= self._expected and all(choice.finished for choice in self._choices.values())
@@ -219,28 +135,11 @@ class ChatStream:
             del chunk["usage"]
         return chunk
 
-    def _usage_event(self, line_end: bytes) -> bytes:
+    def _before_the_end(self, line_end: bytes) -> bytes:
+        """The chunk of usage, for a client that wants one."""
         if self._usage_chunk is None:
             return b""
         return b"data: " + json.encode(self._usage_chunk) + line_end * 2
-
-
-def _require_text(event: bytes) -> None:
-    """What the schema skips is not decoded, and the SDKs would stumble over it."""
-    try:
-        event.decode()
-    except UnicodeDecodeError:
-        raise UpstreamFailed(NONSENSE) from None
-
-
-_BYTES_A_TOKEN = 8
-"""Few tokens are longer. What is one piece is mostly one token, but some servers send many at once."""
-
-
-def _tokens(text: str) -> int:
-    """Of one piece of text, which is not empty."""
-    size = len(text) if text.isascii() else len(text.encode())
-    return size // _BYTES_A_TOKEN or 1
 
 
 def _tokens_of(delta: Json) -> int:
@@ -249,7 +148,7 @@ def _tokens_of(delta: Json) -> int:
     called += [delta["function_call"]] if isinstance(delta.get("function_call"), dict) else []
     texts = [delta.get("content"), delta.get("reasoning_content")]
     texts += [function.get(key) for function in called for key in ("name", "arguments")]
-    return sum(_tokens(text) for text in texts if text and isinstance(text, str))
+    return sum(map(tokens, texts))
 
 
 def _calls_before_the_end(chunk: Json) -> list[Json]:

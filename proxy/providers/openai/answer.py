@@ -12,9 +12,9 @@ from typing import Any, Final
 from proxy.core.errors import UpstreamFailed
 from proxy.core.json import Json
 from proxy.core.table import Context
+from proxy.providers.events import NONSENSE
 
 FAILED: Final = "The upstream reported an error instead of an answer."
-NONSENSE: Final = "The upstream sent something that is not a chat completion."
 
 MOST_TOKENS: Final = 10**9
 """More than any exchange can have used."""

@@ -6,27 +6,16 @@ vLLM and OpenRouter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import msgspec
 
 from proxy.core import json, sse
-from proxy.core.errors import ProxyError, UpstreamFailed
+from proxy.core.errors import UpstreamFailed
 from proxy.core.json import Json
 from proxy.core.table import Context
-from proxy.providers.openai.answer import CHAT_COUNTS, NONSENSE, choices_of, clean_usage
-
-INCOMPLETE: Final = "The upstream ended the stream before it was complete."
-TOO_LONG: Final = "The upstream sent an event of more than 1 MiB."
-
-MOST_CHOICES: Final = 128
-"""Choices of one stream, should fewer be asked for."""
-
-_DONE = b"[DONE]"
-_DONE_EVENT = b"data: [DONE]\n\n"
-_ID = frozenset((b"id",))
-
+from proxy.providers.events import MOST_CHOICES, NONSENSE, ChatEvents, tokens
+from proxy.providers.openai.answer import CHAT_COUNTS, choices_of, clean_usage
 
 # A chunk that fits this schema is text, more is to come, and it needs no further look. The field `reasoning` is what
 # vLLM and OpenRouter call `reasoning_content`.
@@ -58,67 +47,19 @@ class _PlainChunk(msgspec.Struct):
 _plain_chunk = msgspec.json.Decoder(_PlainChunk).decode
 
 
-class ChatStream:
-    """An EventStream (proxy/core/endpoint.py) for one chat answer.
+class ChatStream(ChatEvents):
+    """An EventStream (proxy/core/endpoint.py) for one chat answer of OpenAI's.
 
     Reads of `context.notes` "include_usage" (true): the client asked for the chunk of usage. The upstream always sends
     one, because it is always asked to; a client that did not ask does not see it.
     """
 
     def __init__(self, context: Context) -> None:
-        self.error: ProxyError | None = None
-        self.done = self.surplus = False
-        self.usage: Json | None = None
-        self.delivered = 0
-        self.tier: str | None = None
-        self._include_usage = bool(context.notes.get("include_usage"))
-        self._expected = max(1, context.asked.get("n") or 1)
-        self._splitter = sse.Splitter()
-        self._first = True
+        super().__init__(context)
         self._finished: dict[int, bool] = {}
         """The choices that have come, by index."""
 
-    def feed(self, chunk: bytes) -> bytes:
-        return b"" if self.done or self.error else self._pass_all(self._splitter.feed(chunk))
-
-    def end(self) -> bytes:
-        if self.done or self.error:
-            return b""
-        out = self._pass_all(self._splitter.flush())
-        if self.done or self.error:
-            return out
-        if not self._complete():
-            self.error = UpstreamFailed(INCOMPLETE)
-            return out
-        self.done = True
-        return out + _DONE_EVENT
-
-    def _pass_all(self, events: Iterable[bytes]) -> bytes:
-        out: list[bytes] = []
-        try:
-            for event in events:
-                out.append(self._pass(event))
-                if self.done:
-                    self.surplus = bool(self._splitter.rest)
-                    break
-        except sse.TooLong:
-            self.error = UpstreamFailed(TOO_LONG)
-        except UpstreamFailed as error:
-            self.error = error
-        return b"".join(out)
-
-    def _pass(self, event: bytes) -> bytes:
-        """The event as it goes on. Raises UpstreamFailed when the stream ends here."""
-        if not event.isascii():
-            _require_text(event)
-        data = sse.only_data(event)
-        if data is None:
-            # After an id OpenAI's SDK for Python takes every comment, also one of ours, for an event, and stops.
-            event = sse.without_fields(event, _ID)
-            data = sse.data(event)
-        if data is None:
-            return self._without_data(event)
-        self._first = False
+    def _chunk(self, event: bytes, data: bytes) -> bytes:
         try:
             chunk = _plain_chunk(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -126,29 +67,11 @@ class ChatStream:
         for choice in chunk.choices:
             self._come(choice.index, finished=False)
             delta = choice.delta
-            self.delivered += _tokens(delta.content) + _tokens(delta.reasoning_content or delta.reasoning)
+            self.delivered += tokens(delta.content) + tokens(delta.reasoning_content or delta.reasoning)
         self.tier = chunk.service_tier or self.tier
         return event
 
-    def _without_data(self, event: bytes) -> bytes:
-        first, self._first = self._first, False
-        # OpenAI's SDK for Python does not skip a byte order mark, and would miss the first event.
-        if first and event.startswith(sse.BOM):
-            return self._pass(event.removeprefix(sse.BOM))
-        if not sse.recognised(event):
-            raise UpstreamFailed(NONSENSE)
-        return sse.without_fields(event, sse.FIELDS)  # without data it says nothing, and the SDKs would read that
-
-    def _examine(self, event: bytes, data: bytes) -> bytes:
-        word = data.strip()
-        if word == _DONE:
-            return self._last(event)
-        if not word:  # some servers keep a connection alive so; the SDKs would read the nothing as JSON
-            return sse.without_fields(sse.without_data(event), sse.FIELDS)
-        try:
-            chunk = json.decode(data)
-        except json.Malformed:
-            raise UpstreamFailed(NONSENSE) from None
+    def _whole(self, event: bytes, chunk: Any) -> bytes:
         choices = choices_of(chunk)
         for at, choice in enumerate(choices):
             self._come(_index_of(choice, at), finished=bool(choice.get("finish_reason")))
@@ -167,12 +90,9 @@ class ChatStream:
         rest = {key: value for key, value in chunk.items() if key != "usage"}
         return sse.with_data(event, json.encode(rest | ({"usage": self.usage} if self.usage else {})))
 
-    def _last(self, event: bytes) -> bytes:
+    def _may_end(self) -> bool:
         # Some servers give one answer, however many are asked for. They say themselves that it is all.
-        if not self._finished or not all(self._finished.values()):
-            raise UpstreamFailed(INCOMPLETE)
-        self.done = True
-        return event
+        return bool(self._finished) and all(self._finished.values())
 
     def _come(self, index: int, *, finished: bool) -> None:
         if index not in self._finished and len(self._finished) >= max(self._expected, MOST_CHOICES):
@@ -183,30 +103,10 @@ class ChatStream:
         return len(self._finished) >= self._expected and all(self._finished.values())
 
 
-def _require_text(event: bytes) -> None:
-    """What the schema skips is not decoded, and the SDKs would stumble over it."""
-    try:
-        event.decode()
-    except UnicodeDecodeError:
-        raise UpstreamFailed(NONSENSE) from None
-
-
 def _index_of(choice: Json, at: int) -> int:
     """The choice's index; `at`, its place in the chunk, if it has none."""
     index = choice.get("index")
     return index if type(index) is int else at
-
-
-_BYTES_A_TOKEN = 8
-"""Few tokens are longer. What is one piece is mostly one token, but some servers send many at once."""
-
-
-def _tokens(text: Any) -> int:
-    """Of one piece of text; of anything else none."""
-    if not isinstance(text, str) or not text:
-        return 0
-    size = len(text) if text.isascii() else len(text.encode())
-    return size // _BYTES_A_TOKEN or 1
 
 
 def _tokens_of(delta: Any) -> int:
@@ -218,4 +118,4 @@ def _tokens_of(delta: Any) -> int:
     functions = [one for one in [*called, delta.get("function_call")] if isinstance(one, dict)]
     texts = [delta.get("content"), delta.get("reasoning_content") or delta.get("reasoning"), delta.get("refusal")]
     texts += [function.get(key) for function in functions for key in ("name", "arguments")]
-    return sum(map(_tokens, texts))
+    return sum(map(tokens, texts))

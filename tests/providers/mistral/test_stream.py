@@ -14,7 +14,8 @@ from proxy.core import json
 from proxy.core.errors import UpstreamFailed, render
 from proxy.core.model import Model
 from proxy.core.table import Context
-from proxy.providers.mistral.stream import MOST_CALLS, MOST_CHOICES, ChatStream
+from proxy.providers.events import MOST_CHOICES
+from proxy.providers.mistral.stream import MOST_CALLS, ChatStream
 from tests.core.test_sse import cut
 from tests.providers.mistral.test_answer import USAGE, some, text, thinking
 

@@ -14,7 +14,8 @@ from proxy.core import json
 from proxy.core.errors import UpstreamFailed, render
 from proxy.core.model import Model
 from proxy.core.table import Context
-from proxy.providers.openai.stream import MOST_CHOICES, ChatStream
+from proxy.providers.events import MOST_CHOICES
+from proxy.providers.openai.stream import ChatStream
 from tests.core.test_sse import cut
 
 DONE = b"data: [DONE]\n\n"
