@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,49 +39,10 @@ from proxy.providers.mistral.mending import (
 )
 from proxy.providers.mistral.refused import Refused, read
 from proxy.providers.mistral.spelling import param, spelled
+from proxy.providers.refusals import Row, one_line, visible
 from proxy.providers.retry_after import advice, asked
 
-_MOST_TEXT = 500
-_ZERO = re.compile(r"\s*0+(\.0*)?\s*")
 _LONGEST_COUNT = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Which refusals it is about, then the error they become.
-
-    It fits when the HTTP status is among `on` (None: any), one of the headers `zero` is there and 0, and, where either
-    is given, Mistral's code, its type or pydantic's type is among `marks` or the message matches `text`.
-
-    `status` None keeps Mistral's. `param` is Mistral's name of the field, None the one that a 422 names. `message` None
-    is Mistral's own text. `again` is after how many seconds a repeat may succeed if Mistral does not say; 0: nothing is
-    known; None: never. `mend` corrects the body. `key` is what it says of the key that was used, `elsewhere`
-    whether another model or provider may do it.
-    """
-
-    on: Container[int] | None
-    marks: tuple[str, ...] = ()
-    text: str = ""
-    zero: tuple[str, ...] = ()
-    status: int | None = None
-    type: str = "invalid_request_error"
-    code: str = "invalid_value"
-    param: str | None = None
-    message: str | None = None
-    again: int | None = None
-    mend: Mend | None = None
-    key: KeyFault = KeyFault.NONE
-    elsewhere: Elsewhere = Elsewhere.NO
-
-    def fits(self, refused: Refused) -> bool:
-        if self.on is not None and refused.status not in self.on:
-            return False
-        if self.zero and not any(_ZERO.fullmatch(refused.header(name) or "") for name in self.zero):
-            return False
-        if not self.marks and not self.text:
-            return True
-        named = not refused.marks.isdisjoint(self.marks)
-        return named or bool(self.text and re.search(self.text, refused.text, re.IGNORECASE))
 
 
 def _input(
@@ -287,7 +248,7 @@ def refusal(status: int, header: Header, body: bytes, context: Context) -> Proxy
         "detail": detail,
         "headers": advice(becomes, row.again, header),
     }
-    message = _one_line(row.message or _told(refused, context) or _REFUSED).replace("{status}", str(status))
+    message = one_line(row.message or _told(refused, context) or _REFUSED).replace("{status}", str(status))
     error: ProxyError
     if becomes in _CLASSES:
         error = _CLASSES[becomes](message, billed=False, **more)
@@ -320,11 +281,6 @@ def _told(refused: Refused, context: Context) -> str:
     return "; ".join(f"{where}: {text}" if where else text for where, text in told)
 
 
-def _one_line(text: str) -> str:
-    cut = text if len(text) <= _MOST_TEXT else text[:_MOST_TEXT] + "…"
-    return "".join(char if char.isprintable() else " " for char in cut).strip()
-
-
 def mend(error: ProxyError, body: Json) -> tuple[Json, str] | None:
     """A corrected copy of the refused upstream `body`, to be sent once more, and a word for `x-proxy-rewrites` such as
     "mend:top_p". None when nothing can be done."""
@@ -355,7 +311,5 @@ _PASSED_ON = (("mistral-correlation-id", b"x-upstream-request-id"),)
 
 
 def answer_headers(header: Header) -> Headers:
-    """The headers of an answer that clients may see, under the names they see: visible ASCII. What is longer than
-    128 bytes is left out: half of a secret would not be recognised as one."""
-    found = ((name, re.sub(r"[^!-~]", "", header(theirs) or "")) for theirs, name in _PASSED_ON)
-    return [(name, value.encode()) for name, value in found if 0 < len(value) <= 128]
+    """The headers of an answer that clients may see, under the names they see."""
+    return visible(header, _PASSED_ON)

@@ -11,57 +11,24 @@ organization and quote the key, and the client is not the owner.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 
 from proxy.core.errors import Elsewhere, KeyFault, Repeat
 from proxy.core.json import Json
+from proxy.providers import refusals
 from proxy.providers.openai.limits import LIMITS, REQUESTS_LEFT, TOKENS_LEFT
 from proxy.providers.openai.refused import Refused
 
 Mend = Callable[[Refused, Json], Json | None]
 
-_ZERO = re.compile(r"\s*0+(\.0*)?\s*")
-
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """Which refusals it is about, then the error they become.
+class Row(refusals.Row):
+    """One of proxy/providers/refusals.py; `param` "messages" is "input" where that was asked. `repeat` is whether we
+    may make the call again."""
 
-    It fits when the HTTP status is among `on` (None: any), one of the headers `zero` is there and 0, and, where either
-    is given, the body's code or type is among `marks` or the message matches `text`.
-
-    `status` None keeps the provider's. `param` None is the one that the body names; "messages" is "input" where that
-    was asked. `message` None is the provider's own text. `again` is after how many seconds a repeat may succeed if the
-    provider does not say; 0: nothing is known; None: never. `repeat` is whether we may do so, `mend` corrects the body
-    first. `key` is what it says of the key that was used, `elsewhere` whether another model or provider may do it.
-    """
-
-    on: Container[int] | None
-    marks: tuple[str, ...] = ()
-    text: str = ""
-    zero: tuple[str, ...] = ()
-    status: int | None = None
-    type: str = "invalid_request_error"
-    code: str = "invalid_value"
-    param: str | None = None
-    message: str | None = None
-    again: int | None = None
     repeat: Repeat = Repeat.NEVER
-    mend: Mend | None = None
-    key: KeyFault = KeyFault.NONE
-    elsewhere: Elsewhere = Elsewhere.NO
-
-    def fits(self, refused: Refused) -> bool:
-        if self.on is not None and refused.status not in self.on:
-            return False
-        if self.zero and not any(_ZERO.fullmatch(refused.header(name) or "") for name in self.zero):
-            return False
-        if not self.marks and not self.text:
-            return True
-        named = not refused.marks.isdisjoint(self.marks)
-        return named or bool(self.text and re.search(self.text, refused.text, re.IGNORECASE))
 
 
 def _input(

@@ -5,7 +5,6 @@ error_table.py has the facts and its first fitting row wins; `refusal` is its in
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from math import ceil
 from typing import Any
@@ -17,9 +16,9 @@ from proxy.core.table import Context, printable
 from proxy.providers.openai.error_table import REFUSED, TABLE, Row
 from proxy.providers.openai.limits import reset
 from proxy.providers.openai.refused import Refused, read
+from proxy.providers.refusals import one_line, visible
 from proxy.providers.retry_after import advice, asked
 
-_MOST_TEXT = 500
 _LONGEST_WAIT = 3600
 _CLASSES = {502: UpstreamFailed, 504: UpstreamTimeout}
 
@@ -73,9 +72,7 @@ def _field(row: Row, refused: Refused, context: Context) -> str | None:
 
 def _told(refused: Refused, context: Context) -> str:
     """The provider's own words, on one line."""
-    text = context.redact(refused.text)
-    cut = text if len(text) <= _MOST_TEXT else text[:_MOST_TEXT] + "…"
-    return "".join(char if char.isprintable() else " " for char in cut).strip()
+    return one_line(context.redact(refused.text))
 
 
 def mend(error: ProxyError, body: Json) -> tuple[Json, str] | None:
@@ -91,7 +88,5 @@ _PASSED_ON = (("x-request-id", b"x-upstream-request-id"),)
 
 
 def answer_headers(header: Header) -> Headers:
-    """The headers of an answer that clients may see, under the names they see: visible ASCII. What is longer than
-    128 bytes is left out: half of a secret would not be recognised as one."""
-    found = ((name, re.sub(r"[^!-~]", "", header(theirs) or "")) for theirs, name in _PASSED_ON)
-    return [(name, value.encode()) for name, value in found if 0 < len(value) <= 128]
+    """The headers of an answer that clients may see, under the names they see."""
+    return visible(header, _PASSED_ON)
