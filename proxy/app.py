@@ -57,6 +57,8 @@ class Application:
             self.process.circuits.forget()
         self.current = new
         self.process.log.become(settings.logging.level, settings.logging.format)
+        if self.process.answers:
+            self.process.answers.backend.become(settings.cache.bounds)
         self._earlier.add(before)
         self._retire(before)
         return True

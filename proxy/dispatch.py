@@ -1,4 +1,4 @@
-"""The end of the pipe: the exchange is translated, sent to the provider, and its answer brought back.
+"""The end of the pipe: the translated request is sent to the provider, and its answer brought back.
 
 Three classes: a `Way` is how one provider serves the endpoint, `Dispatch` is made once per endpoint, a `Responder` once
 per request.
@@ -15,14 +15,12 @@ from starlette.types import Receive, Scope, Send
 from proxy.calls import Calls
 from proxy.core import json
 from proxy.core.charge import both
-from proxy.core.endpoint import Batch, Endpoint, EventStream, Meter, ModelFrom
+from proxy.core.endpoint import Batch, Endpoint, EventStream, Meter
 from proxy.core.errors import (
-    BadRequest,
     ClientGone,
     Draining,
     ProxyError,
     Repeat,
-    UnsupportedEndpoint,
     UpstreamFailed,
     UpstreamRefusal,
 )
@@ -30,14 +28,13 @@ from proxy.core.exchange import Exchange
 from proxy.core.json import Json
 from proxy.core.provider import Provider
 from proxy.core.services import Services
+from proxy.core.success import send_json
 from proxy.core.table import Context
 from proxy.guard import Guard
 from proxy.metering import charged
 from proxy.relay import Relay
 from proxy.upstream.client import MOST_JSON, Upstream, is_json, read
 from proxy.upstream.transport import Answer
-
-_MODES = {b"strict": True, b"lenient": False}
 
 _CONFLICT = 409
 """SDKs repeat it by themselves."""
@@ -68,23 +65,17 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """`ways` by the provider's name. `defaults` are fields of the upstream body for requests that do not set them;
-    `aliases` are those of proxy.yaml, shown in the list of models.
-    """
+    """`ways` by the provider's name."""
 
     ways: Mapping[str, Way]
     services: Services
-    strict: bool
-    defaults: Json
-    aliases: dict[str, str]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        way = self._way(exchange)
+        way, context, body = self.ways[exchange.provider], exchange.context, exchange.sending
+        assert context
         endpoint, upstream = way.endpoint, way.upstream
-        context = self._context(exchange, endpoint)
-        body = _body(endpoint, context)
-        guard = Guard(receive, upstream.timeouts, self.services.drainables, exchange.end)
+        guard = Guard(receive, upstream.timeouts, self.services.drainables, exchange.end, exchange.stays)
         calls = Calls(endpoint, way.provider, upstream, self.services.log, exchange, context, guard)
         responder = Responder(way, exchange, context, guard, calls)
         exchange.upstream = f"{exchange.provider}/{exchange.sent_as}" if exchange.model else exchange.provider
@@ -102,45 +93,6 @@ class Dispatch:
             exchange.client_gone = True
         finally:
             exchange.end = guard.ends
-
-    def _way(self, exchange: Exchange) -> Way:
-        way = self.ways.get(exchange.provider)
-        if way is None:
-            raise UnsupportedEndpoint(
-                f"The provider '{exchange.provider}' does not serve this endpoint.", param="model"
-            )
-        return way
-
-    def _context(self, exchange: Exchange, endpoint: Endpoint) -> Context:
-        notes: Json
-        if endpoint.model is ModelFrom.NOWHERE:
-            notes = {"visible": exchange.team.allows if exchange.team else None, "aliases": self.aliases}
-        else:
-            notes = {"model": exchange.sent_as, "asked": exchange.model_asked, "defaults": self.defaults}
-        return Context(
-            model=self.services.catalogue.model(exchange.model or ""),
-            asked=exchange.body or {},
-            strict=self._is_strict(exchange),
-            rewrites=exchange.rewrites,
-            notes=notes,
-            redact=self.services.redact.text,
-        )
-
-    def _is_strict(self, exchange: Exchange) -> bool:
-        asked = exchange.header(b"x-proxy-translation")
-        if asked is None:
-            return self.strict
-        if asked not in _MODES:
-            raise BadRequest("x-proxy-translation must be 'strict' or 'lenient'.", param="x-proxy-translation")
-        return _MODES[asked]
-
-
-def _body(endpoint: Endpoint, context: Context) -> Json | None:
-    if endpoint.request is None:
-        return None
-    body = endpoint.request.translate(context.asked, context)
-    body["model"] = context.notes["model"]
-    return body
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +126,7 @@ class Responder:
         self._metered(usage, tier=answer.get("service_tier"), delivered=delivered)
         # Nothing of ours is held any longer: a client that does not read keeps only its own connection. Looked through
         # once more: the parts of a text, put together, may spell the key that none of them did.
-        await _send_json(send, self.way.upstream.scrub(json.encode(answer)))
+        await send_json(send, self.way.upstream.scrub(json.encode(answer)))
 
     async def stream(self, body: Json, events: EventStream, send: Send) -> None:
         relay = Relay(events, self.guard, send, self.way.upstream.scrub)
@@ -279,9 +231,3 @@ def _tokens_of(answer: Json) -> int:
 def _is_costly(raw: bytes, most: int) -> bool:
     """An escape that may be one of the key's costs as much as a value: both are counted."""
     return raw.count(b"\\u00") > most or json.exceeds(raw, most)
-
-
-async def _send_json(send: Send, body: bytes) -> None:
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

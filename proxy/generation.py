@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 from starlette.types import ASGIApp
 
 from proxy import data
+from proxy.core.cache import Answers
 from proxy.core.calendar import Calendar
 from proxy.core.catalogue import Catalogue
 from proxy.core.circuit import Circuits
@@ -35,7 +36,7 @@ from proxy.providers import PROVIDERS
 from proxy.routes import Health, router
 from proxy.settings.model import Settings
 from proxy.settings.rules import catalogue_of, rules_of
-from proxy.stages import auth, breaker, quota
+from proxy.stages import auth, breaker, cache, quota, translate
 from proxy.store.memory import MemoryStore
 from proxy.upstream.client import Upstream
 from proxy.upstream.config import is_loopback
@@ -61,14 +62,15 @@ def unix_milliseconds() -> int:
 
 @dataclass(slots=True)
 class Process:
-    """What outlives every generation: the log, the counters, the ledger, who holds which issued key. `drainables` are
-    the parts of all requests under way that can be ended. `owner` is this process among all that share a store;
-    `closing` is closed when its last request has ended."""
+    """What outlives every generation: the log, the counters, the ledger, who holds which issued key, the answers that
+    are kept. `drainables` are the parts of all requests under way that can be ended. `owner` is this process among all
+    that share a store; `closing` is closed when its last request has ended."""
 
     log: Writer
     quotas: Counters = field(default_factory=lambda: MemoryStore(Calendar(UTC), unix_milliseconds))
     ledger: Ledger | None = None
     issued: Issued | None = None
+    answers: Answers | None = None
     owner: str = field(default_factory=lambda: secrets.token_hex(6))
     wall: Callable[[], int] = unix_milliseconds
     monotonic: Callable[[], float] = time.monotonic
@@ -154,6 +156,7 @@ class Generation:
             wall=process.wall,
             circuits=process.circuits,
             next_call=process.next_call,
+            answers=process.answers,
             simulated=process.simulated,
             generation=number,
             drainables=process.drainables,
@@ -177,6 +180,8 @@ class Generation:
             model=settings.models,
             fallbacks=settings.models.fallbacks,
             context=settings.models.context,
+            translate=self._translation(),
+            cache=cache.Sources(settings.cache, self._rows, self._places()),
             quota=quota.Config(self.rules),
             breaker=breaker.Config(
                 {name: provider.circuit_breaker for name, provider in settings.providers.items()},
@@ -184,21 +189,32 @@ class Generation:
             ),
         )
         # A path is where the main provider has it; what the others serve under it, they serve in their own way.
-        endpoints = [
-            (row, fold(inner(configs, row, services), self._dispatch(row))) for row in PROVIDERS[MAIN].endpoints
-        ]
+        endpoints = [(row, inner(configs, row, services, self._dispatch(row))) for row in PROVIDERS[MAIN].endpoints]
         return fold(outer(configs, services), router(endpoints, self._health()))
 
     def _dispatch(self, row: Endpoint) -> Dispatch:
+        return Dispatch(ways=dict(self._ways(row)), services=self._services)
+
+    def _translation(self) -> translate.Config:
         models = self.settings.models
         defaults = {"max_tokens": models.default_max_tokens, "temperature": models.default_temperature}
-        return Dispatch(
-            ways=dict(self._ways(row)),
-            services=self._services,
+        return translate.Config(
+            rows=self._rows,
             strict=self.settings.translation.mode == "strict",
             defaults={name: value for name, value in defaults.items() if value is not None},
             aliases=models.aliases,
         )
+
+    def _rows(self, row: Endpoint) -> Mapping[str, Endpoint]:
+        return {name: way.endpoint for name, way in self._ways(row)}
+
+    def _places(self) -> Mapping[str, cache.Place]:
+        simulated = self._process.simulated
+        return {
+            # Each process has a simulator of its own, somewhere; they all answer alike.
+            name: cache.Place(("simulated",) if simulated else (config.type, config.base_url), config.timeouts.total)
+            for name, config in self.settings.providers.items()
+        }
 
     def _ways(self, row: Endpoint) -> Iterator[tuple[str, Way]]:
         for name, config in self.settings.providers.items():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
@@ -36,6 +37,21 @@ class Deadlines(Protocol):
     def total(self) -> float: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Deadlines for what is not a call of one's own: `total` seconds, however they are spent."""
+
+    total: float
+
+    @property
+    def first_byte(self) -> float:
+        return self.total
+
+    @property
+    def idle(self) -> float:
+        return self.total
+
+
 class Guard(Interruptible):
     """`async with Guard(receive, deadlines):` runs its block under watch; call `heard()` at every byte of the upstream.
 
@@ -44,13 +60,22 @@ class Guard(Interruptible):
 
     `ends` is when the time for everything is over, by the loop's clock; None: `total` after the guard is entered.
 
+    `stays`, if there is one, is asked when the client has left, with what is to be called if that is to count later:
+    True lets the block go on, because somebody else waits for what comes of it.
+
     Raises ClientGone, UpstreamTimeout or Draining in place of the cancellation it caused; any other one passes.
     """
 
     def __init__(
-        self, receive: Receive, deadlines: Deadlines, group: set[Drainable], ends: float | None = None
+        self,
+        receive: Receive,
+        deadlines: Deadlines,
+        group: set[Drainable],
+        ends: float | None = None,
+        stays: Callable[[Callable[[], object]], bool] | None = None,
     ) -> None:
         self.ends = ends
+        self._stays = stays
         self._receive = receive
         self._deadlines = deadlines
         self._group = group
@@ -141,7 +166,12 @@ class Guard(Interruptible):
         message = await self._receive()
         while message["type"] != "http.disconnect":
             message = await self._receive()
-        self.interrupt(ClientGone())
+        if self._stays is None or not self._stays(self._leave):
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._watcher:  # else it does not matter any more
+            self.interrupt(ClientGone())
 
     def _check(self) -> None:
         # One timer serves all deadlines: it looks when the last byte came and sets itself anew. A byte costs none.

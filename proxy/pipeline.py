@@ -9,12 +9,14 @@ from starlette.types import ASGIApp
 
 from proxy.core.endpoint import Endpoint
 from proxy.core.services import Middleware, Services
+from proxy.player import Player
 from proxy.stages import (
     access_log,
     auth,
     begin,
     body,
     breaker,
+    cache,
     context,
     cors,
     estimate,
@@ -23,8 +25,13 @@ from proxy.stages import (
     host,
     ledger,
     model,
+    parse,
+    pass_over,
     quota,
+    recall,
+    replay,
     rescue,
+    translate,
 )
 
 
@@ -43,6 +50,8 @@ class Configs:
     model: model.Config
     fallbacks: fallback.Chains
     context: Mapping[str, context.WhenTooLong]
+    translate: translate.Config
+    cache: cache.Sources
     quota: quota.Config
     breaker: breaker.Config
 
@@ -60,21 +69,45 @@ def outer(configs: Configs, services: Services) -> tuple[Middleware, ...]:
     return tuple(stage for stage in stages if stage)
 
 
-def inner(configs: Configs, endpoint: Endpoint, services: Services) -> tuple[Middleware | None, ...]:
-    """Around one endpoint; None where a stage does not apply to it."""
+def inner(configs: Configs, endpoint: Endpoint, services: Services, end: ASGIApp) -> ASGIApp:
+    """The stages of one endpoint, around what calls the provider."""
+    answered = fold(answering(configs, endpoint, services), end)
+    return fold(finding(configs, endpoint, services, answered), answered)
+
+
+def finding(
+    configs: Configs, endpoint: Endpoint, services: Services, answered: ASGIApp
+) -> tuple[Middleware | None, ...]:
+    """Who asks what, and whether the answer is there; None where a stage does not apply. `answered` comes next."""
+    policy = configs.cache.config.policy(services.wall)
+    player = Player(configs.cache.config.cadence, services.drainables, services.wall)
     return (
         gate.build(configs.max_requests, services),  # before all that costs something
         auth.build(configs.auth, endpoint, services),  # before the body: an unknown key uploads nothing
         body.build(configs.max_body, endpoint, services),
+        # before anything is made of the body: what has been understood before, and answered, need not be again
+        recall.build(policy, player, endpoint, services, answered, on=configs.cache.on),
+        parse.build(endpoint, services),
         model.build(configs.model, endpoint, services),  # after the body, which names the model
         # around all that is done for one model: each that is asked has its own
         fallback.build(configs.fallbacks, endpoint, services),
         # before anything is reckoned: what is cut costs nothing
         context.build(configs.context, configs.model.default_max_tokens, endpoint, services),
+        translate.build(configs.translate, endpoint, services),  # of what is left
+        # by what would be sent, and before anything is reckoned: what it finds costs nothing
+        cache.build(configs.cache, policy, player, endpoint, services),
+        pass_over.build(configs.fallbacks, endpoint, services),  # unless there is an answer already
+    )
+
+
+def answering(configs: Configs, endpoint: Endpoint, services: Services) -> tuple[Middleware | None, ...]:
+    """What is done for each model that is asked, and for each answer that is there."""
+    return (
         estimate.build(configs.model.default_max_tokens, endpoint, services),  # quota and ledger hold what it says
         quota.build(configs.quota, endpoint, services),
         # inside quota: what was used is written down before it counts as free again
         ledger.build(endpoint, services),
+        replay.build(endpoint, services, on=configs.cache.on),  # in place of a call, or when it has failed
         # innermost: it counts what is really asked
         breaker.build(configs.breaker, endpoint, services),
     )

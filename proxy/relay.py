@@ -9,6 +9,8 @@ from starlette.types import Message, Send
 
 from proxy.core.endpoint import EventStream
 from proxy.core.errors import ProxyError, UpstreamFailed, render
+from proxy.core.sse import KEEP_ALIVE
+from proxy.core.success import stream_start
 from proxy.guard import Guard
 from proxy.upstream.transport import Answer
 
@@ -21,19 +23,6 @@ larger than CHUNK counts as several."""
 
 CHUNK = 2048
 """Bytes. A stream's events mostly come one by one; many at once are as much work as they would be alone."""
-
-KEEP_ALIVE = b": keep-alive\n\n"
-"""A comment, which readers skip, for a client that has been sent nothing for long (guard.SILENCE)."""
-
-_START = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache, no-transform"),  # nobody in between may store, compress or rewrite it
-        (b"x-accel-buffering", b"no"),  # nginx would hold events back
-    ],
-}
 
 
 class Relay:
@@ -111,7 +100,7 @@ class Relay:
     async def _pass(self, data: bytes, *, last: bool = False) -> None:
         self.unsent = data
         if not self._begun:
-            await self._send(dict(_START))
+            await self._send(stream_start())
             self._begun = True
             self._guard.on_silence = self._keep_alive
         if self._comment:

@@ -25,6 +25,7 @@ from proxy.providers import PROVIDERS
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.embeddings import EMBEDDINGS
 from proxy.providers.mistral.models import MODEL, MODELS
+from proxy.stages import translate
 from proxy.upstream.client import Upstream
 from proxy.upstream.config import Config, Retry, Timeouts
 from proxy.upstream.transport import Headers, TransportError
@@ -141,13 +142,12 @@ class Setting:
     async def ask(self, body: Any = None, **fields: Any) -> Answer:
         config = Config(api_keys=[Secret(key) for key in self.keys], timeouts=self.timeouts, retry=self.retry)
         catalogue = Catalogue(data.read("models.yaml"), self.aliases)
-        dispatch = Dispatch(
-            ways={"mistral": Way(self.endpoint, PROVIDERS["mistral"], Upstream(config, self.network))},
-            services=services(self.log, catalogue, drainables=self.guards),
-            strict=self.strict,
-            defaults=self.defaults,
-            aliases=self.aliases,
+        ways = {"mistral": Way(self.endpoint, PROVIDERS["mistral"], Upstream(config, self.network))}
+        with_services = services(self.log, catalogue, drainables=self.guards)
+        translation = translate.Config(
+            lambda row: {"mistral": row}, strict=self.strict, defaults=self.defaults, aliases=self.aliases
         )
+        dispatch = translate.build(translation, self.endpoint, with_services)(Dispatch(ways, with_services))
         model = fields.pop("model", "mistral-small-latest" if body is not None else None)
         leaves, taking = fields.pop("leaves", False), fields.pop("taking", None)
         asked_for = fields.pop("model_asked", model)

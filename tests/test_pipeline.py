@@ -7,19 +7,22 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy import data
+from proxy.core.cache import Answers
 from proxy.core.catalogue import Catalogue
 from proxy.core.errors import BodyTooLarge, HostNotAllowed, InvalidApiKey, ModelNotAllowed, ProxyError
 from proxy.core.exchange import Exchange
-from proxy.pipeline import Configs, fold, inner, outer
+from proxy.pipeline import Configs, answering, finding, fold, inner, outer
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.models import MODEL, MODELS
-from proxy.stages import access_log, auth, breaker, model, quota
+from proxy.stages import access_log, auth, breaker, cache, model, quota, translate
+from proxy.store.cache.memory import MemoryCache
 from proxy.upstream.config import CircuitBreaker
 from tests.asgi import Answer, Headers, Log, call, exchange, ok, services
 
@@ -38,10 +41,12 @@ def configs(**options: Any) -> Configs:
         hosts=options.get("hosts", []),
         max_requests=2_000,
         auth=auth.Config(teams={"research": auth.Team(keys=keys, models=["mistral-*"])}),
-        max_body=options.get("max_body", 100),
+        max_body=options.get("max_body", 200),
         model=model.Config(),
         fallbacks=options.get("fallbacks", {}),
         context={},
+        translate=translate.Config(lambda row: {"mistral": row}, strict=False, defaults={}, aliases={}),
+        cache=cache.Sources(cache.Config(), lambda row: {"mistral": row}, {"mistral": cache.Place((), 600.0)}),
         quota=quota.Config({}),
         breaker=breaker.Config({"mistral": CircuitBreaker()}),
     )
@@ -49,7 +54,7 @@ def configs(**options: Any) -> Configs:
 
 def endpoint(row: Any, end: ASGIApp = ok) -> ASGIApp:
     made = services(catalogue=CATALOGUE)
-    return fold(inner(configs(), row, made), end)
+    return inner(configs(), row, made, end)
 
 
 async def ask(row: Any, headers: Headers, body: bytes = b"", **scope: Any) -> Answer:
@@ -63,36 +68,49 @@ async def raised(row: Any, headers: Headers, body: bytes = b"", **scope: Any) ->
 
 
 async def test_a_request_that_passes_them_all() -> None:
-    answer = await ask(CHAT, GOOD, b'{"model": "mistral-x"}')
+    answer = await ask(CHAT, GOOD, b'{"model": "mistral-x", "messages": [{"role": "user", "content": "x"}]}')
     assert answer.body == b"ok"
     assert answer.exchange.team
     assert (answer.exchange.team.name, answer.exchange.model) == ("research", "mistral-x")
-    assert answer.exchange.body == {"model": "mistral-x"}
+    assert answer.exchange.body == {"model": "mistral-x", "messages": [{"role": "user", "content": "x"}]}
 
 
 async def test_auth_comes_before_the_body() -> None:
-    too_long = [(b"content-type", b"application/json"), (b"content-length", b"101")]
+    too_long = [(b"content-type", b"application/json"), (b"content-length", b"201")]
     assert await raised(CHAT, too_long) is InvalidApiKey
-    assert await raised(CHAT, [*GOOD, (b"content-length", b"101")]) is BodyTooLarge
+    assert await raised(CHAT, [*GOOD, (b"content-length", b"201")]) is BodyTooLarge
 
 
 async def test_the_body_comes_before_the_model() -> None:
     assert await raised(CHAT, GOOD, b'{"model": "other"}') is ModelNotAllowed
-    assert await raised(CHAT, GOOD, b'{"model": "other"' + b" " * 100 + b"}") is BodyTooLarge
+    assert await raised(CHAT, GOOD, b'{"model": "other"' + b" " * 200 + b"}") is BodyTooLarge
 
 
 async def test_an_endpoint_without_a_body_has_only_the_stages_that_it_needs() -> None:
-    made = services(catalogue=CATALOGUE)
-    # gate, auth, body, model, fallback, context, estimate, quota, ledger, breaker
-    for row, its_own in (
-        (CHAT, [True, True, True, True]),
-        (MODEL, [False, True, False, False]),
-        (MODELS, [False, False, False, False]),
-    ):
-        found = [stage is not None for stage in inner(configs(fallbacks={"a": ["b"]}), row, made)]
-        assert found == [True, True, *its_own, True, True, False, True]
+    made = services(catalogue=CATALOGUE, answers=Answers(MemoryCache(cache.Config().bounds, 10, lambda: 0), b"secret"))
+    every = configs(fallbacks={"a": ["b"]})
+
+    def lacks(row: Any) -> list[str]:
+        stages = ["gate", "auth", "body", "recall", "parse", "model", "fallback", "context", "translate", "cache"]
+        stages += ["pass_over", "estimate", "quota", "ledger", "replay", "breaker"]
+        built = [*finding(every, row, made, ok), *answering(every, row, made)]
+        return [name for name, stage in zip(stages, built, strict=True) if stage is None]
+
+    without_a_body = ["body", "recall", "parse", "fallback", "context", "cache", "pass_over", "ledger", "replay"]
+    assert lacks(CHAT) == ["ledger"]
+    assert lacks(MODEL) == without_a_body
+    assert lacks(MODELS) == [*without_a_body[:3], "model", *without_a_body[3:]]
     kept = services(catalogue=CATALOGUE, ledger=object())
-    assert [stage is not None for stage in inner(configs(), MODELS, kept)][-2]
+    assert [stage is not None for stage in answering(configs(), MODELS, kept)][-3]
+
+
+async def test_a_cache_that_is_off_is_no_stage() -> None:
+    answers = Answers(MemoryCache(cache.Config().bounds, 10, lambda: 0), b"secret")
+    made = services(catalogue=CATALOGUE, answers=answers)
+    off = replace(configs(), cache=replace(configs().cache, config=cache.Config(mode="off")))
+    built = [[*finding(each, CHAT, made, ok), *answering(each, CHAT, made)] for each in (configs(), off)]
+    gone = [on is not None and without is None for on, without in zip(*built, strict=True)]
+    assert gone.count(True) == 3
 
 
 @pytest.mark.parametrize("row", [CHAT, MODEL, MODELS], ids=lambda row: row.operation)
@@ -197,11 +215,15 @@ async def test_c23_names_that_clients_invent_leave_nothing_behind() -> None:
     headers = [*HOST, *GOOD]
     log = Log()
     made = services(log, CATALOGUE)
-    app = fold(outer(configs(), made), fold(inner(configs(), CHAT, made), ok))
+    app = fold(outer(configs(), made), inner(configs(), CHAT, made, ok))
 
     async def ask_for(names: Iterator[str], status: int) -> None:
         for name in names:
-            answer = await call(app, headers=headers, body=[b'{"model": "%b"}' % name.encode()])
+            answer = await call(
+                app,
+                headers=headers,
+                body=[b'{"model": "%b", "messages": [{"role": "user", "content": "x"}]}' % name.encode()],
+            )
             assert answer.status == status
             log.lines.clear()
 

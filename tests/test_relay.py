@@ -12,8 +12,9 @@ from starlette.types import Message
 
 from proxy.core.errors import Draining, ProxyError, UpstreamFailed, UpstreamTimeout
 from proxy.core.json import Json
+from proxy.core.sse import KEEP_ALIVE
 from proxy.guard import SILENCE, Guard
-from proxy.relay import CHUNK, CHUNKS_A_TURN, KEEP_ALIVE, Relay
+from proxy.relay import CHUNK, CHUNKS_A_TURN, Relay
 from proxy.upstream.config import Timeouts
 from proxy.upstream.transport import TransportError
 from tests.test_guard import Clock, settle

@@ -27,7 +27,8 @@ _COUNTS: Final = {
 }
 """Fields of a line, and the heads of their columns."""
 
-_COST: Final = "COST USD"
+_MONEY: Final = {"cost": "COST USD", "saved": "SAVED USD"}
+"""The same for amounts of money."""
 
 _TOKENS: Final = ("prompt", "cached", "completion")
 
@@ -59,7 +60,7 @@ def usage(team: str | None, since: int, by: tuple[Part, ...], as_json: bool, con
     """Show requests, tokens and what they cost.
 
     Days are those of server.time_zone. ESTIMATED are requests whose tokens the provider did not count, UNPRICED those
-    without a price: their cost is in no sum.
+    without a price: their cost is in no sum. SAVED is what the answers that came from the cache had cost.
     """
     from zoneinfo import ZoneInfo
 
@@ -84,7 +85,10 @@ def _object(line: Line, by: Sequence[Part]) -> dict[str, Any]:
     made: dict[str, Any] = {part: _part(line, part) for part in by}
     for name in _COUNTS:
         made[f"{name}_tokens" if name in _TOKENS else name] = getattr(line, name)
-    return made | {"cost_usd": decimal(line.cost), "cost_nano_usd": line.cost}
+    for name in _MONEY:
+        amount = getattr(line, name)
+        made |= {f"{name}_usd": decimal(amount), f"{name}_nano_usd": amount}
+    return made
 
 
 def text(lines: Sequence[Line], by: Sequence[Part]) -> str:
@@ -93,9 +97,9 @@ def text(lines: Sequence[Line], by: Sequence[Part]) -> str:
         [*(_part(line, part) or "-" for part in by), *(str(getattr(line, name)) for name in _COUNTS)] for line in lines
     ]
     total = ["total", *[""] * (len(by) - 1), *(str(_sum(lines, name)) for name in _COUNTS)]
-    amounts = _amounts([*(line.cost for line in lines), _sum(lines, "cost")])
-    head = [*(part.upper() for part in by), *_COUNTS.values(), _COST]
-    body = [[*row, amount] for row, amount in zip([*rows, total], amounts, strict=True)]
+    amounts = [_amounts([*(getattr(line, name) for line in lines), _sum(lines, name)]) for name in _MONEY]
+    head = [*(part.upper() for part in by), *_COUNTS.values(), *_MONEY.values()]
+    body = [[*row, *money] for row, *money in zip([*rows, total], *amounts, strict=True)]
     return table([head, *body], numbers=frozenset(range(len(by), len(head))))
 
 

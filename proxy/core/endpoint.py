@@ -28,6 +28,7 @@ class Meter(Enum):
 class Cache(Enum):
     NEVER = "never"
     EXACT = "the same request has the same answer"
+    SAMPLED = "the same request has the same answer at temperature 0, and may have another one otherwise"
 
 
 class Retry(Enum):
@@ -86,6 +87,9 @@ class Endpoint:
 
     `most_values` is how many values (json.exceeds) a large answer may have; a value costs up to 100 bytes of memory.
     `answer(answer, context)` makes the OpenAI answer of the provider's; `events(context)` the stream's way through.
+
+    `inert` are fields of the upstream's body that do not bear on the answer. `beyond` are those that, with any value
+    but false, ask for more than an answer, or for one of today: no answer that is kept can give it.
     """
 
     operation: str
@@ -102,3 +106,5 @@ class Endpoint:
     request: Table | None = None
     events: Callable[[Context], EventStream] | None = None
     batch: Batch | None = None
+    inert: frozenset[str] = frozenset()
+    beyond: frozenset[str] = frozenset()

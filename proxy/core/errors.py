@@ -35,6 +35,7 @@
     ├── Draining                    503  server_error           draining
     ├── StoreUnavailable            503  server_error           store_unavailable
     ├── CircuitOpen                 503  server_error           circuit_open
+    ├── NotInCache                  504  server_error           not_in_cache
     └── UpstreamTimeout             504  server_error           upstream_timeout
 
 The shape is OpenAI's `{"error": {"message", "type", "param", "code"}}`; its SDKs choose the exception by status and
@@ -46,7 +47,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from enum import Enum
 from math import ceil
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from proxy.core import json
 from proxy.core.json import Json
@@ -116,6 +117,18 @@ class ProxyError(Exception):
         self.headers: Headers = [*self.always, *headers]
         if code is not None:
             self.code = code
+
+    @property
+    def is_the_providers(self) -> bool:
+        """Whether the provider is in trouble, and not the request."""
+        return self.elsewhere is Elsewhere.YES or isinstance(self, UpstreamUnknown)
+
+    def again(self) -> Self:
+        """The same for somebody else to be told, with headers and a traceback of its own."""
+        other = type(self).__new__(type(self), *self.args)
+        other.__dict__.update(self.__dict__)
+        other.headers, other.detail = list(self.headers), dict(self.detail)
+        return other
 
     def forbid_retry(self) -> None:
         """Whatever can be done about it has been done: an SDK that tries again by itself only multiplies it."""
@@ -346,6 +359,13 @@ class CircuitOpen(ProxyError):
     def __init__(self, message: str, *, wait: int) -> None:
         super().__init__(message, headers=_no_retry(wait))
         self.wait = wait
+
+
+class NotInCache(ProxyError):
+    """Asked for with `only-if-cached` (RFC 9111, section 5.2.1.7). Whoever wants it made asks without."""
+
+    status, type, code = 504, "server_error", "not_in_cache"
+    always = ((SHOULD_RETRY, b"false"),)
 
 
 class UpstreamTimeout(UpstreamUnknown):

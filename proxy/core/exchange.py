@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.types import Receive, Send
+
+from proxy.core.cache import Known, Outcome
 from proxy.core.charge import Charge, Estimate, both
 from proxy.core.errors import Headers, ProxyError
-from proxy.core.json import Json
+from proxy.core.json import Data, Json
 from proxy.core.provider import MAIN
+from proxy.core.table import Context
 
 _KEY = "mistral_proxy.exchange"
+
+Replay = Callable[[Receive, Send], Awaitable[None]]
+"""Answers with what is there already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +45,15 @@ class Exchange:
     Times are monotonic seconds. `headers` is a snapshot from before the body: a chunk trailer cannot add to it.
     `request_id` may be the client's own, and come again; `call` is ours, and never does. `client` is who sent the
     request, as far as those in front of us can be believed. `model` is the name after aliasing, `sent_as` the one that
-    it has at its provider. Of the latest attempt, `sent` says whether some of it may have reached the provider,
-    `answered` whether that has begun to answer with a success; `lost` is what earlier ones may have cost. What is
-    counted, reserved and charged is of the model that is asked now; `before` is of those that were asked first, and
-    failed, `others` whether there are more to turn to.
+    it has at its provider, `sending` the body as the provider gets it. Of the latest attempt, `sent` says whether some
+    of it may have reached the provider, `answered` whether that has begun to answer with a success; `lost` is what
+    earlier ones may have cost. What is counted, reserved and charged is of the model that is asked now; `before` is of
+    those that were asked first, and failed, `others` whether there are more to turn to.
+
+    `cache` says what the cache did, `cache_key` is the digest of what it looked for, `age` how many seconds ago the
+    answer was made and `saved` what it cost then, in nano-USD. `replay` answers without a call, `stale` does if the
+    call fails, as it did when it was `rescued`; `stays` is asked when the client leaves (core/flight.py). `known` is
+    what the body, `raw`, has come to.
     """
 
     # begin
@@ -61,6 +73,9 @@ class Exchange:
     key_id: str | None = None
 
     # body
+    raw: Data | None = None
+
+    # parse
     body: Json | None = None
 
     # model; fallback, when it turns to another one
@@ -71,8 +86,25 @@ class Exchange:
     before: Before = field(default_factory=lambda: Before())
     others: bool = False
 
-    # context and dispatch
+    # context, translate and dispatch
     rewrites: dict[str, None] = field(default_factory=dict)
+
+    # translate
+    context: Context | None = None
+    sending: Json | None = None
+
+    # cache
+    cache: Outcome | None = None
+    cache_key: str | None = None
+    age: int | None = None
+    saved: int = 0
+    replay: Replay | None = None
+    stale: Replay | None = None
+    stays: Callable[[Callable[[], object]], bool] | None = None
+    known: Known | None = None
+
+    # replay
+    rescued: ProxyError | None = None
 
     # estimate
     call: str = ""
@@ -109,6 +141,9 @@ class Exchange:
         self.before = Before(self.all_attempts, self.whole_charge)
         self.model, self.provider, self.sent_as = model, provider, sent_as
         self.rewrites.clear()
+        self.context = self.sending = None
+        self.cache = self.cache_key = self.age = self.replay = self.stays = self.rescued = None
+        self.saved = 0
         self.quota_headers, self.shadow_refusals, self.answer_headers = [], (), []
         self.attempts, self.upstream, self.streamed = 0, None, False
         self.sent = self.answered = False

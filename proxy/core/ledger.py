@@ -37,9 +37,10 @@ class Intent(msgspec.Struct, frozen=True, array_like=True, tag="i", gc=False):
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True, tag="o", gc=False):
-    """`completion` includes the tokens of `reasoning`, `prompt` those that were `cached`. `cost` is None when there is
-    no price. `latency` and `first_byte` are microseconds since the request began. `estimated`: the provider's own count
-    was not had."""
+    """`completion` includes the tokens of `reasoning`, `prompt` those that were `cached` by the provider. `cost` is
+    None when there is no price, `saved` is what an answer without a call cost when it was made. `latency` and
+    `first_byte` are microseconds since the request began. `estimated`: the provider's own count was not had. `cache` is
+    what our own did (core/cache.py)."""
 
     call: str
     closed: int
@@ -58,6 +59,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, tag="o", gc=False):
     cost: int | None
     estimated: bool
     cache: str | None = None
+    saved: int = 0
 
 
 class LedgerFull(Exception):

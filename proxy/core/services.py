@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp
 
+from proxy.core.cache import Answers
 from proxy.core.catalogue import Catalogue
 from proxy.core.circuit import Circuits
 from proxy.core.ledger import Ledger
@@ -44,8 +45,9 @@ class Traffic:
 class Services:
     """`monotonic` gives seconds for durations, `wall` the time of day in Unix milliseconds, `redact` makes text from
     outside fit for a log. `quotas` holds the counters of all teams, `circuits` what is known of providers that fail;
-    `ledger` is None when none is kept. `next_call` makes an id that no other request has, in any process. `generation`
-    is the number of the configuration that all this was made for. Whoever lasts is in `drainables` for as long.
+    `ledger` is None when none is kept, `answers` when no answers are. `next_call` makes an id that no other request
+    has, in any process. `generation` is the number of the configuration that all this was made for. Whoever lasts is in
+    `drainables` for as long.
     """
 
     monotonic: Callable[[], float]
@@ -57,6 +59,7 @@ class Services:
     wall: Callable[[], int]
     circuits: Circuits
     next_call: Callable[[], str]
+    answers: Answers | None = None
     simulated: bool = False
     generation: int = 1
     traffic: Traffic = field(default_factory=Traffic)

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Iterator
 BOM = b"\xef\xbb\xbf"
 """May open a stream and means nothing there."""
 
+KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment, which readers skip, for a client that has been sent nothing for long (guard.SILENCE)."""
+
 # A CR after LF may be half of a CRLF: the event waits for the next byte. A CR after CR is an empty line at once, and
 # an LF that still follows opens the next event, as an empty line that means nothing. So where events end depends on
 # the bytes alone, and not on how they were cut into chunks.

@@ -70,7 +70,7 @@ class Context:
 
     `asked` is the client's body and is never changed. `notes` carries facts from the request to its answer (a prefix to
     strip, an encoding to apply); its keys are declared by the endpoint that uses them. `redact` makes a client's text
-    fit to be repeated.
+    fit to be repeated. `spoiled`: the answer came, and is not what the request should have had; nobody else gets it.
     """
 
     model: Model
@@ -79,6 +79,7 @@ class Context:
     rewrites: dict[str, None] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     redact: Callable[[str], str] = str
+    spoiled: bool = False
 
     def report(self, what: str, path: str) -> None:
         """Record one change for `x-proxy-rewrites`, such as ("drop", "user")."""

@@ -36,6 +36,7 @@ class ChatEvents(ABC):
         self.usage: Json | None = None
         self.delivered = 0
         self.tier: str | None = None
+        self._context = context
         self._include_usage = bool(context.notes.get("include_usage"))
         self._expected = max(1, context.asked.get("n") or 1)
         self._splitter = sse.Splitter()

@@ -166,6 +166,7 @@ async def opened(plan: Plan, log: Writer) -> AsyncIterator[Process]:
     async with process.closing:
         stores = await opener.open()
         process.quotas, process.ledger, process.issued = stores.quotas, stores.ledger, stores.issued
+        process.answers = stores.answers
         process.circuits.probes = stores.probes
         yield process
 

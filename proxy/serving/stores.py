@@ -6,17 +6,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
+from proxy.core.cache import Answers
 from proxy.core.calendar import Calendar
 from proxy.core.circuit import Alone, Probes
 from proxy.core.ledger import Ledger
 from proxy.core.quota import Counter, Rule, StoreGone, Unit
+from proxy.core.secret import Secret
 from proxy.core.services import Log
 from proxy.core.team_key import Issued
 from proxy.generation import Counters
@@ -26,6 +30,7 @@ from proxy.serving.pepper import pepper
 from proxy.serving.plan import CannotStart
 from proxy.settings.model import Settings
 from proxy.settings.rules import catalogue_of, rules_of
+from proxy.store.cache.memory import MemoryCache
 from proxy.store.memory import MemoryStore
 
 if TYPE_CHECKING:  # SQLAlchemy takes 0.2 s to import, and not everybody keeps a ledger
@@ -54,6 +59,7 @@ class Stores:
 
     quotas: Counters
     probes: Probes
+    answers: Answers
     ledger: Ledger | None = None
     issued: Issued | None = None
 
@@ -77,12 +83,40 @@ class Opener:
             url = ledger_url(self.settings, self.environ)
         except OSError as error:
             raise CannotStart(f"The folder of the ledger cannot be made: {error}. Set ledger.url.") from None
+        answers = await self._answers()
         if url is None:
-            return Stores(*await self._counters(calendar, None))
+            return Stores(*await self._counters(calendar, None), answers)
         database = await self._database(url.reveal())
         ledger, history = await self._ledger(database, url.reveal())
         issued = await self._issued(database)
-        return Stores(*await self._counters(calendar, history), ledger, issued)
+        return Stores(*await self._counters(calendar, history), answers, ledger, issued)
+
+    async def _answers(self) -> Answers:
+        """Whatever the mode is: a reload may change it."""
+        settings, bounds = self.settings, self.settings.cache.bounds
+        if not settings.store.shared:
+            return Answers(MemoryCache(bounds, bounds.most_entries, self.wall), secrets.token_bytes(32))
+        from proxy.store.cache.redis import RedisCache
+
+        secret = blake2b(self._pepper().reveal().encode(), digest_size=32, person=b"response cache").digest()
+        backend = RedisCache(
+            settings.store.url,
+            bounds,
+            secret,
+            owner=self.owner,
+            log=self.log,
+            wall=self.wall,
+            monotonic=self.monotonic,
+        )
+        await backend.start()
+        self.closing.push_async_callback(backend.close)
+        return Answers(backend, secret)
+
+    def _pepper(self) -> Secret:
+        try:
+            return pepper(self.settings.server.key_pepper, self.environ)
+        except OSError as error:
+            raise CannotStart(f"The pepper of issued keys cannot be had: {error}. Set server.key_pepper.") from None
 
     async def _database(self, url: str) -> Database:
         from proxy.store.database import DatabaseGone, DatabaseUnfit, open_database, place
@@ -143,10 +177,7 @@ class Opener:
         from proxy.store.issued import IssuedKeys
         from proxy.store.keys import Keys
 
-        try:
-            secret = pepper(self.settings.server.key_pepper, self.environ)
-        except OSError as error:
-            raise CannotStart(f"The pepper of issued keys cannot be had: {error}. Set server.key_pepper.") from None
+        secret = self._pepper()
         issued = IssuedKeys(Keys(database), secret, self.wall, self.log)
         with suppress(DatabaseGone, DatabaseUnfit):  # `follow` says so
             await asyncio.to_thread(issued.refresh)

@@ -26,6 +26,7 @@ from proxy.core.config import Duration, ModelName, SecretText, Size, Strict
 from proxy.core.provider import MAIN
 from proxy.core.secret import Secret
 from proxy.stages import access_log, auth, model, quota
+from proxy.stages import cache as answers
 from proxy.stages.context import WhenTooLong
 from proxy.upstream import config as upstream
 
@@ -276,6 +277,7 @@ class Settings(Strict):
     models: Models = Models()
     translation: Translation = Translation()
     teams: dict[Annotated[str, AfterValidator(_team_name)], Team] = Field(default_factory=dict)
+    cache: answers.Config = answers.Config()
     logging: access_log.Config = access_log.Config()
 
     @property
@@ -305,7 +307,7 @@ class Settings(Strict):
 
 
 LATER: dict[type[Strict], frozenset[str]] = {
-    Settings: frozenset({"cache", "tracing"}),
+    Settings: frozenset({"tracing"}),
     Server: frozenset({"admin_keys", "metrics"}),
 }
 """Keys of features that do not exist yet. They are refused as unknown keys are, and told apart from a misspelling."""

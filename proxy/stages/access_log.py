@@ -95,6 +95,8 @@ class AccessLog:
         if exchange.usage:
             fields["prompt_tokens"] = _count(exchange.usage.get("prompt_tokens"))
             fields["completion_tokens"] = _count(exchange.usage.get("completion_tokens"))
+        if exchange.cache:
+            fields["cache"] = exchange.cache
         if exchange.shadow_refusals:
             fields["shadow_refusals"] = ", ".join(exchange.shadow_refusals)
         if exchange.rewrites:

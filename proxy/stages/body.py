@@ -1,44 +1,25 @@
-"""Reads the request's body once, within its limit and in its time, and parses it once."""
+"""Reads the request's body once, within its limit and in its time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proxy.core import strict_json
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import (
-    BadRequest,
     BodyTooLarge,
     ClientGone,
     Draining,
-    DuplicateKey,
-    InvalidEncoding,
-    InvalidJson,
-    JsonTooDeep,
-    JsonTooLarge,
-    NumberOutOfRange,
     RequestTimeout,
     UnsupportedMediaType,
 )
 from proxy.core.exchange import Exchange
 from proxy.core.interrupt import Interruptible
-from proxy.core.json import Json, Malformed
 from proxy.core.services import Drainable, Middleware, Services
 
 _CLOSE = [(b"connection", b"close")]  # the rest of the body is not read, so the connection cannot be used again
-
-_ERRORS: dict[type[Malformed], type[BadRequest]] = {
-    Malformed: InvalidJson,
-    strict_json.NotUtf8: InvalidEncoding,
-    strict_json.TooDeep: JsonTooDeep,
-    strict_json.TooLarge: JsonTooLarge,
-    strict_json.Duplicate: DuplicateKey,
-    strict_json.OutOfRange: NumberOutOfRange,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,23 +34,19 @@ class Pace:
 
 def build(max_body: int, endpoint: Endpoint, services: Services, pace: Pace = Pace()) -> Middleware | None:
     """`max_body` is in bytes."""
-    table = endpoint.request
-    if table is None:
+    if endpoint.request is None:
         return None
 
     def middleware(app: ASGIApp) -> ASGIApp:
-        return Body(app, max_body, table.rows, Arrivals(pace, services.drainables))
+        return Body(app, max_body, Arrivals(pace, services.drainables))
 
     return middleware
 
 
 class Body:
-    """`fields` are the names that an error may repeat."""
-
-    def __init__(self, app: ASGIApp, limit: int, fields: Container[str], arrivals: Arrivals) -> None:
+    def __init__(self, app: ASGIApp, limit: int, arrivals: Arrivals) -> None:
         self._app = app
         self._limit = limit
-        self._fields = fields
         self._arrivals = arrivals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +60,8 @@ class Body:
         except ClientGone:
             exchange.client_gone = True
             return
-        exchange.body = self._parse(data)
+        exchange.raw = data
+        del data  # it is not needed for long, and may be large
         await self._app(scope, receive, send)
 
     async def _read(self, arrival: Arrival, receive: Receive) -> bytes | bytearray:
@@ -106,14 +84,6 @@ class Body:
             arrival.received(len(data))
             message = await receive()
         raise ClientGone
-
-    def _parse(self, data: bytes | bytearray) -> Json:
-        try:
-            return strict_json.parse(data)
-        except Malformed as error:
-            key = error.key if isinstance(error, strict_json.Duplicate) else None
-            param = key if key in self._fields else None
-            raise _ERRORS[type(error)](f"The body cannot be read: {error}.", param=param) from None
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request body is larger than the {self._limit} bytes allowed.", headers=_CLOSE)

@@ -6,13 +6,16 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.core.charge import estimate
+from proxy.core.charge import Estimate, estimate
 from proxy.core.endpoint import Endpoint, Meter
 from proxy.core.exchange import Exchange
 from proxy.core.services import Middleware, Services
 
 UNLIMITED: Final = 4096
 """Tokens that an answer without a limit of its own counts for until it is there."""
+
+FREE: Final = Estimate(0, 0, 0, 0)
+"""Of what is answered without a call."""
 
 
 def build(default_max_tokens: int | None, endpoint: Endpoint, services: Services) -> Middleware:
@@ -37,6 +40,8 @@ class Estimated:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
         exchange.call = self._next_call()
-        if self._metered and exchange.body is not None:
+        if exchange.replay:
+            exchange.estimate = FREE
+        elif self._metered and exchange.body is not None:
             exchange.estimate = estimate(exchange.body, self._model(exchange.model or ""), self._completion)
         await self._app(scope, receive, send)

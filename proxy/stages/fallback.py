@@ -9,11 +9,9 @@ from __future__ import annotations
 from asyncio import get_running_loop
 from collections import deque
 from collections.abc import Mapping, Sequence
-from math import ceil
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.core.circuit import of_model
 from proxy.core.endpoint import Endpoint, ModelFrom
 from proxy.core.errors import CircuitOpen, Draining, Elsewhere, ProxyError
 from proxy.core.exchange import Exchange
@@ -42,7 +40,6 @@ class Fallback:
     def __init__(self, app: ASGIApp, chains: Chains, services: Services) -> None:
         self._app = app
         self._chains = chains
-        self._circuits = services.circuits
         self._catalogue = services.catalogue
         self._quotas = services.quotas
         self._log = services.log
@@ -66,8 +63,6 @@ class Fallback:
             model = models.popleft()
             exchange.others = bool(models)
             try:
-                if models:
-                    self._look(model)
                 await self._app(scope, receive, send)
                 return
             except ProxyError as error:
@@ -85,17 +80,6 @@ class Fallback:
         if len(failed) > 1:
             exchange.upstream = "/".join(self._catalogue.place(asked))
         raise _told(first, [error for _, error in failed])
-
-    def _look(self, model: str) -> None:
-        """A model that is not asked at the moment has nothing reserved for it, where there is another one. Raises
-        CircuitOpen."""
-        provider, _ = self._catalogue.place(model)
-        seconds = self._circuits.left(of_model(provider, self._catalogue.model(model).id))
-        if seconds:
-            raise CircuitOpen(
-                "The provider keeps failing, so it is not asked at the moment. Try again later.",
-                wait=ceil(seconds * 1000),
-            )
 
     def _may(self, other: str, model: str, error: ProxyError) -> bool:
         """Whether the other one may do what this model has not done."""

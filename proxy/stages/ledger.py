@@ -72,7 +72,7 @@ class Rows:
             model=exchange.model,
             priced_as=self._model(exchange.model).id if exchange.model else None,
             price_version=self._prices,
-            stream=bool(exchange.body and exchange.body.get("stream")),
+            stream=exchange.streamed or bool(exchange.body and exchange.body.get("stream")),
             prompt=estimate.prompt if estimate else 0,
             tokens=estimate.tokens if estimate else 0,
             cost=(estimate.cost or 0) if estimate else 0,
@@ -98,6 +98,8 @@ class Rows:
             pages=charge.pages,
             cost=charge.cost,
             estimated=charge.estimated,
+            cache=exchange.cache,
+            saved=exchange.saved,
         )
 
 

@@ -159,7 +159,7 @@ class MemoryStore:
                 return None
             if tally.until <= now:
                 tally.advance(now)
-            if tally.used + tally.reserved + claim.amount > claim.limit:
+            if tally.used + tally.reserved + claim.amount > claim.limit and claim.amount:
                 fit = False
             tallies.append(tally)
         return tallies, fit

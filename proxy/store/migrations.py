@@ -66,7 +66,9 @@ _FIRST: Final = (
     "INSERT INTO keys_version VALUES (0)",
 )
 
-MIGRATIONS: Final[Sequence[Sequence[str]]] = (_FIRST,)
+_SAVED: Final = ("ALTER TABLE calls ADD COLUMN saved BIGINT",)
+
+MIGRATIONS: Final[Sequence[Sequence[str]]] = (_FIRST, _SAVED)
 """The statements of each. What has been released is never edited: a change is a further one."""
 
 

@@ -52,7 +52,7 @@ class SlidingLog:
     def wait(self, now: int, amount: int, limit: int) -> int | None:
         self.advance(now)
         over = self.used + self.reserved + amount - limit
-        if over <= 0:
+        if over <= 0 or not amount:
             return 0
         for entry in self._entries:
             over -= entry.used + entry.reserved

@@ -56,6 +56,7 @@ CALLS = Table(
     Column("cost", BigInteger),
     Column("estimated", Boolean),
     Column("cache", Text),
+    Column("saved", BigInteger),
     Index("calls_opened", "opened"),
 )
 """One row per call that was let in. Until it ends, `status` is OPEN and what an Outcome tells is null."""

@@ -29,7 +29,8 @@ class Tally(Protocol):
 
     def advance(self, now: int) -> None: ...
     def wait(self, now: int, amount: int, limit: int) -> int | None:
-        """Milliseconds from `now` on until `amount` fits if nothing else comes: 0 if it does, None if it never will."""
+        """Milliseconds from `now` on until `amount` fits if nothing else comes: 0 if it does, None if it never will.
+        Nothing always fits, also where more is used than there should be."""
 
     def take(self, now: int, amount: int) -> tuple[Any, Standing]:
         """Reserve it, fit or not: where it lies from now on, for `settle` and nobody else, and how that leaves it."""
@@ -57,7 +58,7 @@ class PeriodTotal:
 
     def wait(self, now: int, amount: int, limit: int) -> int | None:
         self.now = now
-        if self.used + self.reserved + amount <= limit:
+        if self.used + self.reserved + amount <= limit or not amount:
             return 0
         return self.period.end - now if amount <= limit else None
 

@@ -55,7 +55,7 @@ def rows(folder: Path) -> None:
     migrate(database)
     made = [
         row("research", requests=10, failed=1, prompt=1000, cached=400, completion=200, cost=1_234_567_891),
-        row("research", DAY, "key_b", requests=5, estimated=2, prompt=50, completion=5, cost=1_000),
+        row("research", DAY, "key_b", requests=5, estimated=2, prompt=50, completion=5, cost=1_000, saved=20_000),
         row("research", 8 * DAY, requests=100, cost=5_000_000_000),
         row("support", model="mistral-embed", requests=3, prompt=30, cost=60),
         row("support", model="", requests=2, unpriced=2),
@@ -70,10 +70,10 @@ def test_the_last_week_by_team() -> None:
     result = usage()
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
-        "TEAM      REQUESTS  FAILED  ESTIMATED  UNPRICED  PROMPT  CACHED  COMPLETION  COST USD",
-        "research        15       1          2         0    1050     400         205  1.234569",
-        "support          5       0          0         2      30       0           0  0.000000",
-        "total           20       1          2         2    1080     400         205  1.234569",
+        "TEAM      REQUESTS  FAILED  ESTIMATED  UNPRICED  PROMPT  CACHED  COMPLETION  COST USD  SAVED USD",
+        "research        15       1          2         0    1050     400         205  1.234569    0.00002",
+        "support          5       0          0         2      30       0           0  0.000000    0.00000",
+        "total           20       1          2         2    1080     400         205  1.234569    0.00002",
     ]
 
 
@@ -83,6 +83,7 @@ def test_as_json_amounts_are_exact() -> None:
         {
             "team": "research", "requests": 15, "failed": 1, "estimated": 2, "unpriced": 0, "prompt_tokens": 1050,
             "cached_tokens": 400, "completion_tokens": 205, "cost_usd": "1.234568891", "cost_nano_usd": 1_234_568_891,
+            "saved_usd": "0.00002", "saved_nano_usd": 20_000,
         }
     ]  # fmt: skip
 
@@ -124,7 +125,7 @@ def test_days_are_those_of_the_configured_zone() -> None:
 def test_nothing_was_used() -> None:
     head, total = usage("--team", "research").stdout.splitlines()
     assert head.startswith("TEAM   REQUESTS")
-    assert total.split() == ["total", *["0"] * 7, "0.00"]
+    assert total.split() == ["total", *["0"] * 7, "0.00", "0.00"]
     assert usage("--json").stdout == "[]\n"
 
 
@@ -159,7 +160,7 @@ def test_without_a_ledger() -> None:
 @given(st.lists(st.integers(0, 10**18), min_size=1, max_size=5))
 def test_no_amount_is_off_by_more_than_half_a_micro_usd(amounts: list[int]) -> None:
     lines = [line(cost=cost) for cost in amounts]
-    shown = [one.split()[-1] for one in text(lines, ("team",)).splitlines()[1:]]
+    shown = [one.split()[-2] for one in text(lines, ("team",)).splitlines()[1:]]
     for exact, written in zip([*amounts, sum(amounts)], shown, strict=True):
         assert abs(Decimal(written).scaleb(9) - exact) <= 500
     for exact, made in zip(amounts, objects(lines, ("team",)), strict=True):
@@ -168,5 +169,5 @@ def test_no_amount_is_off_by_more_than_half_a_micro_usd(amounts: list[int]) -> N
 
 def test_the_points_are_one_below_the_other() -> None:
     lines = [line(cost=cost) for cost in (1_000, 12_500_000_000, 0, 999)]
-    shown = [one.split()[-1] for one in text(lines, ("team",)).splitlines()[1:]]
+    shown = [one.split()[-2] for one in text(lines, ("team",)).splitlines()[1:]]
     assert shown == ["0.000001", "12.500000", "0.000000", "0.000001", "12.500002"]

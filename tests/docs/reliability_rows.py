@@ -24,6 +24,7 @@ SECTIONS = {
     "E": "Streams, and clients that leave",
     "F": "Retries and the circuit breaker",
     "G": "Limits, and what they count",
+    "H": "The response cache",
     "I": "Redis",
     "J": "The ledger and its database",
     "K": "Configuration, signals, resources",
@@ -364,6 +365,11 @@ ROWS = (
     ),
     Row("G9", "a settlement that is sent twice because its answer was lost", "counts once"),
     Row(
+        "G11",
+        "an answer from the cache, also for a team that has nothing left",
+        "counts as a request, and takes no tokens and no money; the row says what it saved",
+    ),
+    Row(
         "G12",
         "a limit edited, a key revoked, while streams run",
         "what was used counts; in force on every worker within a second; running streams end as they would have",
@@ -384,6 +390,53 @@ ROWS = (
         "G17",
         "a request that falls under several limits: of its key, its team, its model, in shadow",
         "all or nothing: a refused one has used nothing of any",
+    ),
+    Row(
+        "H1",
+        "two teams, or two keys, ask the same",
+        "each gets an answer of its own, unless `cache.scope` says otherwise",
+    ),
+    Row(
+        "H2",
+        "a request that is written differently: order, white space, numbers; one in which anything is different",
+        "the same entry; another one",
+    ),
+    Row(
+        "H3",
+        "errors, cut streams, answers that failed or have no count of tokens, sampled ones",
+        "never kept: the next one who asks is answered by the provider",
+    ),
+    Row(
+        "H4",
+        "500 ask the same at once, on several workers; the first one leaves, its worker dies, its call fails",
+        "one call, whose bytes all of them get from the first one on; after a failure one more",
+    ),
+    Row("H5", "Redis is filled with garbage, cut, flipped or foreign entries", "a miss, and the entry is gone"),
+    Row(
+        "H6",
+        "Redis is killed, frozen or slow under load",
+        "a miss; every answer stays right, and soon it is used again",
+    ),
+    Row("H7", "a million different answers", "memory stays below `cache.max_bytes`; what is too old leaves by itself"),
+    Row(
+        "H8",
+        "an answer that is kept: whole or a stream, tools, images, embeddings, reasoning",
+        "byte for byte what it was, with a request id of its own; SDKs see no difference",
+    ),
+    Row(
+        "H9",
+        "`cache-control` of a request; the answers of a team are deleted",
+        "`no-store`, `no-cache`, `max-age` and `only-if-cached` (504 `not_in_cache`) are obeyed; a miss",
+    ),
+    Row(
+        "H10",
+        "one member of a team finds out that another has asked the same",
+        "possible within a team, by the time or by `x-proxy-cache`; not with `cache.scope: key`",
+    ),
+    Row(
+        "H11",
+        "the provider fails, or is not asked because it does",
+        "what was answered before and is not older than `cache.stale_if_error`, with `x-proxy-cache: stale` and `age`",
     ),
     Row("I1", "not there at start", "503 `store_unavailable` for those with limits; used as soon as it comes"),
     Row(
@@ -465,7 +518,6 @@ LEFT_OUT = {
     "F6": "the same `Idempotency-Key` twice: it is not looked at yet",
     "F14": "asking two at once for the faster answer: it is not done",
     "G10": "ending a stream that goes on beyond what was reserved: none is, it is charged (G3)",
-    "G11": "what an answer from the cache counts for: there is no cache yet",
     "G16": "a fair queue for teams that share the account's rate: there is none yet, each has its own limits",
     "J4": "a power failure: SQLite is told to sync each commit; no test cuts the power",
     "J9": "a ledger of millions of rows: `python -m bench.ledger` measures it, the suite looks at the query plans",

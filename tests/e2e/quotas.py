@@ -52,6 +52,7 @@ providers:
     circuit_breaker: {breaker}
     max_connections: 600
     timeouts: {{connect: 30s, first_byte: {first_byte}, idle: 30s}}
+cache: {cache}
 teams:
 {teams}
 """
@@ -79,6 +80,8 @@ class Row(NamedTuple):
     completion: int | None
     cost: int | None
     estimated: bool | None
+    cache: str | None
+    saved: int | None
 
     @property
     def ended(self) -> bool:
@@ -159,6 +162,7 @@ class Deployment:
             "first_byte": "30s",
             "breaker": "{failure_threshold: 1000000}",
             "trusted": "[]",
+            "cache": "{}",
         }
         self.options |= options | {"upstream": upstream}
         self.write(rules)

@@ -273,7 +273,8 @@ OF_THE_PROVIDER = (
     b"x-proxy-upstream: provider\r\nx-should-retry: provider\r\nretry-after: 7\r\nopenai-organization: provider\r\n"
 ) % (PROVIDER_KEY.encode(), PROVIDER_KEY.encode())  # fmt: skip
 
-STREAMED = {"date", "content-type", "x-request-id", "x-proxy-upstream", "x-proxy-attempts", "x-upstream-request-id"}
+STREAMED = {"date", "content-type", "x-request-id", "x-proxy-upstream", "x-proxy-attempts", "x-proxy-cache"}
+STREAMED |= {"x-upstream-request-id"}
 OURS = STREAMED | {"x-proxy-cost-usd"}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from proxy.core.errors import ProxyError
-from proxy.relay import KEEP_ALIVE
+from proxy.core.sse import KEEP_ALIVE
 from proxy.upstream.transport import TransportError
 from tests.conftest import PROVIDER_KEY, TEAM_KEY, Proxy, Simulator, start_proxy
 from tests.e2e.conftest import Stage

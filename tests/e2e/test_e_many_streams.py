@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.relay import KEEP_ALIVE
+from proxy.core.sse import KEEP_ALIVE
 from tests.conftest import PROVIDER_KEY, start_proxy
 from tests.e2e.upstream import STREAM, events, listener, upstream, url_of
 from tests.e2e.wire import ask, chat, soon

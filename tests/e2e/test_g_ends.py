@@ -226,7 +226,7 @@ async def test_g8_j1_j8_calls_of_a_process_that_is_killed(deployment: Deployment
     async with upstream(held, slots := Holding()), AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(connect(deployment.url)) for _ in range(HELD)]
         for at, client in enumerate(clients):
-            await client.send(asked("kill", KINDS[at % 3], "hold"))
+            await client.send(asked("kill", KINDS[at % 3], f"hold {at}"))
             await slots.holds(at + 1)
         dead = await asyncio.to_thread(kill, deployment)
         slots.released.set()

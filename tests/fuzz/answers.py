@@ -28,6 +28,7 @@ from proxy.providers.mistral import PROVIDER
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.embeddings import EMBEDDINGS
 from proxy.providers.mistral.models import MODELS
+from proxy.stages import translate
 from proxy.upstream.aiohttp_transport import AiohttpTransport
 from proxy.upstream.client import Upstream
 from proxy.upstream.config import Config, Retry
@@ -134,13 +135,9 @@ async def _ask(endpoint: Endpoint, body: dict[str, Any] | None, data: bytes, siz
     await transport._connector.close()
     connector: Any = _Connector(data, size)
     transport._connector = connector
-    dispatch = Dispatch(
-        ways={"mistral": Way(endpoint, PROVIDER, Upstream(config, transport))},
-        services=_SERVICES,
-        strict=False,
-        defaults={},
-        aliases={},
-    )
+    ways = {"mistral": Way(endpoint, PROVIDER, Upstream(config, transport))}
+    translation = translate.Config(lambda row: {"mistral": row}, strict=False, defaults={}, aliases={})
+    dispatch = translate.build(translation, endpoint, _SERVICES)(Dispatch(ways, _SERVICES))
     model = "mistral-small-latest" if body else None
     about = exchange(body=body, model=model, model_asked=model)
     try:

@@ -113,7 +113,7 @@ REFUSED = [
         for head, names in {"server:": ["admin_keys", "metrics"]}.items()
         for name in names
     ),
-    *((f"{name}: x", [f"1: {name}: {LATER}"]) for name in ("cache", "tracing")),
+    *((f"{name}: x", [f"1: {name}: {LATER}"]) for name in ("tracing",)),
     # shapes
     ("- a", ["1: expected a mapping (key: value)"]),
     ("word", ["1: expected a mapping (key: value)"]),
@@ -392,7 +392,7 @@ models:
   aliases: {x: x}
   default_temperature: 9
   aliases: {}
-cache: {}
+tracing: {}
 """
     assert refusals(text, {"A": "sk-a", "DEFAULT_MAX_TOKENS": "0"}) == [
         "3: server.prot: unknown key (did you mean 'port'?)",
@@ -405,7 +405,7 @@ cache: {}
         "17: models.aliases.x: an alias of itself",
         "18: models.default_temperature: must be at most 1.5",
         "19: models.aliases: given twice, first on line 17",
-        f"20: cache: {LATER}",
+        f"20: tracing: {LATER}",
         "environment: DEFAULT_MAX_TOKENS: must be at least 1",
     ]
 

@@ -68,4 +68,4 @@ def test_no_key_is_both_known_and_for_later():
     for model, later in LATER.items():
         assert not later & model.model_fields.keys()
         assert schema.section(model).later == later
-    assert {"tracing", "cache"} <= schema.section(Settings).later
+    assert {"tracing"} <= schema.section(Settings).later

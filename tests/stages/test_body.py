@@ -23,9 +23,10 @@ from proxy.core.errors import (
     UnsupportedMediaType,
 )
 from proxy.core.json import Malformed
+from proxy.pipeline import fold
 from proxy.providers.mistral.embeddings import EMBEDDINGS
 from proxy.providers.mistral.models import MODELS
-from proxy.stages import body
+from proxy.stages import body, parse
 from proxy.stages.body import Pace
 from tests.asgi import Headers, call, exchange, ok, services
 from tests.programs import PATIENCE
@@ -38,10 +39,10 @@ CLOSE = (b"connection", b"close")
 async def read(
     pieces: list[bytes], headers: Headers = JSON, limit: int = 100, pace: Pace = QUICK, around: Any = None, **how: Any
 ):
-    stage = body.build(limit, EMBEDDINGS, around or services(), pace)
-    assert stage
+    made = around or services()
+    stages = (body.build(limit, EMBEDDINGS, made, pace), parse.build(EMBEDDINGS, made))
     found = exchange(headers)
-    answer = await call(stage(ok), body=pieces, exchange=found, **how)
+    answer = await call(fold(stages, ok), body=pieces, exchange=found, **how)
     return answer, found
 
 
@@ -143,7 +144,7 @@ async def test_what_is_wrong_is_told_by_its_code(text: bytes, kind: type[ProxyEr
 
 
 def test_every_fault_has_an_error() -> None:
-    assert set(body._ERRORS) == {Malformed, *Malformed.__subclasses__()}
+    assert set(parse._ERRORS) == {Malformed, *Malformed.__subclasses__()}
 
 
 @given(st.lists(st.binary(max_size=60), max_size=4))

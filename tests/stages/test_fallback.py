@@ -27,10 +27,11 @@ from proxy.core.errors import (
 )
 from proxy.core.exchange import Exchange, Team
 from proxy.core.model import Price
+from proxy.pipeline import fold
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.embeddings import EMBEDDINGS
 from proxy.providers.mistral.models import MODELS
-from proxy.stages import fallback
+from proxy.stages import fallback, pass_over
 from proxy.upstream.config import CircuitBreaker
 from tests.asgi import Answer, Log, call, exchange, ok, services
 
@@ -79,12 +80,12 @@ class Setting:
             self.caught_up += 1
 
         quotas = SimpleNamespace(caught_up=caught_up)
-        stage = fallback.build(self.chains, CHAT, services(self.log, CATALOGUE, circuits=self.circuits, quotas=quotas))
-        assert stage
+        made = services(self.log, CATALOGUE, circuits=self.circuits, quotas=quotas)
+        stages = (fallback.build(self.chains, CHAT, made), pass_over.build(self.chains, CHAT, made))
         provider, sent_as = CATALOGUE.place(model)
         about = exchange(model=model, provider=provider, sent_as=sent_as, body=BODY, **fields)
         try:
-            return await call(stage(self.model), exchange=about, body=[], stays=True), about
+            return await call(fold(stages, self.model), exchange=about, body=[], stays=True), about
         except ProxyError as error:
             return error, about
 

@@ -11,8 +11,9 @@ All that a store must agree on:
 - CALENDAR (day, week, month). An amount counts in the period that held the moment at which it was reserved, for as long
   as that period holds `now`. A period begins with what `past(counter, start, end)` says.
 - CONCURRENCY. An amount counts until its call is settled, whatever that call says that it used.
-- A claim fits if `total + amount <= limit`, where the total is used + reserved. A call is granted if each of its claims
-  fits or is of a shadow counter; then all amounts are reserved, those of shadow counters too. Otherwise nothing is.
+- A claim fits if `total + amount <= limit`, where the total is used + reserved, and if its amount is 0. A call is
+  granted if each of its claims fits or is of a shadow counter; then all amounts are reserved, those of shadow counters
+  too. Otherwise nothing is.
 - Settling turns the `amount` that was reserved into what was `used`, less or more, in the entry or period where it
   lies; where that counts no more, so does this. A second time, or for a call that was never granted, nothing happens.
 - Standing: `used` and `reserved` as counted now, with the claim if the call was granted. `reset`: milliseconds until
@@ -110,7 +111,7 @@ class Oracle:
     def wait(self, claim: Claim) -> int | None:
         counted = self.counted(claim.counter)
         born = self._born(claim.counter)
-        if born + sum(one.total for one in counted) + claim.amount <= claim.limit:
+        if born + sum(one.total for one in counted) + claim.amount <= claim.limit or not claim.amount:
             return 0
         if claim.amount > claim.limit:
             return None

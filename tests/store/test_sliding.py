@@ -60,7 +60,7 @@ def test_neighbours_age_together_with_the_last_of_them() -> None:
         (15, 15, 1_500),
         (16, 15, None),
         (0, 15, 0),
-        (0, 0, 1_500),
+        (0, 0, 0),  # nothing always fits
     ],
 )
 def test_how_long_to_wait(amount: int, limit: int, wait: int | None) -> None:

@@ -180,6 +180,7 @@ def finish_reason(reason: Any, context: Context) -> Any:
         return "function_call"
     if reason == "error":
         context.report("value", "finish_reason")
+        context.spoiled = True
     return _FINISH.get(reason, reason) if isinstance(reason, str) else reason
 
 

@@ -227,4 +227,5 @@ EMBEDDINGS = Endpoint(
     ),
     answer=_answer,
     batch=Batch(split=_split, halve=_halve, merge=_merge),
+    inert=frozenset(("metadata",)),
 )

@@ -71,7 +71,6 @@ class ChatStream(ChatEvents):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._context = context
         self._choices: dict[int, _Choice] = {}
         self._usage_chunk: Json | None = None
 

@@ -29,8 +29,10 @@ _PLAIN_CODE = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 def chat_answer(answer: Any, context: Context) -> Json:
     """The answer. Raises UpstreamFailed if it has no choices or is an error with status 200."""
-    if not choices_of(answer):
+    choices = choices_of(answer)
+    if not choices:
         raise UpstreamFailed(NONSENSE)
+    look_at_end(choices, context)
     return with_clean_usage(answer, CHAT_COUNTS)
 
 
@@ -44,6 +46,12 @@ def choices_of(body: Any) -> list[Json]:
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise UpstreamFailed(NONSENSE)
     return choices
+
+
+def look_at_end(choices: list[Json], context: Context) -> None:
+    """What a filter has cut short is not what the request should have had."""
+    if any(choice.get("finish_reason") == "content_filter" for choice in choices):
+        context.spoiled = True
 
 
 def _upstream(body: Json) -> Json:

@@ -128,10 +128,21 @@ CHAT = Endpoint(
     model=ModelFrom.BODY,
     stream=Stream.OPTIONAL,
     meter=Meter.TOKENS,
-    cache=Cache.EXACT,
+    cache=Cache.SAMPLED,
     retry=Retry.SAFE,
     most_values=MOST_VALUES,
     request=CHAT_REQUEST,
     answer=chat_answer,
     events=ChatStream,
+    inert=frozenset(
+        (
+            "metadata",
+            "prompt_cache_key",
+            "prompt_cache_options",
+            "prompt_cache_retention",
+            "safety_identifier",
+            "user",
+        )
+    ),
+    beyond=frozenset(("store", "web_search_options")),
 )

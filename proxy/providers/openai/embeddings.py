@@ -66,4 +66,5 @@ EMBEDDINGS = Endpoint(
         open=True,
     ),
     answer=_answer,
+    inert=frozenset(("user",)),
 )

@@ -37,7 +37,7 @@ _AT: Final[Mapping[str, int]] = {name: index for index, name in enumerate(COLUMN
 _TEAM, _OPENED, _KEY_ID, _OPERATION = _AT["team"], _AT["opened"], _AT["key_id"], _AT["operation"]
 _MODEL, _PRICED_AS, _STATUS = _AT["model"], _AT["priced_as"], _AT["status"]
 _PROMPT, _CACHED, _COMPLETION = _AT["prompt"], _AT["cached"], _AT["completion"]
-_COST, _ESTIMATED = _AT["cost"], _AT["estimated"]
+_COST, _ESTIMATED, _SAVED = _AT["cost"], _AT["estimated"], _AT["saved"]
 
 
 def opened(intent: Intent) -> Row:
@@ -94,6 +94,7 @@ def usage(rows: Iterable[Row]) -> Usage:
         sum[5] += row[_CACHED]
         sum[6] += row[_COMPLETION]
         sum[7] += cost or 0
+        sum[8] += row[_SAVED] or 0
     return sums
 
 

@@ -32,8 +32,8 @@ _COLUMNS: Final[Mapping[Part, str]] = {"team": "team", "model": "model", "key": 
 @dataclass(frozen=True, slots=True)
 class Line:
     """The SUMS of one part; what the report is not divided by is None. `unpriced` are requests without a price: they
-    are in no cost. `cached` tokens are part of the `prompt`. `cost` and `saved` (by a cache of answers, when there is
-    one) are nano-USD."""
+    are in no cost. `cached` tokens are part of the `prompt`. `cost` and `saved` (by the cache of answers) are
+    nano-USD."""
 
     team: str | None
     model: str | None

@@ -116,7 +116,7 @@ end
 
 local function wait(claim, state)
     local more = state.total + state.asked + claim[4] - claim[3]
-    if more <= 0 then
+    if more <= 0 or claim[4] == 0 then -- nothing always fits
         return 0
     elseif claim[4] > claim[3] then
         return -1

@@ -1,0 +1,125 @@
+"""Where answers are kept for those who ask the same again.
+
+The cache never fails: what goes wrong with it is a miss, and a line in the log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal, NamedTuple, Protocol
+
+from proxy.core.entry import Entry
+from proxy.core.flight import Flight
+
+Outcome = Literal["hit", "miss", "bypass", "joined", "stale"]
+"""What the cache did for a request: `x-proxy-cache`, and the ledger's word."""
+
+
+class Known(NamedTuple):
+    """What a request has come to by the time that it is looked for: the `key` of its answer, which model it is about,
+    and what had to be changed in it."""
+
+    key: str
+    model_asked: str | None
+    model: str | None
+    provider: str
+    sent_as: str | None
+    rewrites: tuple[str, ...]
+
+
+class Role(Enum):
+    """What whoever has looked is to do."""
+
+    DONE = "nothing: the entry is fresh"
+    LEAD = "to make the call, and to say what came of it"
+    FOLLOW = "to wait: another process makes the call, and the flight is told what comes"
+
+
+class Found(NamedTuple):
+    """`entry` is fresh if the role is DONE, else one that may still be served when the provider fails."""
+
+    role: Role
+    entry: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """`life` is how many milliseconds an entry may be kept for at all. `most_bytes` are those of all entries,
+    `most_entry` those of one; a process keeps `most_entries` at most."""
+
+    life: int
+    most_bytes: int
+    most_entry: int
+    most_entries: int = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """`bytes` is what the entries take up, with all that is kept beside them. `evicted` have made room for others."""
+
+    entries: int
+    bytes: int
+    evicted: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """How many entries are what they were when they were kept. The others are gone now."""
+
+    right: int
+    wrong: int
+
+
+class Backend(Protocol):
+    """Keeps entries by their keys (core/cache_key.py). `near`: they are in this process."""
+
+    near: bool
+
+    def at_hand(self, key: str) -> Entry | None:
+        """What can be had without asking anybody, fresh or not."""
+        ...
+
+    async def look(self, key: str, since: int, flight: Flight) -> Found:
+        """What there is, and who makes the call if nothing is younger than `since` (Unix milliseconds). Whoever leads
+        has to `keep` or `drop`; meanwhile other processes may follow the flight. For whoever follows, the flight is
+        told from elsewhere, its end included."""
+        ...
+
+    async def keep(self, key: str, entry: Entry, flight: Flight, *, lead: bool) -> None:
+        """The flight has ended with this entry, which is to be kept unless it is too large. `lead`: it was looked for
+        before, and others may follow."""
+        ...
+
+    def drop(self, key: str, flight: Flight) -> None:
+        """The flight has ended, and nothing is to be kept. Never waits."""
+        ...
+
+    async def delete(self, team: str | None) -> int:
+        """Forget what is kept for a team, or for everybody. How many entries that were. Raises CacheGone."""
+        ...
+
+    async def stats(self, team: str | None) -> Stats:
+        """Raises CacheGone."""
+        ...
+
+    async def verify(self) -> Verified:
+        """Look at every entry. Raises CacheGone."""
+        ...
+
+    def become(self, bounds: Bounds) -> None:
+        """From now on with these."""
+        ...
+
+
+class CacheGone(Exception):
+    """Whoever keeps the entries does not answer. The text is the kind of failure, and safe to log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The cache of one process: what is kept, and which calls are under way. `secret` keys every digest."""
+
+    backend: Backend
+    secret: bytes
+    flights: dict[str, Flight] = field(default_factory=dict)

@@ -1,0 +1,47 @@
+"""What a request may say of the cache: `Cache-Control`, as RFC 9111 (section 5.2.1) has it."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+_DIRECTIVE: Final = re.compile(rb'([!#$%&\'*+.^_`|~0-9A-Za-z-]+)(?:=(?:"([^"]*)"|([^",;\s]*)))?')
+
+_MOST_AGE: Final = 2**31
+"""Seconds; whatever is more means as much (RFC 9111, section 1.2.2)."""
+
+
+class Wishes(NamedTuple):
+    """`no_store`: neither looked for nor kept. `no_cache`: made anew. `max_age`: no older than so many seconds.
+    `only_if_cached`: not made at all. Other directives are not understood, and do not matter."""
+
+    no_store: bool = False
+    no_cache: bool = False
+    only_if_cached: bool = False
+    max_age: int | None = None
+
+
+NONE: Final = Wishes()
+
+
+def wishes(headers: tuple[tuple[bytes, bytes], ...]) -> Wishes:
+    """Of all the Cache-Control headers together. A `max-age` that is no number is 0: what cannot be understood gets
+    nothing old."""
+    values = [value for name, value in headers if name == b"cache-control"]
+    return _read(b",".join(values)) if values else NONE
+
+
+def _read(value: bytes) -> Wishes:
+    found = {match[1].lower(): match[2] or match[3] or b"" for match in _DIRECTIVE.finditer(value)}
+    return Wishes(
+        no_store=b"no-store" in found,
+        no_cache=b"no-cache" in found,
+        only_if_cached=b"only-if-cached" in found,
+        max_age=_seconds(found[b"max-age"]) if b"max-age" in found else None,
+    )
+
+
+def _seconds(text: bytes) -> int:
+    if not text.isdigit():
+        return 0
+    return min(int(text), _MOST_AGE) if len(text) < 12 else _MOST_AGE

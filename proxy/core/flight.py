@@ -1,0 +1,189 @@
+"""One call to a provider, and everybody who waits for what it answers.
+
+Whoever makes the call tells the flight what comes; whoever asks for the same meanwhile follows it, and gets what has
+come so far and then each piece as it comes. It outlives the client for which it was begun for as long as somebody
+follows it, and nobody who follows it can hold it up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+
+from proxy.core.entry import Entry
+from proxy.core.errors import ProxyError
+
+
+class Lost(Exception):
+    """The flight has ended without its answer. `error` is what the provider did; None: that says nothing of what it
+    would do for anybody else. `told`: the pieces hold the error already."""
+
+    def __init__(self, error: ProxyError | None, *, told: bool = False) -> None:
+        super().__init__()
+        self.error = error
+        self.told = told
+
+
+class Flight:
+    """`most` bytes of it are kept for those who come later; what is longer nobody joins any more, and whoever is so far
+    behind has lost it. `clock` gives seconds.
+
+    `called`: there is a call, and its answer was not just found. `streamed`: it comes in pieces. When it is `done`,
+    `entry` is the whole answer, None if it was too long to be kept, and `saved` what it cost.
+    """
+
+    __slots__ = (
+        "_began",
+        "_clock",
+        "_gone",
+        "_held",
+        "_leave",
+        "_most",
+        "_news",
+        "_then",
+        "blocked",
+        "cadence",
+        "called",
+        "done",
+        "entry",
+        "followers",
+        "lost",
+        "parts",
+        "saved",
+        "size",
+        "streamed",
+    )
+
+    def __init__(self, most: int, clock: Callable[[], float]) -> None:
+        self._most = most
+        self._clock = clock
+        self._began = clock()
+        self._news: asyncio.Future[None] | None = None
+        self._leave: Callable[[], object] | None = None
+        self._then: Callable[[], object] | None = None
+        self._gone = self._held = 0
+        self.parts: list[bytes] = []
+        self.cadence: list[int] = []
+        self.size = self.followers = self.saved = 0
+        self.called = self.streamed = self.blocked = self.done = False
+        self.entry: Entry | None = None
+        self.lost: Lost | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.done or self.lost is not None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that has come is still here."""
+        return not self._gone and self.size <= self._most
+
+    @property
+    def open(self) -> bool:
+        """Whether one more can follow it: from the first byte on, and without waiting for somebody else's client."""
+        return self.whole and not self.blocked and self.lost is None
+
+    # Whoever makes the call.
+
+    def add(self, data: bytes) -> None:
+        """A piece of a stream has come."""
+        self.size += len(data)
+        if self.size > self._most:
+            self._forget()
+        if self.size <= self._most:
+            self.cadence += (int((self._clock() - self._began) * 1000), len(data))
+        if self.size <= self._most or self.followers:
+            self.parts.append(data)
+            self._held += len(data)
+        self._tell()
+
+    def finish(self, entry: Entry | None, saved: int) -> None:
+        """The answer is there, all of it."""
+        if not self.over:
+            self.done, self.entry, self.saved = True, entry, saved
+            self._end()
+
+    def fail(self, error: ProxyError | None, *, told: bool = False) -> None:
+        """It will not come."""
+        if not self.over:
+            self.lost = Lost(error, told=told)
+            self._end()
+
+    def at_end(self, then: Callable[[], object]) -> None:
+        """Call it when the flight is over."""
+        if self.over:
+            then()
+        else:
+            self._then = then
+
+    def stays(self, leave: Callable[[], object]) -> bool:
+        """Its client has left. Whether somebody else waits for the answer; if all of them go too, `leave` is called."""
+        self._leave = leave
+        return self.followers > 0
+
+    # Whoever follows.
+
+    @contextmanager
+    def follow(self) -> Iterator[None]:
+        """Meanwhile it goes on."""
+        self.followers += 1
+        try:
+            yield
+        finally:
+            self.followers -= 1
+            if not self.followers and self._leave and not self.over:
+                leave, self._leave = self._leave, None
+                leave()
+
+    async def begun(self) -> None:
+        """Until there is something to send: the first piece of a stream, or the whole answer. Raises Lost."""
+        while not self.done and not (self.streamed and self.size):
+            self._look()
+            await self._wait()
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """All that came and what is still to come; several pieces at once for who is behind. Raises Lost."""
+        at = 0
+        while True:
+            if at < self._gone:
+                raise Lost(None)  # nobody keeps as much for who does not read it
+            data = b"".join(self.parts[at - self._gone :])
+            at = self._gone + len(self.parts)
+            if data:
+                yield data
+            elif self.done:
+                return
+            else:
+                self._look()
+                await self._wait()
+
+    def _look(self) -> None:
+        if self.lost:
+            raise Lost(self.lost.error, told=self.lost.told)  # each its own: a traceback holds on to frames
+
+    def _forget(self) -> None:
+        """What is over the limit, the oldest first."""
+        self.cadence.clear()  # it is of no use without all the pieces
+        if not self.followers:
+            self._gone += len(self.parts)
+            self.parts.clear()
+            self._held = 0
+        while self._held > self._most:
+            self._held -= len(self.parts.pop(0))
+            self._gone += 1
+
+    def _end(self) -> None:
+        self._tell()
+        if self._then:
+            self._then()
+
+    def _tell(self) -> None:
+        if self._news:
+            self._news.set_result(None)
+            self._news = None
+
+    async def _wait(self) -> None:
+        if self._news is None:
+            self._news = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._news)

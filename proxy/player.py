@@ -1,0 +1,159 @@
+"""An answer that needs no call of its own: one that is kept, or the one that another request is getting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from starlette.types import Receive, Send
+
+from proxy.core.charge import NOTHING
+from proxy.core.entry import Entry, unpacked
+from proxy.core.errors import ClientGone, ProxyError, UpstreamFailed
+from proxy.core.exchange import Exchange, Replay
+from proxy.core.flight import Flight, Lost
+from proxy.core.json import Json
+from proxy.core.services import Drainable
+from proxy.core.success import send_json, stream_start
+from proxy.guard import Guard, Patience
+from proxy.relay import Relay
+
+Cadence = Literal["immediate", "original"]
+"""How a stream that is kept is sent: at once, or each piece as late as it once came."""
+
+AT_ONCE = 1 << 16
+"""Bytes that one answer may send before others get their turn."""
+
+LOST = "The request that this one had joined has lost its answer."
+
+
+@dataclass(frozen=True, slots=True)
+class Player:
+    """Plays answers to clients. Whoever lasts is among the `drainables`; `wall` gives Unix milliseconds."""
+
+    cadence: Cadence
+    drainables: set[Drainable]
+    wall: Callable[[], int]
+
+    def found(self, entry: Entry, exchange: Exchange, key: str) -> None:
+        """This is the answer."""
+        exchange.cache, exchange.cache_key = "hit", key.rpartition("/")[2]
+        exchange.streamed = entry.stream
+        exchange.replay = self.kept(entry, exchange)
+
+    def kept(self, entry: Entry, exchange: Exchange) -> Replay:
+        return partial(self._play, entry, exchange)
+
+    def joined(self, flight: Flight, exchange: Exchange, patience: Patience) -> Replay:
+        """What a flight has brought, and brings. Somebody has to follow it meanwhile."""
+        return partial(self._join, flight, exchange, patience)
+
+    async def _play(self, entry: Entry, exchange: Exchange, receive: Receive, send: Send) -> None:
+        exchange.age = max(0, self.wall() - entry.created) // 1000
+        exchange.saved = entry.cost or 0
+        exchange.rewrites.update(dict.fromkeys(entry.rewrites))
+        await self._send(entry, exchange, receive, send)
+
+    async def _send(self, entry: Entry, exchange: Exchange, receive: Receive, send: Send) -> None:
+        exchange.streamed = entry.stream
+        if exchange.charge is None:
+            exchange.charge = NOTHING
+        if not entry.stream:
+            await send_json(send, entry.body)
+            return
+        await send(stream_start())
+        if self.cadence == "original" and entry.cadence:
+            await self._as_it_came(entry, exchange, receive, send)
+            return
+        for at in range(0, len(entry.body) or 1, AT_ONCE):
+            more = at + AT_ONCE < len(entry.body)
+            await send({"type": "http.response.body", "body": entry.body[at : at + AT_ONCE], "more_body": more})
+            if more:
+                await asyncio.sleep(0)
+
+    async def _as_it_came(self, entry: Entry, exchange: Exchange, receive: Receive, send: Send) -> None:
+        loop, times = asyncio.get_running_loop(), unpacked(entry.cadence)
+        # What it took once it may take again, and its last piece may be as late as the total allowed.
+        patience = Patience(times[-2] / 1000 + 60)
+        begun, at = loop.time(), 0
+        try:
+            async with Guard(receive, patience, self.drainables):
+                for milliseconds, size in zip(times[::2], times[1::2], strict=True):
+                    wait = begun + milliseconds / 1000 - loop.time()
+                    if wait > 0:
+                        await asyncio.sleep(wait)
+                    piece, at = entry.body[at : at + size], at + size
+                    more = at < len(entry.body)
+                    await send({"type": "http.response.body", "body": piece, "more_body": more})
+        except ClientGone:
+            exchange.client_gone = True
+
+    async def _join(self, flight: Flight, exchange: Exchange, patience: Patience, receive: Receive, send: Send) -> None:
+        try:
+            if flight.done and flight.entry:
+                exchange.rewrites.update(dict.fromkeys(flight.entry.rewrites))
+                await self._send(flight.entry, exchange, receive, send)
+            else:
+                await self._follow(flight, exchange, patience, receive, send)
+        finally:
+            exchange.saved = flight.saved
+
+    async def _follow(
+        self, flight: Flight, exchange: Exchange, patience: Patience, receive: Receive, send: Send
+    ) -> None:
+        exchange.streamed, exchange.charge = True, NOTHING
+        guard = Guard(receive, patience, self.drainables, exchange.end)
+        events = _AsTheyCome()
+        relay = Relay(events, guard, send, bytes)
+        error: ProxyError
+        try:
+            async with guard:
+                await relay.run(_Pieces(flight))
+            return
+        except ClientGone:
+            exchange.client_gone = True
+            return
+        except Lost as lost:
+            error = lost.error.again() if lost.error else UpstreamFailed(LOST, billed=False)
+            told = lost.told
+        except ProxyError as raised:
+            error, told = raised, False
+        if not relay.started:
+            raise error
+        exchange.error = error
+        await (relay.finish(b"") if told else relay.fail(error))
+
+
+class _Pieces:
+    """A flight, as an answer of an upstream."""
+
+    status = 200
+
+    def __init__(self, flight: Flight) -> None:
+        self._flight = flight
+
+    def header(self, name: str) -> str | None:
+        return "text/event-stream"
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        return self._flight.pieces()
+
+
+class _AsTheyCome:
+    """An EventStream (core/endpoint.py) that has been gone through before."""
+
+    error: ProxyError | None = None
+    done = surplus = False
+    usage: Json | None = None
+    tier: str | None = None
+    delivered = 0
+
+    def feed(self, chunk: bytes) -> bytes:
+        return chunk
+
+    def end(self) -> bytes:
+        self.done = True
+        return b""

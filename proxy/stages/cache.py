@@ -1,0 +1,395 @@
+"""Whether the answer is there already, or on its way to somebody else: then nobody is asked and nothing is paid.
+
+Looked for before anything is reckoned: what is answered without a call claims no tokens and no money. The answer itself
+is given further inside, by the replay stage, when the request has been counted and written down.
+
+    hit      what is kept is young enough
+    joined   the same is being asked at this moment, here or in another process
+    miss     asked; the answer is kept if it is complete, and others may join it meanwhile
+    stale    asked, and the provider failed: what is kept, though not young any more
+    bypass   not looked for and not kept
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Literal
+
+from pydantic import Field
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from proxy.capture import Capture
+from proxy.core import cache_control, cache_policy
+from proxy.core.cache import Bounds, Known, Role
+from proxy.core.cache_control import Wishes
+from proxy.core.cache_key import Keys
+from proxy.core.cache_policy import Policy
+from proxy.core.config import Duration, Size, Strict
+from proxy.core.endpoint import Cache, Endpoint
+from proxy.core.entry import Entry, packed
+from proxy.core.errors import (
+    CircuitOpen,
+    ClientGone,
+    NotInCache,
+    ProviderBusy,
+    ProxyError,
+    UpstreamRefusal,
+    UpstreamUnknown,
+)
+from proxy.core.exchange import Exchange
+from proxy.core.flight import Flight, Lost
+from proxy.core.json import Json
+from proxy.core.services import Middleware, Services
+from proxy.guard import Guard, Patience
+from proxy.player import Cadence, Player
+
+FAILURES: Final = 2
+"""Calls of others that may fail before whoever has joined them fails, too: a crowd does not ask a provider that is in
+trouble one by one."""
+
+LOSSES: Final = 8
+"""Flights that may end without a word of the provider's before a request goes its own way."""
+
+
+class Config(Strict):
+    """`cache` of proxy.yaml. `ttl` is how many seconds an answer is served for, `stale_if_error` how many it may be old
+    when the provider fails; `max_bytes` are those of all entries (in a process, or in the Redis that several share),
+    `max_entries` how many there may be in a process, `max_entry` the bytes of one."""
+
+    mode: Literal["off", "deterministic", "all"] = "deterministic"
+    ttl: Duration = Field(3_600.0, gt=0, le=366 * 86_400)
+    stale_if_error: Duration = Field(86_400.0, ge=0, le=366 * 86_400)
+    max_bytes: Size = Field(256 << 20, ge=1 << 20)
+    max_entries: int = Field(1_000_000, ge=1)
+    max_entry: Size = Field(4 << 20, ge=1, le=64 << 20)
+    scope: cache_policy.Scope = "team"
+    cadence: Cadence = "immediate"
+
+    @property
+    def bounds(self) -> Bounds:
+        life = int(max(self.ttl, self.stale_if_error) * 1000)
+        return Bounds(life, self.max_bytes, self.max_entry, self.max_entries)
+
+    def policy(self, wall: Callable[[], int]) -> Policy:
+        return Policy(self.scope, int(self.ttl * 1000), int(self.stale_if_error * 1000), wall)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One provider: what tells where it is, and how many seconds a request may take there."""
+
+    address: tuple[str, ...]
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """`rows(endpoint)` is how each provider serves an endpoint; `places` are by the same names."""
+
+    config: Config
+    rows: Callable[[Endpoint], Mapping[str, Endpoint]]
+    places: Mapping[str, Place]
+
+    @property
+    def on(self) -> bool:
+        return self.config.mode != "off"
+
+
+def build(
+    sources: Sources, policy: Policy, player: Player, endpoint: Endpoint, services: Services
+) -> Middleware | None:
+    if not sources.on or endpoint.cache is Cache.NEVER or services.answers is None:
+        return None
+    answers = services.answers
+    rows = sources.rows(endpoint)
+    providers = {name: _provider(name, row, sources, answers.secret) for name, row in rows.items()}
+
+    def middleware(app: ASGIApp) -> ASGIApp:
+        return Cached(app, sources.config.max_entry, providers, policy, player, services)
+
+    return middleware
+
+
+@dataclass(frozen=True, slots=True)
+class _Provider:
+    """How one provider's answers are kept."""
+
+    keys: Keys
+    patience: Patience
+    kept: Callable[[Json], bool]
+
+
+def _provider(name: str, row: Endpoint, sources: Sources, secret: bytes) -> _Provider:
+    place = sources.places[name]
+    keys = Keys(secret, row.operation, (name, *place.address), row.inert)
+    return _Provider(keys, Patience(place.total), partial(_is_kept, row, sources.config.mode == "all"))
+
+
+def _is_kept(row: Endpoint, everything: bool, body: Json) -> bool:
+    """Whether the answer to this is one that may be kept, and given to others."""
+    if any(body.get(name) for name in row.beyond):
+        return False
+    return everything or row.cache is Cache.EXACT or body.get("temperature") == 0
+
+
+@dataclass(slots=True)
+class _Search:
+    """One request that looks for its answer. `lost` flights that it had joined have ended without one, `failed` of them
+    because the provider failed."""
+
+    exchange: Exchange
+    receive: Receive
+    key: str
+    wishes: Wishes
+    patience: Patience
+    stale: Entry | None = None
+    lost: int = 0
+    failed: int = 0
+
+
+class Cached:
+    """`most` bytes of an answer are kept for those who join it."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        most: int,
+        providers: Mapping[str, _Provider],
+        policy: Policy,
+        player: Player,
+        services: Services,
+    ) -> None:
+        assert services.answers
+        self._app = app
+        self._most = most
+        self._providers = providers
+        self._policy = policy
+        self._player = player
+        self._backend = services.answers.backend
+        self._flights = services.answers.flights
+        self._drainables = services.drainables
+        self._wall = services.wall
+        self._clock = services.monotonic
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange.of(scope)
+        provider, body = self._providers[exchange.provider], exchange.sending
+        assert body is not None
+        assert exchange.context
+        wishes = cache_control.wishes(exchange.headers)
+        if wishes.no_store or not provider.kept(body):
+            exchange.cache = "bypass"
+            if wishes.only_if_cached:
+                raise _absent()
+            await self._app(scope, receive, send)
+            return
+        key = provider.keys.key(self._policy.sharers(exchange), body, exchange.context)
+        exchange.cache_key = key.rpartition("/")[2]
+        if exchange.known is None:  # of the model that was asked first
+            exchange.known = Known(
+                key,
+                exchange.model_asked,
+                exchange.model,
+                exchange.provider,
+                exchange.sent_as or "",
+                tuple(exchange.rewrites),
+            )
+        search = _Search(exchange, receive, key, wishes, provider.patience)
+        while not await self._answered(search, scope, receive, send):
+            pass
+
+    async def _answered(self, search: _Search, scope: Scope, receive: Receive, send: Send) -> bool:
+        """False: what this had joined has ended without an answer, and it may look again."""
+        exchange, entry = search.exchange, self._at_hand(search)
+        flight = None if entry else self._joinable(search)
+        if entry is None and flight is None:
+            entry, flight, leads = await self._look(search)
+            if flight and leads:
+                await self._lead(search, flight, scope, receive, send)
+                return True
+        if entry:
+            self._player.found(entry, exchange, search.key)
+            await self._app(scope, receive, send)
+            return True
+        assert flight
+        with flight.follow():
+            if not await self._begun(search, flight):
+                return exchange.client_gone
+            if exchange.replay is None:
+                exchange.cache = "joined" if flight.called else "hit"
+                exchange.replay = self._player.joined(flight, exchange, search.patience)
+            await self._app(scope, receive, send)
+        return True
+
+    # Looking.
+
+    def _at_hand(self, search: _Search) -> Entry | None:
+        if search.wishes.no_cache:
+            return None
+        entry = self._backend.at_hand(search.key)
+        if entry is None or self._policy.is_fresh(entry, search.wishes):
+            return entry
+        self._remember(search, entry)
+        return None
+
+    def _remember(self, search: _Search, entry: Entry | None) -> None:
+        """For the case that the provider fails."""
+        if entry and self._policy.is_better_than_nothing(entry, search.wishes):
+            search.stale = entry
+
+    def _joinable(self, search: _Search) -> Flight | None:
+        flight = self._flights.get(search.key)
+        wishes = search.wishes
+        joins = flight and flight.open and not wishes.no_cache and not wishes.only_if_cached
+        return flight if joins and search.lost < LOSSES else None
+
+    async def _look(self, search: _Search) -> tuple[Entry | None, Flight | None, bool]:
+        """A fresh entry, or a flight and whether it is this request's own."""
+        key, flights, wishes = search.key, self._flights, search.wishes
+        flight = Flight(self._most, self._clock)
+        if wishes.no_cache or search.lost >= LOSSES:
+            flight.called = True
+            return None, flight, True
+        flights[key] = flight  # from now on others of this process wait for what comes of this
+        try:
+            found = await self._backend.look(key, self._policy.since(wishes), flight)
+        except BaseException:
+            flight.fail(None)
+            self._forget(key, flight)
+            self._backend.drop(key, flight)
+            raise
+        if found.role is Role.DONE:
+            assert found.entry
+            flight.finish(found.entry, found.entry.cost or 0)
+            self._forget(key, flight)
+            return found.entry, None, False
+        if wishes.only_if_cached:
+            flight.fail(None)
+            self._forget(key, flight)
+            self._backend.drop(key, flight)
+            raise _absent()
+        self._remember(search, found.entry)
+        flight.called = True
+        if found.role is Role.FOLLOW:
+            flight.at_end(partial(self._forget, key, flight))
+        return None, flight, found.role is Role.LEAD
+
+    def _forget(self, key: str, flight: Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+
+    # Following.
+
+    async def _begun(self, search: _Search, flight: Flight) -> bool:
+        """Whether there is something to send: from the flight or, if that has failed, from before. Raises the
+        provider's error when there is not, and no use in trying."""
+        exchange = search.exchange
+        guard = Guard(search.receive, search.patience, self._drainables, exchange.end)
+        try:
+            if not flight.over:
+                async with guard:
+                    await flight.begun()
+            else:
+                await flight.begun()
+        except ClientGone:
+            exchange.client_gone = True
+            return False
+        except Lost as lost:
+            return self._may_end(search, lost.error)
+        finally:
+            exchange.end = guard.ends
+        return True
+
+    def _may_end(self, search: _Search, error: ProxyError | None) -> bool:
+        exchange = search.exchange
+        search.lost += 1
+        if error is None:
+            return False
+        search.failed += 1
+        if error.is_the_providers and search.stale and not exchange.others:
+            exchange.cache, exchange.rescued = "stale", error
+            exchange.replay = self._player.kept(search.stale, exchange)
+            return True
+        if exchange.others or search.failed >= FAILURES or not error.is_the_providers:
+            exchange.cache = "joined"
+            raise error.again() from None
+        return False
+
+    # Leading.
+
+    async def _lead(self, search: _Search, flight: Flight, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = search.exchange
+        exchange.cache = "miss"
+        exchange.stays = flight.stays
+        if search.stale:
+            exchange.stale = self._player.kept(search.stale, exchange)
+        before = len(exchange.rewrites)
+        whole = partial(self._finish, flight, exchange, before)
+        capture = Capture(flight, exchange, send, whole)
+        try:
+            await self._app(scope, receive, capture.send)
+            if flight.streamed and exchange.error is None and exchange.cache == "miss" and not exchange.client_gone:
+                self._finish(flight, exchange, before, None)
+            else:
+                flight.fail(_of_the_provider(exchange.error or exchange.rescued), told=exchange.error is not None)
+        except BaseException as error:
+            flight.fail(_of_the_provider(error))
+            capture.stop()
+            raise
+        finally:
+            await self._settle(search, flight)
+        await self._written(search, capture)
+
+    def _finish(self, flight: Flight, exchange: Exchange, before: int, body: bytes | None) -> None:
+        """The answer is there. `body`: it came in one piece."""
+        charge = exchange.charge
+        cost = charge.cost if charge else None
+        entry = None
+        if body is not None or flight.whole:
+            entry = Entry(
+                created=self._wall(),
+                stream=body is None,
+                body=b"".join(flight.parts) if body is None else body,
+                prompt=charge.prompt if charge else 0,
+                completion=charge.completion if charge else 0,
+                cost=cost,
+                rewrites=tuple(exchange.rewrites)[before:],
+                cadence=packed(flight.cadence),
+            )
+        flight.finish(entry, cost or 0)
+
+    async def _written(self, search: _Search, capture: Capture) -> None:
+        if not capture.writing:
+            return
+        try:
+            async with Guard(search.receive, search.patience, self._drainables, search.exchange.end):
+                await capture.written()
+        except ClientGone:
+            search.exchange.client_gone = True
+        finally:
+            capture.stop()
+
+    async def _settle(self, search: _Search, flight: Flight) -> None:
+        """Keep what is complete and as it should be; nothing else is."""
+        exchange, entry = search.exchange, flight.entry
+        assert exchange.context
+        try:
+            if entry and exchange.usage is not None and not exchange.context.spoiled:
+                await self._backend.keep(search.key, entry, flight, lead=True)
+            else:
+                self._backend.drop(search.key, flight)
+        finally:
+            self._forget(search.key, flight)  # not before: whoever came meanwhile would ask once more
+
+
+def _absent() -> NotInCache:
+    return NotInCache("This request is not in the cache, and with `Cache-Control: only-if-cached` nobody is asked.")
+
+
+def _of_the_provider(error: BaseException | None) -> ProxyError | None:
+    """What the provider has done to everybody who asked this; None: it was the request that has ended."""
+    if isinstance(error, UpstreamRefusal | UpstreamUnknown | CircuitOpen | ProviderBusy):
+        return error
+    return None

@@ -1,0 +1,46 @@
+"""A model that is not asked at the moment has nothing reserved for it, where there is another one to turn to.
+
+The breaker stage, which is inside quota and ledger, would find out too late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from proxy.core.circuit import of_model
+from proxy.core.endpoint import Endpoint, ModelFrom
+from proxy.core.errors import CircuitOpen
+from proxy.core.exchange import Exchange
+from proxy.core.services import Middleware, Services
+
+
+def build(chains: Mapping[str, Sequence[str]], endpoint: Endpoint, services: Services) -> Middleware | None:
+    """`chains` are the models to turn to; without any there is nothing to look for."""
+    if endpoint.model is not ModelFrom.BODY or not chains:
+        return None
+
+    def middleware(app: ASGIApp) -> ASGIApp:
+        return PassOver(app, services)
+
+    return middleware
+
+
+class PassOver:
+    def __init__(self, app: ASGIApp, services: Services) -> None:
+        self._app = app
+        self._circuits = services.circuits
+        self._model = services.catalogue.model
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange.of(scope)
+        if exchange.others and exchange.replay is None:
+            seconds = self._circuits.left(of_model(exchange.provider, self._model(exchange.model or "").id))
+            if seconds:
+                raise CircuitOpen(
+                    "The provider keeps failing, so it is not asked at the moment. Try again later.",
+                    wait=ceil(seconds * 1000),
+                )
+        await self._app(scope, receive, send)

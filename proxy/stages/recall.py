@@ -1,0 +1,100 @@
+"""A request that has been understood before, to the letter, need not be understood again: if its answer is kept, that
+is all there is to do.
+
+What a body comes to is the same for as long as its sender and the configuration are: which model, what is sent, the key
+under which the answer is kept. It takes longer to find out than everything else that is done for a hit.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from hashlib import blake2b
+from typing import Final
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from proxy.core import cache_control
+from proxy.core.cache import Backend, Known
+from proxy.core.cache_policy import Policy
+from proxy.core.endpoint import Cache, Endpoint
+from proxy.core.exchange import Exchange
+from proxy.core.services import Middleware, Services
+from proxy.player import Player
+
+MOST: Final = 8_192
+"""Requests that are remembered, half a kilobyte each."""
+
+_SAID_ASIDE: Final = (b"x-proxy-context", b"x-proxy-translation")
+"""Headers that bear on what a body comes to."""
+
+
+def build(
+    policy: Policy, player: Player, endpoint: Endpoint, services: Services, answered: ASGIApp, *, on: bool
+) -> Middleware | None:
+    """`answered` is where a request goes whose answer is there. `on`: there is a cache."""
+    if not on or endpoint.cache is Cache.NEVER or services.answers is None or not services.answers.backend.near:
+        return None
+    backend = services.answers.backend
+
+    def middleware(app: ASGIApp) -> ASGIApp:
+        return Recall(app, answered, policy, player, backend)
+
+    return middleware
+
+
+class Recall:
+    def __init__(self, app: ASGIApp, answered: ASGIApp, policy: Policy, player: Player, backend: Backend) -> None:
+        self._app = app
+        self._answered = answered
+        self._policy = policy
+        self._player = player
+        self._at_hand = backend.at_hand
+        self._known: OrderedDict[bytes, Known] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange.of(scope)
+        assert exchange.team
+        if exchange.team.log_content:  # what it says is wanted
+            await self._app(scope, receive, send)
+            return
+        letters = _letters(exchange)
+        known = self._known.get(letters)
+        if known and self._recall(exchange, known):
+            self._known.move_to_end(letters)
+            exchange.raw = None
+            await self._answered(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+        if exchange.known and exchange.status is not None:
+            self._remember(letters, exchange.known)
+
+    def _recall(self, exchange: Exchange, known: Known) -> bool:
+        """Whether there is an answer that may be given."""
+        wishes = cache_control.wishes(exchange.headers)
+        if wishes.no_cache or wishes.no_store:
+            return False
+        entry = self._at_hand(known.key)
+        if entry is None or not self._policy.is_fresh(entry, wishes):
+            return False
+        exchange.model_asked, exchange.model = known.model_asked, known.model
+        exchange.provider, exchange.sent_as = known.provider, known.sent_as
+        exchange.rewrites.update(dict.fromkeys(known.rewrites))
+        self._player.found(entry, exchange, known.key)
+        return True
+
+    def _remember(self, letters: bytes, known: Known) -> None:
+        self._known[letters] = known
+        if len(self._known) > MOST:
+            self._known.popitem(last=False)
+
+
+def _letters(exchange: Exchange) -> bytes:
+    """Who says what, to the letter."""
+    assert exchange.team
+    digest = blake2b(f"{exchange.team.name}\n{exchange.key_id}\n".encode(), digest_size=32)
+    for name, value in exchange.headers:
+        if name in _SAID_ASIDE:
+            digest.update(b"%b:%b\n" % (name, value))
+    digest.update(b"\n")
+    digest.update(exchange.raw or b"")
+    return digest.digest()

@@ -1,0 +1,53 @@
+"""Answers without a call: with what the cache stage has found and, when a call fails, with what was kept from before.
+
+Inside quota and ledger, which count such a request and write it down; outside of the breaker, which has no part in it.
+"""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from proxy.core.endpoint import Cache, Endpoint
+from proxy.core.errors import ProxyError
+from proxy.core.exchange import Exchange
+from proxy.core.services import Log, Middleware, Services
+
+
+def build(endpoint: Endpoint, services: Services, *, on: bool) -> Middleware | None:
+    """`on`: there is a cache."""
+    if not on or endpoint.cache is Cache.NEVER or services.answers is None:
+        return None
+
+    def middleware(app: ASGIApp) -> ASGIApp:
+        return Replayed(app, services.log)
+
+    return middleware
+
+
+class Replayed:
+    def __init__(self, app: ASGIApp, log: Log) -> None:
+        self._app = app
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange.of(scope)
+        if exchange.replay:
+            await exchange.replay(receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        except ProxyError as error:
+            stale = exchange.stale
+            if stale is None or exchange.others or exchange.status is not None or not error.is_the_providers:
+                raise
+            exchange.rescued = error
+        if exchange.rescued:
+            await self._rescue(exchange, receive, send)
+
+    async def _rescue(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        assert exchange.stale
+        assert exchange.rescued
+        exchange.cache = "stale"
+        told = {"request_id": exchange.request_id, "error_code": exchange.rescued.code}
+        self._log("warning", "stale_answer", model=exchange.model, **told)
+        await exchange.stale(receive, send)

@@ -1,0 +1,66 @@
+-- What comes before every script of the response cache.
+--
+-- KEYS[1] is the prefix of all keys; a hash tag in it keeps them on one node of a cluster. Numbers are integers below
+-- 2^53; where one becomes text it is by `digits`, because tostring() has 14 digits only.
+--
+--   <key>          an entry, sealed (core/entry.py). No key of an entry ends where one of these begins:
+--   =lease/<key>   who makes the call: <flight>:<owner>; ends by itself
+--   =index         sorted set: key -> when the entry expires
+--   =sizes         hash: key -> the bytes that it counts for
+--   =totals        hash of bytes (the sum of all sizes) and evicted (how many have made room)
+local prefix = KEYS[1]
+local index, sizes, totals = prefix .. '=index', prefix .. '=sizes', prefix .. '=totals'
+
+local function digits(number)
+    return string.format('%.0f', number + 0) -- there is a -0, which Redis does not read
+end
+
+local function lease_key(key) return prefix .. '=lease/' .. key end
+
+local function time()
+    local clock = redis.call('TIME')
+    return clock[1] * 1000 + math.floor(clock[2] / 1000)
+end
+
+-- nil: there is nothing. What is no string is an empty one: it does not open either.
+local function read(key)
+    local value = redis.pcall('GET', prefix .. key)
+    if type(value) == 'table' then
+        return ''
+    end
+    return value or nil
+end
+
+local function bytes()
+    return tonumber(redis.call('HGET', totals, 'bytes') or 0)
+end
+
+-- Out of all that knows of it.
+local function strike(key)
+    local size = redis.call('HGET', sizes, key)
+    if size then
+        redis.call('HDEL', sizes, key)
+        redis.call('HINCRBY', totals, 'bytes', digits(-tonumber(size)))
+    end
+    redis.call('ZREM', index, key)
+end
+
+local function remove(key)
+    strike(key)
+    return redis.call('UNLINK', prefix .. key)
+end
+
+-- At most so many of those that have expired.
+local function purge(now, most)
+    local over = redis.call('ZRANGEBYSCORE', index, '-inf', digits(now), 'LIMIT', 0, most)
+    for _, key in ipairs(over) do
+        remove(key)
+    end
+    return #over
+end
+
+local function release(key, lease)
+    if redis.pcall('GET', lease_key(key)) == lease then
+        redis.call('DEL', lease_key(key))
+    end
+end

@@ -1,0 +1,47 @@
+-- Keep an entry, within the bounds of all of them, and give back the lease. Those that expire first make room.
+--
+-- {key, lease, life, most, size, entry} -> KEPT, FULL (the server takes nothing more), or MORE: there is no room yet, and
+-- more work to be done than others should wait for. With an empty entry only room is made, and nothing given back.
+local KEPT, FULL, MORE = 0, 1, 2
+local AT_ONCE, A_FEW = 500, 100
+local key, lease, life, most, size, entry = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]), ARGV[6]
+
+local now, full = time(), false
+if entry ~= '' then
+    -- Before all else: a server that is full lets a script go on that has written anything.
+    full = not redis.pcall('SET', prefix .. key, entry, 'PX', digits(life)).ok
+    if full then
+        redis.call('UNLINK', prefix .. key)
+    end
+end
+strike(key)
+purge(now, A_FEW)
+local room, evicted = most - size, 0
+while evicted < AT_ONCE and bytes() > room and not full do
+    local oldest = redis.call('ZRANGE', index, 0, 0)[1]
+    if not oldest then
+        redis.call('DEL', totals, sizes) -- somebody has taken the index away, and nobody knows any more what there is
+        break
+    end
+    remove(oldest)
+    evicted = evicted + 1
+end
+if evicted > 0 then
+    redis.call('HINCRBY', totals, 'evicted', evicted)
+end
+if bytes() > room and not full then
+    redis.call('UNLINK', prefix .. key)
+    return MORE
+elseif entry == '' then
+    return KEPT
+end
+if not full then
+    redis.call('PEXPIREAT', prefix .. key, digits(now + life)) -- at the very millisecond that the index knows
+    redis.call('ZADD', index, digits(now + life), key)
+    redis.call('HSET', sizes, key, digits(size))
+    redis.call('HINCRBY', totals, 'bytes', digits(size))
+end
+if lease ~= '' then
+    release(key, lease)
+end
+return full and FULL or KEPT

@@ -1,0 +1,154 @@
+"""The calls that this worker makes, as other workers may follow them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Final
+
+from proxy.core.cache import CacheGone
+from proxy.core.entry import Sealer
+from proxy.core.flight import Flight, Lost
+from proxy.store.cache.redis_talk import End, Join, Leave, Message, Piece
+
+PIECE: Final = 1 << 18
+"""Bytes of one message at most: Redis cuts off whoever has too much before it."""
+
+Say = Callable[[str, Message], Awaitable[int]]
+"""To whom, and what. How many have heard it: none or one. Raises CacheGone."""
+
+
+@dataclass(slots=True, eq=False)
+class Lead:
+    """A call that may have the lease of its key. `held`: it goes on having it; `settled` once it has been given back,
+    and what there is to be kept is kept."""
+
+    name: str
+    key: str
+    flight: Flight
+    held: bool = False
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Leads:
+    """`say` reaches another worker, `release` gives back the lease of a key."""
+
+    def __init__(self, owner: str, sealer: Sealer, say: Say, release: Callable[[str, str], Awaitable[None]]) -> None:
+        self._owner = owner
+        self._sealer = sealer
+        self._say = say
+        self._release = release
+        self._first = secrets.token_hex(8)
+        self._numbers = count(1)
+        self._leads: dict[str, Lead] = {}
+        self._of: dict[Flight, Lead] = {}
+        self._telling: dict[str, asyncio.Task[None]] = {}
+
+    def begin(self, key: str, flight: Flight) -> Lead:
+        """Known to who asks for it from now on."""
+        lead = Lead(f"{self._first}-{next(self._numbers)}", key, flight)
+        self._leads[lead.name] = self._of[flight] = lead
+        return lead
+
+    def lease(self, lead: Lead) -> str:
+        """What is written under the key while it is made."""
+        return f"{lead.name}:{self._owner}"
+
+    def of(self, flight: Flight) -> Lead | None:
+        return self._of.get(flight)
+
+    def forget(self, lead: Lead) -> None:
+        """It never was one, or it is over."""
+        lead.held = False
+        self._leads.pop(lead.name, None)
+        self._of.pop(lead.flight, None)
+
+    def settle(self, lead: Lead) -> None:
+        """Who follows it learns now how it has ended."""
+        self.forget(lead)
+        lead.settled.set()
+
+    def held(self) -> list[Lead]:
+        return [lead for lead in self._leads.values() if lead.held]
+
+    def all(self) -> list[Lead]:
+        return list(self._leads.values())
+
+    # Whoever follows.
+
+    def joined(self, join: Join) -> None:
+        lead, following = self._leads.get(join.flight), ExitStack()
+        before = self._telling.get(join.follow)
+        if before and lead is None:
+            return  # which is about to tell how it has ended
+        closed = not (lead and (lead.flight.open or lead.flight.over or before))
+        if lead and not closed:
+            following.enter_context(lead.flight.follow())  # at once: who came before lets go of it now
+        if before:
+            before.cancel()
+        task = self._telling[join.follow] = asyncio.create_task(self._tell(join, lead, closed))
+
+        def told(_: asyncio.Task[None]) -> None:
+            following.close()
+            if self._telling.get(join.follow) is task:
+                del self._telling[join.follow]
+
+        task.add_done_callback(told)
+
+    def left(self, leave: Leave) -> None:
+        task = self._telling.get(leave.follow)
+        if task:
+            task.cancel()
+
+    async def close(self, within: float) -> None:
+        """Who follows what has ended is told so, in so many seconds; the others will find out."""
+        for lead in list(self._leads.values()):
+            self.settle(lead)
+        if self._telling:
+            _, late = await asyncio.wait(list(self._telling.values()), timeout=within)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+
+    async def _tell(self, join: Join, lead: Lead | None, closed: bool) -> None:
+        with suppress(CacheGone):  # who follows will ask again
+            if lead is None:
+                await self._release(join.key, f"{join.flight}:{self._owner}")
+                await self._say(join.back, End(join.follow, "unknown"))
+            elif closed or not await self._tell_all(join, lead):
+                await self._say(join.back, End(join.follow, "closed"))
+
+    async def _tell_all(self, join: Join, lead: Lead) -> bool:
+        """False: it cannot be followed."""
+        flight, at = lead.flight, 0
+        try:
+            async for data in flight.pieces():
+                start, at = max(join.at - at, 0), at + len(data)
+                if start < len(data) and not await self._pieces(join, at - len(data) + start, data[start:]):
+                    return True
+        except Lost:
+            if flight.lost is None:
+                return False
+        await lead.settled.wait()
+        if flight.lost:
+            await self._say(join.back, End(join.follow, "lost", told=flight.lost.told))
+            return True
+        entry = flight.entry
+        if entry and not entry.stream and not await self._pieces(join, 0, self._sealer.seal(lead.key, entry), True):
+            return True
+        done = flight.streamed or entry is not None
+        await self._say(join.back, End(join.follow, "done" if done else "lost", at, flight.saved))
+        return True
+
+    async def _pieces(self, join: Join, at: int, data: bytes, sealed: bool = False) -> bool:
+        """Whether anybody hears it."""
+        for start in range(0, len(data), PIECE):
+            piece = Piece(join.follow, at + start, data[start : start + PIECE], sealed)
+            if not await self._say(join.back, piece):
+                return False
+        return True

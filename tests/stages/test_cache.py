@@ -1,0 +1,597 @@
+"""The cache stage, with the replay stage inside of it, in front of an application that plays the provider."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from proxy import data
+from proxy.core.cache import Answers, Found, Role
+from proxy.core.catalogue import Catalogue
+from proxy.core.charge import Charge
+from proxy.core.entry import Entry
+from proxy.core.errors import (
+    BadRequest,
+    CircuitOpen,
+    Draining,
+    Elsewhere,
+    NotInCache,
+    ProxyError,
+    RateLimited,
+    UpstreamFailed,
+    UpstreamRefusal,
+)
+from proxy.core.exchange import Exchange, Team
+from proxy.core.flight import Flight
+from proxy.core.services import Drainable
+from proxy.core.sse import KEEP_ALIVE
+from proxy.core.success import send_json, stream_start
+from proxy.core.table import Context
+from proxy.pipeline import fold
+from proxy.player import Player
+from proxy.providers.mistral.chat import CHAT
+from proxy.providers.mistral.embeddings import EMBEDDINGS
+from proxy.providers.openai.chat import CHAT as OPENAI_CHAT
+from proxy.stages import cache, replay
+from proxy.store.cache.memory import MemoryCache
+from tests.asgi import Answer, Log, call, exchange, services
+
+CATALOGUE = Catalogue(data.read("models.yaml"))
+MODEL = CATALOGUE.model("mistral-small-latest")
+HOUR = 3_600_000
+EVENTS = [b"data: one\n\n", b"data: two\n\n", b"data: [DONE]\n\n"]
+
+Provider = Callable[[Exchange, Send], Awaitable[None]]
+
+
+def metered(about: Exchange) -> None:
+    about.usage, about.charge = {"prompt_tokens": 3, "completion_tokens": 5}, Charge(prompt=3, completion=5, cost=70)
+
+
+class Later:
+    """A timer that nobody waits for."""
+
+    def cancel(self) -> None:
+        pass
+
+
+@dataclass
+class Setting:
+    """`play` answers the calls that get through; the clock stands still."""
+
+    play: Provider
+    row: Any = CHAT
+    options: dict[str, Any] = field(default_factory=dict)
+    now: int = 1_000_000_000
+    calls: int = 0
+    log: Log = field(default_factory=Log)
+    drainables: set[Drainable] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        config = cache.Config(**self.options)
+        self.backend: Any = MemoryCache(config.bounds, 1000, lambda: self.now, lambda seconds, do: Later())
+        self.answers = Answers(self.backend, b"secret")
+        self.build(config)
+
+    def build(self, config: cache.Config) -> None:
+        made = services(self.log, CATALOGUE, wall=lambda: self.now, answers=self.answers, drainables=self.drainables)
+        policy, player = config.policy(made.wall), Player(config.cadence, self.drainables, made.wall)
+        sources = cache.Sources(config, lambda row: {"mistral": row}, {"mistral": cache.Place(("m",), 600.0)})
+        stages = (cache.build(sources, policy, player, self.row, made), replay.build(self.row, made, on=sources.on))
+        self.app = fold(stages, self._call)
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.calls += 1
+        await self.play(Exchange.of(scope), send)
+
+    def exchange(self, team: str = "a", control: str = "", **fields: Any) -> Exchange:
+        body = {"model": "mistral-small-latest", "temperature": 0} | fields
+        headers = [(b"cache-control", control.encode())] if control else []
+        about = exchange(headers, model="mistral-small-latest", sending=body, context=Context(MODEL, body))
+        about.team, about.key_id = Team(team, lambda name: True), f"key-{team}"
+        return about
+
+    async def ask(self, team: str = "a", control: str = "", **fields: Any) -> Answer:
+        options = {name: fields.pop(name) for name in ("taking", "leaves") if name in fields}
+        stays = not options.pop("leaves", False)
+        about = self.exchange(team, control, **fields)
+        return await call(self.app, exchange=about, body=[], stays=stays, **options)
+
+    async def error(self, *args: Any, **fields: Any) -> ProxyError:
+        with pytest.raises(ProxyError) as caught:
+            await self.ask(*args, **fields)
+        return caught.value
+
+
+async def whole(about: Exchange, send: Send) -> None:
+    metered(about)
+    await send_json(send, b'{"answer": 1}')
+
+
+async def streamed(about: Exchange, send: Send) -> None:
+    about.streamed = True
+    await send(stream_start())
+    for event in EVENTS:
+        await send({"type": "http.response.body", "body": event, "more_body": event is not EVENTS[-1]})
+        await asyncio.sleep(0)
+    metered(about)
+
+
+class Gated:
+    """Holds each call until it is let go, and then plays it."""
+
+    def __init__(self, play: Provider) -> None:
+        self.play = play
+        self.gate = asyncio.Event()
+        self.waiting = 0
+
+    async def __call__(self, about: Exchange, send: Send) -> None:
+        self.waiting += 1
+        await self.gate.wait()
+        await self.play(about, send)
+
+
+async def turns(count: int = 20) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+# What is kept.
+
+
+@pytest.mark.parametrize("play", [whole, streamed])
+async def test_the_second_time_nobody_is_asked(play: Provider) -> None:
+    setting = Setting(play)
+    first = await setting.ask()
+    setting.now += 2_500
+    second = await setting.ask()
+    assert setting.calls == 1
+    assert (first.body, first.status) == (second.body, second.status)
+    assert first.headers == second.headers
+    assert (first.exchange.cache, first.exchange.age, first.exchange.saved) == ("miss", None, 0)
+    assert (second.exchange.cache, second.exchange.age, second.exchange.saved) == ("hit", 2, 70)
+    assert second.exchange.charge
+    assert second.exchange.charge.cost == 0
+    assert second.exchange.streamed == first.exchange.streamed
+
+
+@pytest.mark.parametrize(
+    ("row", "mode", "fields", "kept"),
+    [
+        (CHAT, "deterministic", {}, True),
+        (CHAT, "deterministic", {"temperature": 0.0}, True),
+        (CHAT, "deterministic", {"temperature": 0.1}, False),
+        (CHAT, "deterministic", {"temperature": None}, False),
+        (CHAT, "all", {"temperature": 0.7}, True),
+        (EMBEDDINGS, "deterministic", {"temperature": None}, True),
+        (OPENAI_CHAT, "all", {"store": True}, False),
+        (OPENAI_CHAT, "all", {"store": False}, True),
+        (OPENAI_CHAT, "deterministic", {"web_search_options": {"a": 1}}, False),
+    ],
+)
+async def test_what_may_be_kept(row: Any, mode: str, fields: dict[str, Any], kept: bool) -> None:
+    setting = Setting(whole, row=row, options={"mode": mode})
+    found = [await setting.ask(**fields) for _ in range(2)]
+    assert [one.exchange.cache for one in found] == (["miss", "hit"] if kept else ["bypass", "bypass"])
+    assert setting.calls == 2 - kept
+
+
+@pytest.mark.parametrize(
+    ("field", "inert"), [("metadata", True), ("prompt_cache_key", True), ("stop", False), ("made_up", False)]
+)
+async def test_what_does_not_bear_on_the_answer(field: str, inert: bool) -> None:
+    setting = Setting(whole)
+    asked: list[dict[str, Any]] = [{field: {"a": 1}}, {field: {"a": 2}}]
+    found = [await setting.ask(**fields) for fields in asked]
+    assert [one.exchange.cache for one in found] == ["miss", "hit" if inert else "miss"]
+
+
+async def test_an_answer_lives_so_long_and_no_longer() -> None:
+    setting = Setting(whole, options={"stale_if_error": "0s"})
+    await setting.ask()
+    setting.now += HOUR - 1
+    assert (await setting.ask()).exchange.cache == "hit"
+    setting.now += 2
+    assert (await setting.ask()).exchange.cache == "miss"
+
+
+async def unmetered(about: Exchange, send: Send) -> None:
+    await send_json(send, b"{}")
+
+
+async def spoiled(about: Exchange, send: Send) -> None:
+    assert about.context
+    about.context.spoiled = True
+    await whole(about, send)
+
+
+async def broken(about: Exchange, send: Send) -> None:
+    """As dispatch ends a stream that its provider has cut."""
+    about.streamed = True
+    await send(stream_start())
+    await send({"type": "http.response.body", "body": EVENTS[0], "more_body": True})
+    about.error = UpstreamFailed("cut")
+    await send({"type": "http.response.body", "body": b"data: error\n\n", "more_body": False})
+
+
+async def left(about: Exchange, send: Send) -> None:
+    await send(stream_start())
+    about.streamed = about.client_gone = True
+
+
+@pytest.mark.parametrize("play", [unmetered, spoiled, broken, left])
+async def test_what_is_not_kept(play: Provider) -> None:
+    setting = Setting(play)
+    found = [await setting.ask() for _ in range(2)]
+    assert [one.exchange.cache for one in found] == ["miss", "miss"]
+
+
+async def test_what_is_sent_to_keep_a_connection_open_is_no_part_of_the_answer() -> None:
+    async def slow(about: Exchange, send: Send) -> None:
+        about.streamed = True
+        await send(stream_start())
+        for event in (EVENTS[0], KEEP_ALIVE, *EVENTS[1:]):
+            await send({"type": "http.response.body", "body": event, "more_body": event is not EVENTS[-1]})
+        metered(about)
+
+    setting = Setting(slow)
+    assert (await setting.ask()).body == EVENTS[0] + KEEP_ALIVE + EVENTS[1] + EVENTS[2]
+    assert (await setting.ask()).body == b"".join(EVENTS)
+
+
+async def test_what_was_reported_with_an_answer_is_reported_again() -> None:
+    async def mended(about: Exchange, send: Send) -> None:
+        about.rewrites["mend:seed"] = None
+        await whole(about, send)
+
+    setting = Setting(mended)
+    assert list((await setting.ask()).exchange.rewrites) == ["mend:seed"]
+    assert list((await setting.ask()).exchange.rewrites) == ["mend:seed"]
+
+
+# What is asked of it.
+
+
+async def test_no_store_touches_nothing() -> None:
+    setting = Setting(whole)
+    assert (await setting.ask(control="no-store")).exchange.cache == "bypass"
+    assert (await setting.backend.stats(None)).entries == 0
+
+
+async def test_no_cache_makes_it_anew_and_keeps_it() -> None:
+    async def numbered(about: Exchange, send: Send) -> None:
+        metered(about)
+        await send_json(send, b"%d" % setting.calls)
+
+    setting = Setting(numbered)
+    bodies = [(await setting.ask(control=control)).body for control in ("", "", "no-cache", "")]
+    assert bodies == [b"1", b"1", b"2", b"2"]
+
+
+async def test_max_age() -> None:
+    setting = Setting(whole)
+    await setting.ask()
+    setting.now += 10_000
+    assert (await setting.ask(control="max-age=10")).exchange.cache == "hit"
+    assert (await setting.ask(control="max-age=9")).exchange.cache == "miss"
+
+
+async def test_only_if_cached() -> None:
+    setting = Setting(whole)
+    assert isinstance(await setting.error(control="only-if-cached"), NotInCache)
+    assert isinstance(await setting.error(control="only-if-cached", temperature=1), NotInCache)
+    await setting.ask()
+    assert (await setting.ask(control="only-if-cached")).exchange.cache == "hit"
+    assert setting.calls == 1
+
+
+# When it is asked by many.
+
+
+@pytest.mark.parametrize("play", [whole, streamed])
+async def test_a_crowd_makes_one_call(play: Provider) -> None:
+    setting = Setting(gated := Gated(play))
+    tasks = [asyncio.create_task(setting.ask()) for _ in range(50)]
+    await turns()
+    gated.gate.set()
+    found = await asyncio.gather(*tasks)
+    assert setting.calls == 1
+    assert len({one.body for one in found}) == 1
+    assert [one.exchange.cache for one in found] == ["miss", *["joined"] * 49]
+    assert [one.exchange.saved for one in found] == [0, *[70] * 49]
+    assert not setting.answers.flights
+
+
+async def test_who_comes_between_the_end_and_the_keeping_asks_nobody() -> None:
+    setting = Setting(whole)
+    keep, gate = setting.backend.keep, asyncio.Event()
+
+    async def slow(*args: Any, **more: Any) -> None:
+        await gate.wait()
+        await keep(*args, **more)
+
+    setting.backend.keep = slow
+    setting.build(cache.Config())
+    first = asyncio.create_task(setting.ask())
+    await turns()
+    assert (await call(setting.app, exchange=setting.exchange(), body=[], stays=True)).exchange.cache == "joined"
+    gate.set()
+    await first
+    assert setting.calls == 1
+
+
+@pytest.mark.parametrize("play", [whole, streamed])
+async def test_a_client_that_does_not_read_holds_nobody_up(play: Provider) -> None:
+    """The first one takes nothing of what it is sent, from the moment at which others have joined it."""
+    setting, reads = Setting(gated := Gated(play)), asyncio.Event()
+
+    async def taking(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await reads.wait()
+
+    first = asyncio.create_task(setting.ask(taking=taking))
+    await turns()
+    others = [asyncio.create_task(setting.ask()) for _ in range(3)]
+    await turns()
+    gated.gate.set()
+    bodies = {one.body for one in await asyncio.wait_for(asyncio.gather(*others), 5)}
+    assert not first.done()
+    reads.set()
+    assert {(await first).body} == bodies
+    assert setting.calls == 1
+
+
+async def test_nobody_joins_one_that_its_client_holds_up() -> None:
+    setting, reads = Setting(streamed), asyncio.Event()
+
+    async def taking(message: Message) -> None:
+        if message.get("body") == EVENTS[1]:
+            await reads.wait()
+
+    first = asyncio.create_task(setting.ask(taking=taking))
+    await turns()
+    assert (await asyncio.wait_for(setting.ask(), 5)).exchange.cache == "miss"
+    assert setting.calls == 2
+    reads.set()
+    assert (await first).body == b"".join(EVENTS)
+
+
+@pytest.mark.parametrize(
+    ("error", "alone"),
+    [
+        (RateLimited("x", about="requests", wait=1, detail={}), 5),  # what one may not do, another may
+        (Draining("x"), 5),
+        (UpstreamFailed("x"), 2),  # a provider in trouble is not asked by all of them
+        (CircuitOpen("x", wait=1000), 2),
+        (UpstreamRefusal("x", status=400, type="t", code="c"), 1),  # it would be refused each time
+    ],
+)
+async def test_how_often_a_crowd_asks_when_it_fails(error: ProxyError, alone: int) -> None:
+    async def fails(about: Exchange, send: Send) -> None:
+        await turns()  # as every call takes its time
+        raise error
+
+    setting = Setting(gated := Gated(fails))
+    tasks = [asyncio.create_task(setting.error()) for _ in range(5)]
+    await turns()
+    gated.gate.set()
+    found = await asyncio.gather(*tasks)
+    assert {type(one) for one in found} == {type(error)}
+    assert setting.calls == alone
+    assert not setting.answers.flights
+
+
+async def test_who_has_joined_asks_itself_when_that_fails() -> None:
+    async def once(about: Exchange, send: Send) -> None:
+        if setting.calls == 1:
+            raise UpstreamFailed("x")
+        await turns()
+        await whole(about, send)
+
+    setting = Setting(gated := Gated(once))
+    first, *others = [asyncio.create_task(setting.ask()) for _ in range(5)]
+    await turns()
+    gated.gate.set()
+    with pytest.raises(UpstreamFailed):
+        await first
+    found = await asyncio.gather(*others)
+    assert sorted(str(one.exchange.cache) for one in found) == ["joined", "joined", "joined", "miss"]
+    assert setting.calls == 2
+
+
+async def test_a_stream_that_breaks_breaks_for_all_who_have_a_part_of_it() -> None:
+    setting = Setting(gated := Gated(broken))
+    tasks = [asyncio.create_task(setting.ask()) for _ in range(3)]
+    await turns()
+    gated.gate.set()
+    found = await asyncio.gather(*tasks)
+    assert {one.body for one in found} == {EVENTS[0] + b"data: error\n\n"}
+    assert all(isinstance(one.exchange.error, UpstreamFailed) for one in found)
+
+
+async def test_one_that_is_cancelled_leaves_nothing_and_the_others_go_on() -> None:
+    setting = Setting(gated := Gated(whole))
+    first, second = (asyncio.create_task(setting.ask()) for _ in range(2))
+    await turns()
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await turns()
+    gated.gate.set()
+    assert (await second).exchange.cache == "miss"
+    assert setting.calls == 2
+    assert not setting.answers.flights
+
+
+async def test_who_waits_is_told_when_the_proxy_stops() -> None:
+    setting = Setting(gated := Gated(whole))
+    first = asyncio.create_task(setting.ask())
+    await turns()
+    second = asyncio.create_task(setting.error())
+    await turns()
+    for one in list(setting.drainables):
+        one.drain()
+    assert isinstance(await second, Draining)
+    gated.gate.set()
+    await first
+
+
+async def test_who_waits_and_leaves_is_gone() -> None:
+    setting = Setting(gated := Gated(whole))
+    first = asyncio.create_task(setting.ask())
+    await turns()
+    answer = await setting.ask(leaves=True)
+    assert (answer.status, answer.exchange.client_gone) == (0, True)
+    gated.gate.set()
+    assert (await first).exchange.cache == "miss"
+
+
+# When the provider fails.
+
+
+async def works_once(setting: Setting, error: ProxyError) -> None:
+    async def play(about: Exchange, send: Send) -> None:
+        if setting.calls > 1:
+            raise error
+        await whole(about, send)
+
+    setting.play = play
+    await setting.ask()
+
+
+def elsewhere(error: ProxyError) -> ProxyError:
+    error.elsewhere = Elsewhere.YES
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UpstreamFailed("x"),
+        CircuitOpen("x", wait=1),
+        elsewhere(UpstreamRefusal("x", status=503, type="t", code="c")),
+    ],
+)
+async def test_what_is_old_is_better_than_nothing(error: ProxyError) -> None:
+    setting = Setting(whole)
+    await works_once(setting, error)
+    setting.now += HOUR + 60_000
+    answer = await setting.ask()
+    assert (answer.body, answer.exchange.cache, answer.exchange.age) == (b'{"answer": 1}', "stale", 3_660)
+    assert answer.exchange.saved == 70
+    assert [event for _, event, _ in setting.log.lines] == ["stale_answer"]
+    setting.now += 24 * HOUR
+    assert type(await setting.error()) is type(error)
+
+
+async def test_a_crowd_gets_what_is_old_after_one_call() -> None:
+    setting = Setting(whole)
+    await works_once(setting, UpstreamFailed("x"))
+    setting.now += 2 * HOUR
+    gated = Gated(setting.play)
+    setting.play = gated
+    tasks = [asyncio.create_task(setting.ask()) for _ in range(20)]
+    await turns()
+    gated.gate.set()
+    found = await asyncio.gather(*tasks)
+    assert {one.exchange.cache for one in found} == {"stale"}
+    assert setting.calls == 2
+
+
+@pytest.mark.parametrize(
+    "error", [BadRequest("x"), UpstreamRefusal("x", status=400, type="t", code="c"), Draining("x")]
+)
+async def test_what_is_the_requests_own_fault_is_told(error: ProxyError) -> None:
+    setting = Setting(whole)
+    await works_once(setting, error)
+    setting.now += 2 * HOUR
+    assert type(await setting.error()) is type(error)
+
+
+@pytest.mark.parametrize("control", ["no-cache", "max-age=60", "no-store"])
+async def test_who_wants_nothing_old_gets_nothing_old(control: str) -> None:
+    setting = Setting(whole)
+    await works_once(setting, UpstreamFailed("x"))
+    setting.now += 2 * HOUR
+    assert isinstance(await setting.error(control=control), UpstreamFailed)
+
+
+async def test_where_another_model_may_answer_it_is_asked_first() -> None:
+    setting = Setting(whole)
+    await works_once(setting, UpstreamFailed("x"))
+    setting.now += 2 * HOUR
+    about = setting.exchange()
+    about.others = True
+    with pytest.raises(UpstreamFailed):
+        await call(setting.app, exchange=about, body=[], stays=True)
+    about.turn_to("mistral-large-latest", "mistral", "mistral-large-latest")
+    about.others = False
+    about.sending, about.context = {"model": "other", "temperature": 0}, Context(MODEL, {})
+    answer = await call(setting.app, exchange=about, body=[], stays=True)
+    assert answer.exchange.cache == "stale"  # that one fails, too
+
+
+# When the cache itself does.
+
+
+async def test_a_backend_that_leads_nobody_is_no_trouble() -> None:
+    """As a Redis that is gone: it has nothing, keeps nothing, and everybody asks."""
+
+    class Gone:
+        near = False
+
+        def at_hand(self, key: str) -> Entry | None:
+            return None
+
+        async def look(self, key: str, since: int, flight: Flight) -> Found:
+            await asyncio.sleep(0)
+            return Found(Role.LEAD, None)
+
+        async def keep(self, key: str, entry: Entry, flight: Flight, *, lead: bool) -> None:
+            pass
+
+        def drop(self, key: str, flight: Flight) -> None:
+            pass
+
+    setting = Setting(whole)
+    setting.answers = Answers(Gone(), b"secret")  # type: ignore[arg-type]
+    setting.build(cache.Config())
+    found = [await setting.ask() for _ in range(3)]
+    assert [one.exchange.cache for one in found] == ["miss"] * 3
+    assert len({one.exchange.cache_key for one in found}) == 1
+
+
+@pytest.mark.parametrize("answered", [True, False])
+async def test_an_answer_that_another_process_gets(answered: bool) -> None:
+    """All who ask here wait for it; if it does not come, one of them asks."""
+    flights: list[Flight] = []
+
+    class Shared(MemoryCache):
+        async def look(self, key: str, since: int, flight: Flight) -> Found:
+            flights.append(flight)
+            return Found(Role.LEAD if len(flights) > 1 else Role.FOLLOW, None)
+
+    setting = Setting(whole)
+    bounds = cache.Config().bounds
+    setting.answers = Answers(Shared(bounds, 10, lambda: setting.now, lambda seconds, do: Later()), b"secret")
+    setting.build(cache.Config())
+    tasks = [asyncio.create_task(setting.ask()) for _ in range(5)]
+    await turns()
+    assert len(flights) == 1
+    if answered:
+        flights[0].finish(Entry(setting.now, False, b"from elsewhere", 3, 5, 70), 70)
+    else:
+        flights[0].fail(None)
+    found = await asyncio.gather(*tasks)
+    if answered:
+        assert {(one.body, one.exchange.cache, one.exchange.saved) for one in found} == {
+            (b"from elsewhere", "joined", 70)
+        }
+    else:
+        assert sorted(str(one.exchange.cache) for one in found) == [*["hit"] * 4, "miss"]
+    assert setting.calls == (0 if answered else 1)
+    assert not setting.answers.flights

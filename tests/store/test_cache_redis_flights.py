@@ -1,0 +1,528 @@
+"""One call for all workers: who follows gets what the leader gets, and learns soon when there is no leader any more."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.cache import Found, Role
+from proxy.core.entry import Entry
+from proxy.core.flight import Flight, Lost
+from proxy.store.cache.redis import PREFIX, RedisCache
+from proxy.store.cache.redis_leads import PIECE
+from proxy.store.cache.redis_talk import End, Join, Leave, Piece, Talk
+from tests.redis_server import RedisServer, eventually
+from tests.store.cache_redis_parts import (
+    BOUNDS,
+    KEY,
+    PATIENT,
+    SECRET,
+    Books,
+    Worker,
+    die,
+    entry_of,
+    flight_of,
+    followed,
+    key_of,
+    led,
+    opened,
+    stream,
+)
+
+PIECES = [b"data: %d\n\n" % number for number in range(20)]
+WHOLE = b"".join(PIECES)
+
+
+@pytest.fixture
+def books(server: RedisServer) -> Books:
+    return Books(server)
+
+
+async def all_of(flight: Flight) -> bytes:
+    with flight.follow():
+        await flight.begun()
+        if flight.done and flight.entry:
+            return flight.entry.body
+        return b"".join([piece async for piece in flight.pieces()])
+
+
+async def land(cache: RedisCache, flight: Flight, entry: Entry, key: str = KEY) -> None:
+    flight.finish(entry, 33)
+    await cache.keep(key, entry, flight, lead=True)
+
+
+# It goes well.
+
+
+@pytest.mark.parametrize("kind", ["whole", "stream"])
+async def test_200_at_once_over_two_workers_are_one_call(server: RedisServer, kind: str) -> None:
+    calls = 0
+
+    async def call(flight: Flight) -> Entry:
+        nonlocal calls
+        calls += 1
+        if kind == "stream":
+            return await stream(flight, PIECES)
+        await asyncio.sleep(0.03)
+        return entry_of(WHOLE)
+
+    async def client(worker: Worker) -> bytes:
+        await asyncio.sleep(random.random() * 0.08)  # before, during and after
+        return await worker.ask(KEY, call)
+
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        workers = [Worker(one), Worker(other)]
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(*(client(workers[number % 2]) for number in range(200)))
+        assert set(answers) == {WHOLE}
+        assert calls == 1
+        assert not one._leads.all()
+        assert not other._follows._follows
+
+
+async def test_many_keys_over_many_workers(server: RedisServer) -> None:
+    """Streams and whole answers, each asked for at random moments by all."""
+    calls: dict[str, int] = {}
+
+    async def client(worker: Worker, number: int) -> None:
+        key = key_of(number)
+
+        async def call(flight: Flight) -> Entry:
+            calls[key] = calls.get(key, 0) + 1
+            if number % 2:
+                return await stream(flight, [b"%d/%d;" % (number, piece) for piece in range(number)], 0.001)
+            await asyncio.sleep(0.001 * number)
+            return entry_of(b"%d" % number)
+
+        await asyncio.sleep(random.random() * 0.1)
+        expected = b"".join(b"%d/%d;" % (number, piece) for piece in range(number)) if number % 2 else b"%d" % number
+        assert await worker.ask(key, call) == expected
+
+    async with AsyncExitStack() as stack:
+        caches = [await stack.enter_async_context(opened(server.url, f"w{n}")) for n in range(4)]
+        workers = [Worker(cache) for cache in caches]
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(client(worker, number) for worker in workers * 3 for number in range(1, 40)))
+    assert calls == {key_of(number): 1 for number in range(1, 40)}
+
+
+async def test_a_follower_gets_each_piece_as_it_comes(server: RedisServer) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead = await led(one)
+        lead.streamed = True
+        lead.add(b"one,")
+        lead.add(b"two,")
+        flight = await followed(other)
+        with flight.follow():
+            await flight.begun()
+            assert b"".join(flight.parts) == b"one,two,"
+            lead.add(b"three")
+            await eventually(lambda: flight.size == lead.size, "the third has come")
+            assert not flight.over
+            await land(one, lead, entry_of(b"one,two,three", stream=True))
+            await eventually(lambda: flight.over, "it has ended")
+        assert (flight.done, flight.saved, flight.streamed) == (True, 33, True)
+        assert b"".join(flight.parts) == b"one,two,three"
+
+
+async def test_who_follows_is_told_the_end_when_the_entry_is_there(server: RedisServer, books: Books) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead = await led(one)
+        flight = await followed(other)
+        entry = entry_of(b"{}")
+        there: list[Any] = []
+        loop = asyncio.get_running_loop()
+        flight.at_end(lambda: loop.call_soon(lambda: there.append((books.keys, books.lease(KEY)))))
+        with flight.follow():
+            lead.finish(entry, 33)
+            await asyncio.sleep(0.05)
+            assert not flight.over
+            await one.keep(KEY, entry, lead, lead=True)
+            await eventually(lambda: there, "it has ended")
+        assert there == [({KEY}, None)]
+        assert flight.entry == entry
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, 3 * PIECE + 7])
+@pytest.mark.parametrize("streams", [False, True])
+async def test_however_large(server: RedisServer, size: int, streams: bool) -> None:
+    body = random.randbytes(size)
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead, flight = await led(one), await followed(other)
+        lead.streamed = streams
+        got = asyncio.create_task(all_of(flight))
+        if streams and body:
+            lead.add(body)
+        await land(one, lead, entry_of(body, stream=streams))
+        assert await got == body
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_what_is_not_kept_is_for_those_who_wait_all_the_same(
+    server: RedisServer, books: Books, streams: bool
+) -> None:
+    """One that is too large, and one that the stage does not want kept."""
+    async with opened(server.url, "w1", replace(BOUNDS, most_entry=100)) as one, opened(server.url, "w2") as other:
+        for kept in (True, False):
+            lead, flight = await led(one), await followed(other)
+            lead.streamed = streams
+            if streams:
+                lead.add(b"x" * 500)
+            got = asyncio.create_task(all_of(flight))
+            await asyncio.sleep(0)
+            entry = entry_of(b"x" * 500, stream=streams)
+            lead.finish(entry, 33)
+            if kept:
+                await one.keep(KEY, entry, lead, lead=True)
+            else:
+                one.drop(KEY, lead)
+            assert await got == b"x" * 500
+            assert flight.saved == 33
+            assert not books.keys
+            assert books.lease(KEY) is None
+
+
+async def test_what_is_stale_comes_to_who_follows(server: RedisServer) -> None:
+    entry = entry_of(b"old")
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        await one.keep(KEY, entry, flight_of(), lead=False)
+        assert await one.look(KEY, entry.created + 1, flight_of()) == Found(Role.LEAD, entry)
+        assert await other.look(KEY, entry.created + 1, flight_of()) == Found(Role.FOLLOW, entry)
+
+
+# It does not.
+
+
+@pytest.mark.parametrize("told", [False, True])
+async def test_a_leader_that_gives_up_lets_the_next_one_lead(server: RedisServer, books: Books, told: bool) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead, flight = await led(one), await followed(other)
+        with flight.follow():
+            if told:
+                lead.streamed = True
+                lead.add(b"an error")
+                await flight.begun()
+            lead.fail(None, told=told)
+            one.drop(KEY, lead)
+            await eventually(lambda: flight.lost, "it is lost")
+        assert flight.lost
+        assert (flight.lost.error, flight.lost.told) == (None, told)
+        await led(other)
+        assert (books.lease(KEY) or "").endswith(":w2")
+
+
+async def test_calls_that_fail_are_made_one_after_the_other(server: RedisServer) -> None:
+    """Never two at a time, until one goes well for all."""
+    under_way = most = calls = 0
+
+    async def call(flight: Flight) -> Entry:
+        nonlocal under_way, most, calls
+        calls += 1
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            await asyncio.sleep(0.005)
+            if calls < 6:
+                raise OSError
+            return entry_of(WHOLE)
+        finally:
+            under_way -= 1
+
+    async def client(worker: Worker) -> bytes | None:
+        try:
+            return await worker.ask(KEY, call)
+        except OSError:
+            return None
+
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        workers = [Worker(one), Worker(other)]
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(*(client(workers[number % 2]) for number in range(40)))
+    assert (calls, most) == (6, 1)
+    assert answers.count(None) == 5
+    assert answers.count(WHOLE) == 35
+
+
+async def test_who_waits_for_a_worker_that_dies_starts_over(server: RedisServer, books: Books) -> None:
+    async with opened(server.url, "w2") as other:
+        async with opened(server.url, "w1") as one:
+            await led(one)
+            flight = await followed(other)
+            with flight.follow():
+                await eventually(lambda: one._leads._telling, "it is heard")
+                await die(one)
+                await eventually(lambda: flight.lost, "it is lost")
+        await led(other)
+        assert (books.lease(KEY) or "").endswith(":w2")
+
+
+async def test_who_has_begun_to_get_something_of_a_worker_that_dies_ends_within_the_lease(server: RedisServer) -> None:
+    async with opened(server.url, "w2") as other:
+        async with opened(server.url, "w1", timing=replace(PATIENT, lease=0.3)) as one:
+            lead = await led(one)
+            flight = await followed(other)
+            with flight.follow():
+                lead.streamed = True
+                lead.add(b"a part")
+                await flight.begun()
+                await die(one)
+                await eventually(lambda: flight.lost, "it is lost")
+                assert flight.parts == [b"a part"]
+
+
+async def test_a_worker_that_stands_still_loses_its_lease(server: RedisServer) -> None:
+    """It is there, and connected, and does nothing any more."""
+    stopped = asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        await stopped.wait()
+
+    async with opened(server.url, "w1", timing=replace(PATIENT, lease=0.3), sleep=sleep) as one:
+        async with opened(server.url, "w2") as other:
+            await led(one)
+            one._heard = lambda channel, data: None  # type: ignore[method-assign]
+            one._ear._heard = one._heard
+            flight = await followed(other)
+            with flight.follow():
+                await eventually(lambda: flight.lost, "it is lost")
+            await led(other)
+
+
+async def test_a_lease_lasts_as_long_as_the_call(server: RedisServer, books: Books) -> None:
+    async with opened(server.url, "w1", timing=replace(PATIENT, lease=0.3, beat=0.02)) as one:
+        lead = await led(one)
+        first = books.lease(KEY)
+        await asyncio.sleep(0.5)
+        assert books.lease(KEY) == first
+        server.command("DEL", f"{PREFIX}=lease/{KEY}")
+        await eventually(lambda: books.lease(KEY) == first, "it is taken anew")
+        one.drop(KEY, lead)
+        await eventually(lambda: books.lease(KEY) is None, "it is given back")
+        await asyncio.sleep(0.1)
+        assert books.lease(KEY) is None
+
+
+async def test_a_lease_that_another_one_has_by_now_is_left_alone(server: RedisServer, books: Books) -> None:
+    async with opened(server.url, "w1") as one:
+        lead = await led(one)
+        server.command("SET", f"{PREFIX}=lease/{KEY}", "other:w9")
+        await asyncio.sleep(0.1)
+        await land(one, lead, entry_of(b"{}"))
+        assert books.lease(KEY) == "other:w9"
+        assert books.keys == {KEY}
+
+
+async def test_a_flight_that_its_leader_has_forgotten_is_looked_for_again(server: RedisServer, books: Books) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead = await led(one)
+        one._leads.forget(lead=one._leads.all()[0])
+        assert not one._leads.of(lead)
+        flight = await followed(other)
+        await eventually(lambda: flight.lost, "it is lost")
+        assert books.lease(KEY) is None
+        await led(other)
+
+
+async def test_a_stream_whose_end_was_not_heard_goes_on_from_what_was_kept(server: RedisServer) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead, flight = await led(one), await followed(other)
+        got = asyncio.create_task(all_of(flight))
+        lead.streamed = True
+        lead.add(b"one,")
+        await eventually(lambda: flight.size, "it has begun")
+        other._ear._heard = lambda channel, data: None
+        lead.add(b"two")
+        await land(one, lead, entry_of(b"one,two", stream=True))
+        await eventually(lambda: not one._leads._telling, "it was said")
+        other._ear._heard = other._heard
+        assert await got == b"one,two"
+        assert flight.saved == 33
+
+
+async def test_a_gap_is_asked_for_again(server: RedisServer) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead, flight = await led(one), await followed(other)
+        lead.streamed = True
+        with flight.follow():
+            for number in range(30):
+                if number % 3 == 1:
+                    other._ear._heard = lambda channel, data: None
+                lead.add(b"%d," % number)
+                await asyncio.sleep(0.003)
+                other._ear._heard = other._heard
+            expected = b"".join(b"%d," % number for number in range(30))
+            await eventually(lambda: flight.size == len(expected), "all of it is here")
+            await land(one, lead, entry_of(expected, stream=True))
+            await eventually(lambda: flight.over, "it has ended")
+        assert b"".join(flight.parts) == expected
+        assert flight.done
+
+
+async def test_one_that_nobody_can_join_any_more_is_called_again(server: RedisServer) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead = await led(one)
+        lead.blocked = True
+        flight = await followed(other)
+        await eventually(lambda: flight.lost, "it cannot be followed")
+        again = await led(other)
+        await land(other, again, entry_of(b"of the other"))
+        await land(one, lead, entry_of(b"of the one"))
+        found = await other.look(KEY, 0, flight_of())
+        assert found.entry
+        assert found.entry.body == b"of the one"
+
+
+# Clients come and go.
+
+
+async def test_the_call_goes_on_for_another_worker_when_its_client_leaves(server: RedisServer) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead, flight = await led(one), await followed(other)
+        left: list[str] = []
+        with flight.follow():
+            await eventually(lambda: lead.followers, "it is followed")
+            assert lead.stays(lambda: left.append("left"))
+            await asyncio.sleep(0.3)  # asked again several times, and never let go
+            assert not left
+        await eventually(lambda: left, "nobody waits any more")
+        assert flight.lost
+
+
+async def test_who_is_gone_without_a_word_is_told_no_more(server: RedisServer) -> None:
+    async with opened(server.url, "w1") as one:
+        lead = await led(one)
+        async with opened(server.url, "w2") as other:
+            await followed(other)
+            await eventually(lambda: lead.followers, "it is followed")
+            await die(other)
+        lead.streamed = True
+        lead.add(b"a piece")
+        await eventually(lambda: not lead.followers, "nobody hears it")
+
+
+async def test_a_cancelled_look_follows_nobody(server: RedisServer) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead = await led(one)
+        for steps in range(12):
+            flight = flight_of()
+            task = asyncio.create_task(other.look(KEY, 0, flight))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            try:
+                assert (await task).role is Role.FOLLOW
+                flight.fail(None)
+                other.drop(KEY, flight)
+            except asyncio.CancelledError:
+                pass
+            assert not other._follows._follows
+        await eventually(lambda: not lead.followers, "nobody follows")
+        await eventually(lambda: not other._leads.all(), "nothing is left")
+
+
+async def test_a_worker_that_closes_gives_back_what_it_has(server: RedisServer, books: Books) -> None:
+    async with opened(server.url, "w2") as other:
+        async with opened(server.url, "w1") as one:
+            await led(one)
+            flight = await followed(other)
+        assert books.lease(KEY) is None
+        await eventually(lambda: flight.lost, "it is lost")
+        with pytest.raises(Lost):
+            await flight.begun()
+
+
+# What others say.
+
+TEXT = st.text(max_size=20)
+NUMBER = st.integers(0, 2**40)
+MESSAGES = st.one_of(
+    st.builds(Join, TEXT, TEXT, TEXT, NUMBER, TEXT),
+    st.builds(Leave, TEXT),
+    st.builds(Piece, TEXT, NUMBER, st.binary(max_size=50), st.booleans()),
+    st.builds(End, TEXT, st.sampled_from(["done", "lost", "unknown", "closed"]), NUMBER, NUMBER, st.booleans()),
+)
+TALK = Talk(PREFIX, SECRET)
+
+
+@given(MESSAGES, st.data())
+def test_only_what_was_said_here_is_believed(message: Any, data: st.DataObject) -> None:
+    channel = TALK.channel("w1")
+    sealed = TALK.seal(channel, message)
+    assert TALK.open(channel, sealed) == message
+    assert TALK.open(TALK.channel("w2"), sealed) is None
+    assert Talk(PREFIX, b"another").open(channel, sealed) is None
+    changed = bytearray(sealed)
+    changed[data.draw(st.integers(0, len(sealed) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    assert TALK.open(channel, bytes(changed)) is None
+    assert TALK.open(channel, sealed[: data.draw(st.integers(0, len(sealed) - 1))]) is None
+    assert TALK.open(channel, data.draw(st.binary(max_size=100))) is None
+
+
+def test_what_another_version_says_is_not_understood() -> None:
+    channel = TALK.channel("w1")
+    for words in (["fly", "x"], ["join"], 7, {"a": 1}):
+        packed = msgspec.msgpack.encode(words)
+        assert TALK.open(channel, TALK._digest(channel, packed) + packed) is None
+
+
+async def test_garbage_on_the_channels_disturbs_nobody(server: RedisServer) -> None:
+    """Made up, and ours but of no sense."""
+    stop = False
+
+    async def shout() -> None:
+        client = server.client
+        while not stop:
+            for owner in ("w1", "w2"):
+                channel = TALK.channel(owner)
+                for message in (
+                    Join("f", "no such flight", KEY, 0, "w2"),
+                    Join("g", "", "", 10**9, "nobody"),
+                    Leave("f"),
+                    Piece("f", 10**9, b"x"),
+                    End("f", "done"),
+                ):
+                    client.publish(channel, TALK.seal(channel, message))
+                client.publish(channel, b"")
+                client.publish(channel, random.randbytes(60))
+            await asyncio.sleep(0.001)
+        client.close()
+
+    async def call(flight: Flight) -> Entry:
+        return await stream(flight, PIECES)
+
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        shouting = asyncio.create_task(shout())
+        workers = [Worker(one), Worker(other)]
+        async with asyncio.timeout(20):
+            for number in range(5):
+                asked = (workers[n % 2].ask(key_of(number), call) for n in range(20))
+                assert set(await asyncio.gather(*asked)) == {WHOLE}
+        stop = True
+        await shouting
+
+
+async def test_pieces_of_any_order_make_the_whole(server: RedisServer) -> None:
+    """Twice, overlapping, too early: what is told is never out of order."""
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        await led(one)
+        for seed in range(30):
+            order = random.Random(seed)
+            flight = await followed(other)
+            other._follows._tasks.clear()  # nobody asks again
+            [name] = other._follows._follows
+            for _ in range(200):
+                start = order.randrange(len(WHOLE))
+                size = order.randrange(1, 40)
+                other._follows.heard(Piece(name, start, WHOLE[start : start + size]))
+            other._follows.heard(Piece(name, 0, WHOLE))
+            assert b"".join(flight.parts) == WHOLE
+            other._follows.heard(End(name, "done", len(WHOLE), 33))
+            assert flight.done
