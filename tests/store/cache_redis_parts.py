@@ -12,7 +12,8 @@ from proxy.core.cache import Bounds, Found, Role
 from proxy.core.entry import Entry, Sealer, packed
 from proxy.core.flight import Flight, Lost
 from proxy.core.secret import Secret
-from proxy.store.cache.redis import PREFIX, RedisCache, Timing
+from proxy.store.cache.redis import PREFIX, RedisCache
+from proxy.store.cache.redis_lines import Timing
 from tests.redis_server import RedisServer
 from tests.store.redis_parts import Log
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Coroutine, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha1
 from itertools import count
@@ -68,7 +70,7 @@ async def test_what_is_not_young_enough_comes_with_the_lead(server: RedisServer,
 async def test_whenever_it_was_made(server: RedisServer, created: int) -> None:
     """A number that the script cannot read is an old one; nobody is given what is too old."""
     entry = entry_of(b"{}", created=created)
-    async with opened(server.url) as cache:
+    async with opened(server.url, wall=lambda: created) as cache:
         await keep(cache, KEY, entry)
         assert (await cache.look(KEY, created + 1, flight_of())).role is Role.LEAD
         role, at_all = await cache.look(KEY, created, flight_of())
@@ -97,6 +99,16 @@ async def test_it_expires_and_leaves_the_books_with_the_next_one(server: RedisSe
         await eventually(lambda: not books.keys, "it has expired, too")
         assert (await cache.stats(None)).entries == 0
         assert books.total == 0
+
+
+async def test_a_shorter_life_is_for_what_is_here_already(server: RedisServer) -> None:
+    async with opened(server.url) as cache:
+        old = entry_of(b"{}", created=wall() - 60_000)
+        await keep(cache, KEY, old)
+        assert await found(cache, KEY) == old
+        cache.become(replace(BOUNDS, life=30_000))
+        assert await found(cache, KEY) is None
+        assert await cache.look(KEY, 0, flight_of()) == MISS
 
 
 async def test_what_is_too_large_is_not_kept(server: RedisServer, books: Books) -> None:
@@ -315,6 +327,28 @@ async def test_what_waits_is_cancelled_without_harm(server: RedisServer, books: 
             await asyncio.wait([keeping])
             await eventually(lambda: books.keys == {KEY}, "it is kept all the same")
             assert await cache.delete(None) == 1
+
+
+async def test_nobody_gets_what_another_one_has_asked_for(server: RedisServer) -> None:
+    """However many of those who ask at once do not wait for their answers."""
+    log = Log()
+    async with opened(server.url, log=log) as cache:
+        entries = {key_of(number): entry_of(b"%d" % number * number) for number in range(50)}
+        for key, entry in entries.items():
+            await keep(cache, key, entry)
+        for seed in range(20):
+            order = random.Random(seed)
+            tasks = {key: asyncio.create_task(cache.look(key, 0, flight_of())) for key in entries}
+            for _ in range(order.randrange(8)):
+                await asyncio.sleep(0)
+            left = [key for key in tasks if order.random() < 0.5]
+            for key in left:
+                tasks[key].cancel()
+            for key, task in tasks.items():
+                with suppress(asyncio.CancelledError):
+                    assert await task == Found(Role.DONE, entries[key])
+        assert await cache.verify() == Verified(50, 0)
+    assert not log.lines
 
 
 # Whatever comes.

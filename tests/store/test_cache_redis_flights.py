@@ -142,6 +142,7 @@ async def test_who_follows_is_told_the_end_when_the_entry_is_there(server: Redis
         loop = asyncio.get_running_loop()
         flight.at_end(lambda: loop.call_soon(lambda: there.append((books.keys, books.lease(KEY)))))
         with flight.follow():
+            await eventually(lambda: lead.followers, "it is followed")
             lead.finish(entry, 33)
             await asyncio.sleep(0.05)
             assert not flight.over
@@ -159,6 +160,7 @@ async def test_however_large(server: RedisServer, size: int, streams: bool) -> N
         lead, flight = await led(one), await followed(other)
         lead.streamed = streams
         got = asyncio.create_task(all_of(flight))
+        await eventually(lambda: lead.followers, "it is followed")
         if streams and body:
             lead.add(body)
         await land(one, lead, entry_of(body, stream=streams))
@@ -177,7 +179,7 @@ async def test_what_is_not_kept_is_for_those_who_wait_all_the_same(
             if streams:
                 lead.add(b"x" * 500)
             got = asyncio.create_task(all_of(flight))
-            await asyncio.sleep(0)
+            await eventually(lambda: lead.followers, "it is followed")  # noqa: B023
             entry = entry_of(b"x" * 500, stream=streams)
             lead.finish(entry, 33)
             if kept:
@@ -206,6 +208,7 @@ async def test_a_leader_that_gives_up_lets_the_next_one_lead(server: RedisServer
     async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
         lead, flight = await led(one), await followed(other)
         with flight.follow():
+            await eventually(lambda: lead.followers, "it is followed")
             if told:
                 lead.streamed = True
                 lead.add(b"an error")
@@ -288,8 +291,7 @@ async def test_a_worker_that_stands_still_loses_its_lease(server: RedisServer) -
     async with opened(server.url, "w1", timing=replace(PATIENT, lease=0.3), sleep=sleep) as one:
         async with opened(server.url, "w2") as other:
             await led(one)
-            one._heard = lambda channel, data: None  # type: ignore[method-assign]
-            one._ear._heard = one._heard
+            one._lines.quiet = True
             flight = await followed(other)
             with flight.follow():
                 await eventually(lambda: flight.lost, "it is lost")
@@ -338,11 +340,11 @@ async def test_a_stream_whose_end_was_not_heard_goes_on_from_what_was_kept(serve
         lead.streamed = True
         lead.add(b"one,")
         await eventually(lambda: flight.size, "it has begun")
-        other._ear._heard = lambda channel, data: None
+        other._lines.quiet = True
         lead.add(b"two")
         await land(one, lead, entry_of(b"one,two", stream=True))
         await eventually(lambda: not one._leads._telling, "it was said")
-        other._ear._heard = other._heard
+        other._lines.quiet = False
         assert await got == b"one,two"
         assert flight.saved == 33
 
@@ -354,10 +356,10 @@ async def test_a_gap_is_asked_for_again(server: RedisServer) -> None:
         with flight.follow():
             for number in range(30):
                 if number % 3 == 1:
-                    other._ear._heard = lambda channel, data: None
+                    other._lines.quiet = True
                 lead.add(b"%d," % number)
                 await asyncio.sleep(0.003)
-                other._ear._heard = other._heard
+                other._lines.quiet = False
             expected = b"".join(b"%d," % number for number in range(30))
             await eventually(lambda: flight.size == len(expected), "all of it is here")
             await land(one, lead, entry_of(expected, stream=True))
@@ -405,7 +407,12 @@ async def test_who_is_gone_without_a_word_is_told_no_more(server: RedisServer) -
             await die(other)
         lead.streamed = True
         lead.add(b"a piece")
-        await eventually(lambda: not lead.followers, "nobody hears it")
+
+        def heard() -> bool:
+            lead.add(b".")
+            return lead.followers > 0
+
+        await eventually(lambda: not heard(), "nobody hears it")
 
 
 async def test_a_cancelled_look_follows_nobody(server: RedisServer) -> None:

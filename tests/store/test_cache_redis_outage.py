@@ -14,7 +14,8 @@ from proxy.core.cache import CacheGone, Found, Role
 from proxy.core.entry import Entry
 from proxy.core.flight import Flight, Lost
 from proxy.core.secret import Secret
-from proxy.store.cache.redis import PREFIX, RedisCache, Timing
+from proxy.store.cache.redis import PREFIX, RedisCache
+from proxy.store.cache.redis_lines import Timing
 from tests.redis_server import PASSWORD, RedisServer, eventually
 from tests.store.cache_redis_parts import (
     BOUNDS,
@@ -72,7 +73,7 @@ async def says_so(cache: RedisCache) -> None:
 
 async def is_back(cache: RedisCache) -> None:
     async with asyncio.timeout(20):
-        await eventually(lambda: cache._questions.up and cache._orders.up and cache._ear.up, "it is connected")
+        await eventually(lambda: cache._lines.all_up, "it is connected")
         await keep(cache, KEY, ENTRY)
         while await found(cache, KEY) != ENTRY:
             await keep(cache, KEY, ENTRY)
@@ -109,7 +110,7 @@ async def test_frozen(server: RedisServer) -> None:
         await keep(cache, KEY, ENTRY)
         server.freeze()
         await misses(cache)
-        assert not cache._questions.up
+        assert not cache._lines.questions.up
         await asyncio.gather(*(misses(cache) for _ in range(50)))
         await says_so(cache)
         server.cont()
@@ -203,6 +204,7 @@ async def somebody_else(says: bytes) -> AsyncIterator[Secret]:
         b"*2\r\n$1\r\nx\r\n:7\r\n",
         b"*1\r\n$4\r\nx\r\n",
         b"*-1\r\n",
+        b"*2\r\n$-1\r\n$-1\r\n",
         b"\r\n",
         b"*3\r\n$7\r\nmessage\r\n$1\r\nx\r\n$1\r\ny\r\n" * 10,
         b"$99999999999\r\n",
@@ -211,7 +213,7 @@ async def somebody_else(says: bytes) -> AsyncIterator[Secret]:
         b"+" + b"x" * 200_000,
         b"*1\r\n" * 5_000,
     ],
-    ids=range(19),
+    ids=range(20),
 )
 async def test_one_that_answers_something_else(says: bytes) -> None:
     async with somebody_else(says) as url, opened(url, timing=replace(IMPATIENT, deadline=0.1, behind=0.1)) as cache:
@@ -254,7 +256,8 @@ async def test_without_a_right_to_listen(server: RedisServer) -> None:
 
 async def test_full(server: RedisServer) -> None:
     """It takes no more; what is there is still given out, and nobody is kept from asking."""
-    async with opened(server.url, timing=IMPATIENT) as cache:
+    log = Log()
+    async with opened(server.url, timing=IMPATIENT, log=log) as cache:
         await keep(cache, KEY, ENTRY)
         server.command("CONFIG", "SET", "maxmemory", "1")
         try:
@@ -273,6 +276,7 @@ async def test_full(server: RedisServer) -> None:
         await keep(cache, key_of(2), ENTRY)
         assert await cache.delete(None) == 1
         assert books.total == 0
+    assert log.lines == [("warning", "cache_entry_not_kept", {"count": 1, "kind": "Full"})]
 
 
 async def test_a_replica_takes_nothing(server: RedisServer) -> None:
@@ -285,7 +289,7 @@ async def test_a_replica_takes_nothing(server: RedisServer) -> None:
             await cache.keep(key_of(2), ENTRY, flight, lead=True)
         finally:
             server.command("REPLICAOF", "NO", "ONE")
-        await eventually(lambda: cache._orders.up and cache._ear.up, "it is well")
+        await eventually(lambda: cache._lines.orders.up and cache._lines.ear.up, "it is well")
         await keep(cache, key_of(3), ENTRY)
         assert await found(cache, key_of(3)) == ENTRY
 
@@ -328,7 +332,7 @@ async def test_a_stream_goes_on_when_redis_comes_back(server: RedisServer) -> No
             server.kill()
             lead.add(b"two,")
             server.restart()
-            await eventually(lambda: one._orders.up and Books(server).lease(KEY), "the lease is there")
+            await eventually(lambda: one._lines.orders.up and Books(server).lease(KEY), "the lease is there")
             lead.add(b"three")
             await eventually(lambda: flight.size == lead.size or flight.lost, "the rest is here")
             if flight.lost:  # both of its looks fell into the time before the lease was there
@@ -386,7 +390,7 @@ async def test_trouble_in_mid_load(server: RedisServer, how: str) -> None:
                 server.restart()
             server.cont()
             before = answers
-            await eventually(lambda: one._questions.up and two._questions.up, "it is back")
+            await eventually(lambda: one._lines.questions.up and two._lines.questions.up, "it is back")
             await eventually(lambda: answers > before + 60, "it goes well again")  # noqa: B023
         stop = True
         async with asyncio.timeout(20):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Final
 
@@ -21,8 +20,9 @@ from proxy.core.secret import Secret
 from proxy.store.cache.redis_care import Care
 from proxy.store.cache.redis_follows import Asking, Follows
 from proxy.store.cache.redis_leads import Lead, Leads
-from proxy.store.cache.redis_talk import Join, Leave, Message, Talk
-from proxy.store.cache.redis_wire import KEEP, LOOK, RELEASE, RENEW, Script, Wire, number
+from proxy.store.cache.redis_lines import SHIPPED, Lines, Log, Timing
+from proxy.store.cache.redis_talk import Join, Leave, Message
+from proxy.store.cache.redis_wire import KEEP, LOOK, RELEASE, RENEW, Refused
 
 PREFIX: Final = "mistral-proxy:{cache}:"
 
@@ -34,28 +34,10 @@ ROUNDS: Final = 1_000
 """Scripts that make room for one entry, at most. Each makes that of 500."""
 
 REPORT: Final = 60.0
-"""Seconds between two lines of the log about entries that did not open."""
+"""Seconds between two lines of the log about the same kind of trouble with entries."""
 
-_MORE: Final = 2
-"""As in lua/keep.lua: there is no room yet."""
-
-Log = Callable[..., None]
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds. `deadline` of what a request waits for, `behind` of what none does; a connection may take `connecting`,
-    and is tried again after `retry`. A `lease` is renewed at each `beat`. Who follows asks again after `quiet`, and for
-    so many `patience` in vain."""
-
-    deadline: float = 0.05
-    behind: float = 1.0
-    connecting: float = 1.0
-    retry: float = 1.0
-    lease: float = 3.0
-    beat: float = 1.0
-    quiet: float = 1.0
-    patience: float = 3.0
+_FULL, _MORE = 1, 2
+"""As in lua/keep.lua."""
 
 
 class RedisCache:
@@ -78,55 +60,35 @@ class RedisCache:
         monotonic: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         prefix: str = PREFIX,
-        timing: Timing = Timing(),
+        timing: Timing = SHIPPED,
     ) -> None:
         self._bounds = bounds
         self._sealer = Sealer(secret)
         self._log = log
+        self._wall = wall
         self._monotonic = monotonic
         self._sleep = sleep
-        self._prefix = prefix.encode()
         self._timing = timing
         self._lease = b"%d" % (timing.lease * 1000)
-        self._talk = Talk(prefix, secret)
-        self._channel = self._talk.channel(owner)
-        self._questions = self._wire(url, "questions", timing.deadline)
-        self._orders = self._wire(url, "orders", timing.behind)
-        self._ear = self._wire(url, "ear", timing.behind, channel=self._channel, heard=self._heard)
-        self._care = Care(self._orders, self._prefix, self._sealer)
-        self._leads = Leads(owner, self._sealer, self._say, self._release)
-        asking = Asking(lambda: self._ear.up, self._say, self._holds, self._release, self._fetch)
-        self._follows = Follows(owner, self._sealer, asking, timing.quiet, timing.patience)
-        self._gone: dict[str, str] = {}
-        self._wrong = 0
-        self._reported = float("-inf")
-        self._closing = False
-        self._running: list[asyncio.Task[None]] = []
-        self._behind: set[asyncio.Task[None]] = set()
-
-    def _wire(self, url: Secret, name: str, deadline: float, **listening: Any) -> Wire:
-        timing = self._timing
-        return Wire(
-            url,
-            deadline,
-            lambda kind: self._changed(name, kind),
-            connecting=timing.connecting,
-            retry=timing.retry,
-            sleep=self._sleep,
-            **listening,
+        self._lines = lines = Lines(
+            url, owner, prefix, secret, timing, sleep, log, self._heard, lambda: self._follows.reconnected()
         )
+        self._care = Care(lines.orders, prefix.encode(), self._sealer)
+        self._leads = Leads(owner, self._sealer, lines.say, lines.release)
+        asking = Asking(lambda: lines.ear.up, lines.say, lines.holds, lines.release, self._fetch)
+        self._follows = Follows(owner, self._sealer, asking, timing.quiet, timing.patience)
+        self._reports: dict[str, tuple[int, float]] = {}
+        self._beating: asyncio.Task[None] | None = None
+        self._behind: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """A Redis that is not there yet is waited for by nobody: it will be gone until it comes."""
-        wires = (self._questions, self._orders, self._ear)
-        self._running = [asyncio.create_task(wire.run()) for wire in wires]
-        self._running.append(asyncio.create_task(self._beat()))
-        for wire in wires:
-            await wire.tried.wait()
+        await self._lines.start()
+        self._beating = asyncio.create_task(self._beat())
 
     async def close(self, within: float = 1.0) -> None:
         """What is on its way to Redis has so many seconds."""
-        self._closing = True
+        self._lines.quiet = True
         await self._follows.close()
         for lead in self._leads.held():
             self._later(self._free(lead))
@@ -136,10 +98,11 @@ class RedisCache:
         await self._stop()
 
     async def _stop(self) -> None:
-        tasks = [*self._running, *self._behind]
+        tasks = [*self._behind, *filter(None, [self._beating])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._lines.stop()
 
     # What requests ask.
 
@@ -156,7 +119,7 @@ class RedisCache:
             if holder is None:
                 self._leads.forget(lead)
                 return Found(Role.DONE, entry)
-            if self._ear.up and self._follows.may(holder):
+            if self._lines.ear.up and self._follows.may(holder):
                 self._leads.forget(lead)
                 flight.called = True
                 self._follows.begin(key, holder, flight)
@@ -171,32 +134,37 @@ class RedisCache:
 
     async def _look(self, key: str, since: int, lead: Lead) -> tuple[Entry | None, str | None]:
         """What is kept, and who else makes the call: '' if nobody does; None if the entry is said to be fresh."""
-        lease = self._leads.lease(lead).encode() if self._ear.up else b""  # else nobody could follow
-        answer = await self._run(self._questions, LOOK, key.encode(), b"%d" % since, lease, self._lease)
+        lease = self._leads.lease(lead).encode() if self._lines.ear.up else b""  # else nobody could follow
+        answer = await self._lines.question(LOOK, key.encode(), b"%d" % since, lease, self._lease)
         if not isinstance(answer, list) or not answer or not all(type(one) in (bytes, type(None)) for one in answer):
             raise CacheGone("NoAnswer")
         entry = self._open(key, answer[0])
-        return entry, answer[1].decode(errors="replace") if len(answer) > 1 else None
+        if entry and entry.created + self._bounds.life <= self._wall():
+            entry = None  # kept when life was longer
+        return entry, (answer[1] or b"").decode(errors="replace") if len(answer) > 1 else None
 
     def _open(self, key: str, data: bytes | None) -> Entry | None:
         if data is None:
             return None
         entry = self._sealer.open(key, data)
         if entry is None:
-            self._report()
+            self._report("cache_entry_rejected")
             self._later(self._reject(key, data))
         return entry
 
     async def keep(self, key: str, entry: Entry, flight: Flight, *, lead: bool) -> None:
         leads = self._leads.of(flight) if lead else None
         task = self._later(self._keep(key, entry, leads))
-        if self._questions.up:  # it is done whether somebody waits for it or not
+        if self._lines.questions.up:  # it is done whether somebody waits for it or not
             await asyncio.wait([task], timeout=self._timing.deadline)
 
     async def _keep(self, key: str, entry: Entry, lead: Lead | None) -> None:
         try:
-            with suppress(CacheGone):
-                await self._store(key, entry, lead)
+            await self._store(key, entry, lead)
+        except Refused as refused:
+            self._report("cache_entry_not_kept", kind=str(refused))
+        except CacheGone:
+            pass  # which is said already
         finally:
             if lead:
                 self._leads.settle(lead)
@@ -207,17 +175,20 @@ class RedisCache:
         size = len(sealed) + 3 * len(key) + AROUND
         if lead:
             lead.held = False
-        if not sealed or len(sealed) > bounds.most_entry or size > bounds.most_bytes or not self._questions.up:
+        if not sealed or len(sealed) > bounds.most_entry or size > bounds.most_bytes or not self._lines.questions.up:
             if lead:
-                await self._release(key, self._leads.lease(lead))
+                await self._lines.release(key, self._leads.lease(lead))
             return
         lease = self._leads.lease(lead).encode() if lead else b""
         arguments = (key.encode(), lease, b"%d" % bounds.life, b"%d" % bounds.most_bytes, b"%d" % size)
         for data in (sealed, *repeat(b"", ROUNDS)):
-            if await self._run(self._orders, KEEP, *arguments, data) != _MORE:
+            answer = await self._lines.order(KEEP, *arguments, data)
+            if answer != _MORE:
                 break
         if data is not sealed:
-            await self._run(self._orders, KEEP, *arguments, sealed)
+            answer = await self._lines.order(KEEP, *arguments, sealed)
+        if answer == _FULL:
+            raise Refused("Full")
 
     def drop(self, key: str, flight: Flight) -> None:
         lead = self._leads.of(flight)
@@ -227,10 +198,12 @@ class RedisCache:
             self._follows.leave(flight)
 
     async def _free(self, lead: Lead) -> None:
+        # A question that nobody waits for any more may be under way: not to be overtaken.
+        order = self._lines.order if lead.held else self._lines.question
         lead.held = False
         try:
             with suppress(CacheGone):  # it ends by itself
-                await self._release(lead.key, self._leads.lease(lead))
+                await order(RELEASE, lead.key.encode(), self._leads.lease(lead).encode())
         finally:
             self._leads.settle(lead)
 
@@ -248,71 +221,42 @@ class RedisCache:
     async def verify(self) -> Verified:
         return await self._care.verify()
 
-    # What redis_leads.py and redis_follows.py need of it.
+    # Behind the answers.
 
-    async def _say(self, owner: str, message: Message) -> int:
-        channel = self._talk.channel(owner)
-        return number(await self._orders.ask(b"PUBLISH", channel, self._talk.seal(channel, message)))
-
-    async def _release(self, key: str, lease: str) -> None:
-        await self._run(self._orders, RELEASE, key.encode(), lease.encode())
-
-    async def _holds(self, key: str, lease: str) -> bool:
-        return bool(await self._orders.ask(b"GET", b"%b=lease/%b" % (self._prefix, key.encode())) == lease.encode())
-
-    async def _fetch(self, key: str) -> Entry | None:
-        data = await self._orders.ask(b"GET", self._prefix + key.encode())
-        return self._open(key, data) if isinstance(data, bytes) else None
-
-    def _heard(self, channel: bytes, data: bytes) -> None:
-        message = self._talk.open(self._channel, data)
+    def _heard(self, message: Message) -> None:
         if isinstance(message, Join):
             self._leads.joined(message)
         elif isinstance(message, Leave):
             self._leads.left(message)
-        elif message:
+        else:
             self._follows.heard(message)
 
-    # Behind the answers.
+    async def _fetch(self, key: str) -> Entry | None:
+        return self._open(key, await self._lines.get(key))
 
     async def _beat(self) -> None:
         while True:
             with suppress(CacheGone):
                 held = [word for lead in self._leads.held() for word in (lead.key, self._leads.lease(lead))]
-                if held and self._ear.up:  # else nobody could follow
-                    await self._run(self._orders, RENEW, self._lease, *map(str.encode, held))
+                if held and self._lines.ear.up:  # else nobody could follow
+                    await self._lines.order(RENEW, self._lease, *map(str.encode, held))
             with suppress(CacheGone):
-                await self._ear.ask(b"PING")  # nothing else would show that nothing is heard any more
+                await self._lines.listen()
             await self._sleep(self._timing.beat)
-
-    async def _run(self, wire: Wire, script: Script, *arguments: bytes) -> Any:
-        return await wire.run_script(script, self._prefix, *arguments)
 
     async def _reject(self, key: str, data: bytes) -> None:
         with suppress(CacheGone):
             await self._care.reject(key, data)
 
-    def _report(self) -> None:
-        self._wrong += 1
-        if self._monotonic() >= self._reported + REPORT:
-            self._log("warning", "cache_entry_rejected", count=self._wrong)
-            self._wrong, self._reported = 0, self._monotonic()
-
-    def _changed(self, name: str, kind: str | None) -> None:
-        """One connection of ours is gone, or (None) back."""
-        before = bool(self._gone)
-        if kind is None:
-            self._gone.pop(name, None)
+    def _report(self, event: str, **fields: str) -> None:
+        """Once in a while, with how often it was meanwhile."""
+        count, said = self._reports.get(event, (0, float("-inf")))
+        now = self._monotonic()
+        if now >= said + REPORT:
+            self._log("warning", event, count=count + 1, **fields)
+            self._reports[event] = 0, now
         else:
-            self._gone[name] = kind
-        if self._closing:
-            return
-        if kind and not before:
-            self._log("error", "cache_gone", kind=kind)
-        elif before and not self._gone:
-            self._log("info", "cache_back")
-        if name == "ear" and kind is None:
-            self._follows.reconnected()
+            self._reports[event] = count + 1, said
 
     def _later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -182,6 +182,8 @@ class Follows:
                         gone = 0 if await self._asking.holds(follow.key, follow.lease) else gone + 1
                 except CacheGone:
                     told = None
+                if flight.over or follow.ending:
+                    return
                 hopeless = not flight.size or heard + self._patience <= clock()
                 if told is None and hopeless:
                     self._refuse(follow)
@@ -190,7 +192,7 @@ class Follows:
                 elif gone > CHANCES or (gone and hopeless):
                     return
                 while await self._news(follow):
-                    heard = clock()
+                    heard, gone = clock(), 0
         finally:
             if not follow.ending:
                 self._end(follow)

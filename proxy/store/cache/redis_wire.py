@@ -12,14 +12,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from hashlib import sha1
-from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from proxy.core.cache import CacheGone
 from proxy.core.secret import Secret
@@ -27,9 +26,6 @@ from proxy.core.secret import Secret
 STEPS: Final = 5
 """Looks at the clock before a question is given up. A loop that a crowd keeps busy looks late, and Redis is not to
 blame for that."""
-
-_WRONG: Final = (RedisError, OSError, EOFError, ValueError, TypeError, LookupError, RecursionError)
-"""What comes of a server that is not there, refuses, is too slow (TimeoutError is an OSError), or is no Redis."""
 
 _FOLDER: Final = Path(__file__).parent / "lua"
 _COMMON: Final = (_FOLDER / "common.lua").read_bytes()
@@ -102,7 +98,6 @@ class Wire:
         self._channel = channel
         self._heard = heard
         self._step = deadline / STEPS
-        self._most_steps = ceil(deadline / self._step) + 1
         self._pool: Any = ConnectionPool.from_url(  # it knows how to read the address; its methods have no types
             url.reveal(),
             protocol=2,
@@ -163,7 +158,7 @@ class Wire:
                 self._lose(type(error).__name__)
             finally:
                 self._lose("Closed")  # unless that is known already
-                with suppress(*_WRONG):
+                with suppress(Exception):
                     await connection.disconnect(nowait=True)
             if clock() - since < self._retry:
                 await self._sleep(self._retry)
@@ -199,8 +194,8 @@ class Wire:
                 packets, self._out = self._out, []
                 if packets:
                     await connection.send_packed_command(packets, check_health=False)
-        except _WRONG:
-            self._give_up()
+        except Exception:
+            self._give_up()  # nobody would be heard any more
 
     async def _read(self, connection: AbstractConnection) -> None:
         listens = self._heard is not None
@@ -231,12 +226,12 @@ class Wire:
         self._timer = None
         late = False
         for future, since in self._asked:
-            if self._steps - since < self._most_steps:
+            if self._steps - since <= STEPS:
                 break
             late = True
             if not future.done():
                 future.set_exception(CacheGone("TimeoutError"))
-        if late and self._steps - self._last >= self._most_steps:
+        if late and self._steps - self._last > STEPS:
             self._give_up()
         elif self._asked:  # slow perhaps, but not silent
             self._watch()
