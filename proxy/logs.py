@@ -110,13 +110,14 @@ class Writer:
 
     def _flush_later(self, seconds: float = FLUSH_AFTER) -> bool:
         """Whether there is a loop to do so: there is none before it starts, after it ends, and in the supervisor."""
+        if self._flushed_by is not None and self._flushed_by.is_running():
+            return True  # before any question to the system, for which asking for the running loop is one
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return False
-        if self._flushed_by is not loop:
-            self._flushed_by = loop
-            loop.call_later(seconds, self.flush)
+        self._flushed_by = loop
+        loop.call_later(seconds, self.flush)
         return True
 
     def _tell_what_is_lost(self) -> None:

@@ -33,6 +33,7 @@ from proxy.http.framing import Limits, check, peer, refusal, uri_too_long
 from proxy.http.offer import declined
 from proxy.http.outgoing import Outgoing
 from proxy.http.progress import BODY, ENDED, HEAD, QUIET, Progress
+from proxy.http.together import Together
 from proxy.http.unframed import unframed
 
 Refused = Callable[[int, str | None, str, str], None]
@@ -68,6 +69,7 @@ class Protocol(HttpToolsProtocol):
     _out: Outgoing
     _progress: Progress
     _running: RequestResponseCycle | None = None
+    _written: Together
     """The request that is answered, or was last."""
     _ready: tuple[RequestResponseCycle, Any] | None = None
     """Is started when the bytes that it came in turn out to hold no fault."""
@@ -318,6 +320,7 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        self._written = cycle.transport = Together(cycle, self.transport)
         if cycle.scope["http_version"] == "1.0":
             app = unframed(app, cycle)
         if self._parsing:
@@ -326,6 +329,7 @@ class Protocol(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
+        self._written.flush()
         if self._refusal is not None and not self.pipeline and not self.transport.is_closing():
             self.server_state.total_requests += 1
             self._answer(self._refusal)

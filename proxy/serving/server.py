@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -57,6 +58,11 @@ LINGER = 1.0
 KEEP_ALIVE = 75
 """Seconds that an idle client connection stays open: longer than the pools of the SDKs keep theirs, so that the client
 closes first and no request meets a closing connection."""
+
+
+YOUNG = 10_000
+"""Objects of which the youngest are looked through for what holds itself. Python's own 700 are less than a crowd of
+requests has under way: it would look at all of them again and again, and find nothing."""
 
 
 class Leader(Protocol):
@@ -146,6 +152,7 @@ async def serve(leader: Leader, listener: socket.socket) -> None:
         leading = asyncio.ensure_future(leader.lead(server, Reloader(app, aim)))
         stack.callback(leading.cancel)
         await asyncio.sleep(0)  # it hears of signals before anybody hears of us
+        gc.set_threshold(YOUNG, 10, 10)
         await server.serve(sockets=[listener])
 
 

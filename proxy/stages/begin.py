@@ -159,5 +159,5 @@ def _headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
     # A stream's own is known when its headers are gone.
     charge = exchange.charge and exchange.whole_charge
     if charge and charge.cost is not None:
-        headers.append((b"x-proxy-cost-usd", decimal(charge.cost).encode()))
+        headers.append((b"x-proxy-cost-usd", decimal(charge.cost).encode() if charge.cost else b"0"))
     return headers + exchange.quota_headers + exchange.answer_headers

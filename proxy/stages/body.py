@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Generator
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -55,8 +57,7 @@ class Body:
         if length > self._limit:
             raise self._too_large()
         try:
-            with self._arrivals.arrival() as arrival:
-                data = await self._read(arrival, receive)
+            data = await self._read(receive)
         except ClientGone:
             exchange.client_gone = True
             return
@@ -64,14 +65,16 @@ class Body:
         del data  # it is not needed for long, and may be large
         await self._app(scope, receive, send)
 
-    async def _read(self, arrival: Arrival, receive: Receive) -> bytes | bytearray:
-        message = await receive()
-        if not message.get("more_body") and message["type"] == "http.request":
-            whole: bytes = message.get("body", b"")
+    async def _read(self, receive: Receive) -> bytes | bytearray:
+        begun = Begun(receive())
+        if begun.message is not None and not begun.message.get("more_body") and begun.message["type"] == "http.request":
+            whole: bytes = begun.message.get("body", b"")  # with its head, as most bodies come
             if len(whole) > self._limit:
                 raise self._too_large()
             return whole
-        return await self._read_on(message, arrival, receive)
+        with self._arrivals.arrival() as arrival:
+            message = await begun if begun.message is None else begun.message
+            return await self._read_on(message, arrival, receive)
 
     async def _read_on(self, message: Message, arrival: Arrival, receive: Receive) -> bytearray:
         data = bytearray()
@@ -118,6 +121,31 @@ def _is_json(value: bytes) -> bool:
 
 
 # Its arrival.
+
+
+class Begun:
+    """A `receive()` that has been asked for what is there at once, in `message`. If that is None it waits, and may be
+    awaited: only then has the wait to be looked after, which costs more than reading a body."""
+
+    __slots__ = ("_awaited", "_coroutine", "message")
+
+    def __init__(self, receiving: Awaitable[Message]) -> None:
+        self._coroutine = receiving.__await__()
+        self._awaited: Any = None
+        self.message: Message | None = None
+        try:
+            self._awaited = next(self._coroutine)
+        except StopIteration as stop:
+            self.message = stop.value
+
+    def __await__(self) -> Generator[Any, Any, Message]:
+        try:
+            yield self._awaited
+        except BaseException as error:
+            self._coroutine.throw(error)
+            raise
+        message: Message = yield from self._coroutine
+        return message
 
 
 class Arrivals:

@@ -17,6 +17,10 @@ from proxy.http.framing import HOST
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
+MOST = 64
+"""Spellings of its own names that are remembered."""
+
+
 def build(loopback: bool, hosts: list[str], services: Services) -> Middleware:
     """`loopback`: whether the proxy listens on this machine only; `hosts`: further names it is called by there."""
     names = (f"[{name}]" if ":" in name and not name.startswith("[") else name for name in (*_LOOPBACK, *hosts))
@@ -32,6 +36,8 @@ class Host:
     def __init__(self, app: ASGIApp, allowed: frozenset[bytes]) -> None:
         self._app = app
         self._allowed = allowed
+        self._right: set[bytes] = set()
+        """Values that were right before, up to MOST."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -39,6 +45,11 @@ class Host:
         await self._app(scope, receive, send)
 
     def _check(self, exchange: Exchange) -> None:
-        match = HOST.fullmatch(exchange.header(b"host") or b"")
+        host = exchange.header(b"host") or b""
+        if host in self._right:
+            return
+        match = HOST.fullmatch(host)
         if not match or match["name"].lower() not in self._allowed:
             raise HostNotAllowed("This proxy does not answer to that Host. Add the name to server.hosts.")
+        if len(self._right) < MOST:
+            self._right.add(host)

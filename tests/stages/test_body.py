@@ -256,3 +256,44 @@ async def test_a_cancellation_of_others_passes() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not around.drainables
+
+
+class Asked:
+    """A `receive` that waits as often as it says before it has a message."""
+
+    def __init__(self, waits: int, *messages: Message) -> None:
+        self.waits, self.messages, self.ended = waits, list(messages), False
+
+    async def __call__(self) -> Message:
+        try:
+            for _ in range(self.waits):
+                await asyncio.sleep(0)
+            if not self.messages:
+                await asyncio.Event().wait()
+            return self.messages.pop(0)
+        except asyncio.CancelledError:
+            self.ended = True
+            raise
+
+
+@pytest.mark.parametrize("waits", [0, 1, 3])
+async def test_what_is_there_at_once_is_not_waited_for(waits: int) -> None:
+    begun = body.Begun(Asked(waits, {"type": "http.request"})())
+    assert (begun.message is None) == bool(waits)
+    if waits:
+        assert await begun == {"type": "http.request"}
+
+
+async def test_a_wait_that_is_cancelled_ends_what_it_waits_for() -> None:
+    asked = Asked(1)
+    begun = body.Begun(asked())
+
+    async def wait() -> Message:
+        return await begun
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asked.ended
