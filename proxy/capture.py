@@ -9,20 +9,24 @@ from collections.abc import Callable
 
 from starlette.types import Message, Send
 
+from proxy.core.charge import NOTHING
+from proxy.core.entry import Entry, packed
+from proxy.core.errors import CircuitOpen, ProviderBusy, ProxyError, UpstreamRefusal, UpstreamUnknown
 from proxy.core.exchange import Exchange
 from proxy.core.flight import Flight
 from proxy.core.sse import KEEP_ALIVE
 
 
 class Capture:
-    """Its `send` takes the place of the client's. `whole(body)` is called with an answer that comes in one piece,
-    before that is sent."""
+    """Its `send` takes the place of the client's; when the call is over, it has to be told how that `ended` or
+    `failed`. `wall` gives Unix milliseconds."""
 
-    def __init__(self, flight: Flight, exchange: Exchange, send: Send, whole: Callable[[bytes], object]) -> None:
+    def __init__(self, flight: Flight, exchange: Exchange, send: Send, wall: Callable[[], int]) -> None:
         self._flight = flight
         self._exchange = exchange
         self._send = send
-        self._whole = whole
+        self._wall = wall
+        self._reported = len(exchange.rewrites)
         self._queue: deque[Message] = deque()
         self._writing: asyncio.Task[None] | None = None
 
@@ -36,7 +40,7 @@ class Capture:
             return
         body: bytes = message["body"]
         if not self._flight.streamed:
-            self._whole(body)
+            self._finish(body)  # before it is sent: nobody else waits for this client to take it
             await self._send(message)
             return
         if body is KEEP_ALIVE:  # ours, and no part of the answer
@@ -45,6 +49,42 @@ class Capture:
         if body:
             self._flight.add(body)
         await self._pass(message)
+
+    def ended(self) -> None:
+        """The call is over, and its client has been answered somehow."""
+        exchange, flight = self._exchange, self._flight
+        if flight.streamed and exchange.error is None and exchange.cache == "miss" and not exchange.client_gone:
+            self._finish(None)
+        else:
+            flight.fail(_of_the_provider(exchange.error or exchange.rescued), told=exchange.error is not None)
+
+    def failed(self, error: BaseException) -> None:
+        """The call has ended with this."""
+        self._flight.fail(_of_the_provider(error))
+        self.stop()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether what has come is as it should be: complete, counted, and not spoiled."""
+        context = self._exchange.context
+        return self._exchange.usage is not None and context is not None and not context.spoiled
+
+    def _finish(self, body: bytes | None) -> None:
+        """All of it is there. None: it came in pieces."""
+        exchange, flight, charge = self._exchange, self._flight, self._exchange.charge or NOTHING
+        entry = None
+        if body is not None or flight.whole:
+            entry = Entry(
+                created=self._wall(),
+                stream=body is None,
+                body=b"".join(flight.parts) if body is None else body,
+                prompt=charge.prompt,
+                completion=charge.completion,
+                cost=charge.cost,
+                rewrites=tuple(exchange.rewrites)[self._reported :],
+                cadence=packed(flight.cadence),
+            )
+        flight.finish(entry, charge.cost or 0)
 
     @property
     def writing(self) -> bool:
@@ -79,3 +119,10 @@ class Capture:
     async def _write(self) -> None:
         while self._queue:
             await self._send(self._queue.popleft())
+
+
+def _of_the_provider(error: BaseException | None) -> ProxyError | None:
+    """What the provider has done to everybody who asked this; None: it was the request that has ended."""
+    if isinstance(error, UpstreamRefusal | UpstreamUnknown | CircuitOpen | ProviderBusy):
+        return error
+    return None

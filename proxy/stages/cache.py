@@ -28,15 +28,11 @@ from proxy.core.cache_key import Keys
 from proxy.core.cache_policy import Policy
 from proxy.core.config import Duration, Size, Strict
 from proxy.core.endpoint import Cache, Endpoint
-from proxy.core.entry import Entry, packed
+from proxy.core.entry import Entry
 from proxy.core.errors import (
-    CircuitOpen,
     ClientGone,
     NotInCache,
-    ProviderBusy,
     ProxyError,
-    UpstreamRefusal,
-    UpstreamUnknown,
 )
 from proxy.core.exchange import Exchange
 from proxy.core.flight import Flight, Lost
@@ -325,44 +321,29 @@ class Cached:
         exchange.stays = flight.stays
         if search.stale:
             exchange.stale = self._player.kept(search.stale, exchange)
-        before = len(exchange.rewrites)
-        whole = partial(self._finish, flight, exchange, before)
-        capture = Capture(flight, exchange, send, whole)
+        capture = Capture(flight, exchange, send, self._wall)
         try:
             await self._app(scope, receive, capture.send)
-            if flight.streamed and exchange.error is None and exchange.cache == "miss" and not exchange.client_gone:
-                self._finish(flight, exchange, before, None)
-            else:
-                flight.fail(_of_the_provider(exchange.error or exchange.rescued), told=exchange.error is not None)
+            capture.ended()
         except BaseException as error:
-            flight.fail(_of_the_provider(error))
-            capture.stop()
+            capture.failed(error)
             raise
         finally:
-            await self._settle(search, flight)
-        await self._written(search, capture)
+            await self._settle(search.key, flight, keep=capture.is_kept)
+        if capture.writing:
+            await self._written(search, capture)
 
-    def _finish(self, flight: Flight, exchange: Exchange, before: int, body: bytes | None) -> None:
-        """The answer is there. `body`: it came in one piece."""
-        charge = exchange.charge
-        cost = charge.cost if charge else None
-        entry = None
-        if body is not None or flight.whole:
-            entry = Entry(
-                created=self._wall(),
-                stream=body is None,
-                body=b"".join(flight.parts) if body is None else body,
-                prompt=charge.prompt if charge else 0,
-                completion=charge.completion if charge else 0,
-                cost=cost,
-                rewrites=tuple(exchange.rewrites)[before:],
-                cadence=packed(flight.cadence),
-            )
-        flight.finish(entry, cost or 0)
+    async def _settle(self, key: str, flight: Flight, *, keep: bool) -> None:
+        try:
+            if keep and flight.entry:
+                await self._backend.keep(key, flight.entry, flight, lead=True)
+            else:
+                self._backend.drop(key, flight)
+        finally:
+            self._forget(key, flight)  # not before: whoever came meanwhile would ask once more
 
     async def _written(self, search: _Search, capture: Capture) -> None:
-        if not capture.writing:
-            return
+        """Others have the answer; its own client still takes it, and may take as long as for any other."""
         try:
             async with Guard(search.receive, search.patience, self._drainables, search.exchange.end):
                 await capture.written()
@@ -371,25 +352,6 @@ class Cached:
         finally:
             capture.stop()
 
-    async def _settle(self, search: _Search, flight: Flight) -> None:
-        """Keep what is complete and as it should be; nothing else is."""
-        exchange, entry = search.exchange, flight.entry
-        assert exchange.context
-        try:
-            if entry and exchange.usage is not None and not exchange.context.spoiled:
-                await self._backend.keep(search.key, entry, flight, lead=True)
-            else:
-                self._backend.drop(search.key, flight)
-        finally:
-            self._forget(search.key, flight)  # not before: whoever came meanwhile would ask once more
-
 
 def _absent() -> NotInCache:
     return NotInCache("This request is not in the cache, and with `Cache-Control: only-if-cached` nobody is asked.")
-
-
-def _of_the_provider(error: BaseException | None) -> ProxyError | None:
-    """What the provider has done to everybody who asked this; None: it was the request that has ended."""
-    if isinstance(error, UpstreamRefusal | UpstreamUnknown | CircuitOpen | ProviderBusy):
-        return error
-    return None

@@ -193,6 +193,7 @@ class RedisCache:
     def drop(self, key: str, flight: Flight) -> None:
         lead = self._leads.of(flight)
         if lead:
+            lead.dropped = True
             self._later(self._free(lead))
         else:
             self._follows.leave(flight)

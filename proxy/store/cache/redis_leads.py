@@ -24,13 +24,15 @@ Say = Callable[[str, Message], Awaitable[int]]
 
 @dataclass(slots=True, eq=False)
 class Lead:
-    """A call that may have the lease of its key. `held`: it goes on having it; `settled` once it has been given back,
-    and what there is to be kept is kept."""
+    """A call that may have the lease of its key. `held`: it goes on having it; `dropped`: what it has brought is for
+    those alone who follow it already; `settled` once the lease has been given back, and what there is to be kept is
+    kept."""
 
     name: str
     key: str
     flight: Flight
     held: bool = False
+    dropped: bool = False
     settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -83,6 +85,8 @@ class Leads:
     def joined(self, join: Join) -> None:
         lead, following = self._leads.get(join.flight), ExitStack()
         before = self._telling.get(join.follow)
+        if lead and lead.dropped and not before:
+            lead = None
         if before and lead is None:
             return  # which is about to tell how it has ended
         closed = not (lead and (lead.flight.open or lead.flight.over or before))
