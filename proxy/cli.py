@@ -1,4 +1,4 @@
-"""The command line: `mistral-proxy serve | simulate | check | models | keys | usage | prove-quota`."""
+"""The command line: `mistral-proxy serve | simulate | check | models | keys | usage | cache | prove-quota`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from proxy import __version__
+from proxy.commands.cache import cache
 from proxy.commands.keys import keys
 from proxy.commands.prove_quota import prove_quota
 from proxy.commands.usage import usage
@@ -122,6 +123,7 @@ def models(everything: bool) -> None:
 
 main.add_command(keys)
 main.add_command(usage)
+main.add_command(cache)
 main.add_command(prove_quota)
 
 

@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 from starlette.types import ASGIApp
 
 from proxy import data
+from proxy.admin import Resource, resources
 from proxy.core.cache import Answers
 from proxy.core.calendar import Calendar
 from proxy.core.catalogue import Catalogue
@@ -31,12 +32,12 @@ from proxy.core.services import Drainable, Services, Traffic
 from proxy.core.team_key import Issued
 from proxy.dispatch import Dispatch, Way
 from proxy.logs import Writer
-from proxy.pipeline import Configs, fold, inner, outer
+from proxy.pipeline import Configs, administration, fold, inner, outer
 from proxy.providers import PROVIDERS
 from proxy.routes import Health, router
 from proxy.settings.model import Settings
 from proxy.settings.rules import catalogue_of, rules_of
-from proxy.stages import auth, breaker, cache, quota, translate
+from proxy.stages import admin, auth, breaker, cache, quota, translate
 from proxy.store.memory import MemoryStore
 from proxy.upstream.client import Upstream
 from proxy.upstream.config import is_loopback
@@ -113,7 +114,7 @@ def prepare(settings: Settings) -> Parts:
 
 
 def _redactor(settings: Settings) -> Redactor:
-    keys = [key for team in settings.teams.values() for key in team.keys]
+    keys = [*settings.server.admin_keys, *(key for team in settings.teams.values() for key in team.keys)]
     paid = [key for provider in settings.providers.values() for key in provider.api_keys]
     paid += [key for team in settings.teams.values() for key in team.provider_keys.values()]
     known = [*paid, *(key.secret for key in keys if key.secret)]
@@ -175,6 +176,7 @@ class Generation:
             loopback=is_loopback(settings.server.host),
             hosts=[*settings.server.hosts, settings.server.host],
             auth=auth.Config(settings.teams, self._process.issued, self._process.failures),
+            admin=admin.Config(settings.server.admin_keys, self._process.failures),
             max_requests=settings.server.max_requests,
             max_body=settings.server.max_body,
             model=settings.models,
@@ -190,7 +192,13 @@ class Generation:
         )
         # A path is where the main provider has it; what the others serve under it, they serve in their own way.
         endpoints = [(row, inner(configs, row, services, self._dispatch(row))) for row in PROVIDERS[MAIN].endpoints]
-        return fold(outer(configs, services), router(endpoints, self._health()))
+        for_admins = [(one, administration(configs, services, one.app)) for one in self._for_admins()]
+        return fold(outer(configs, services), router(endpoints, self._health(), for_admins))
+
+    def _for_admins(self) -> Sequence[Resource]:
+        answers = self._services.answers
+        # Also while nothing is answered with it: what was kept before has to be found and forgotten.
+        return resources(answers.backend) if self.settings.server.admin_keys and answers else ()
 
     def _dispatch(self, row: Endpoint) -> Dispatch:
         return Dispatch(ways=dict(self._ways(row)), services=self._services)

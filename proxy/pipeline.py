@@ -12,6 +12,7 @@ from proxy.core.services import Middleware, Services
 from proxy.player import Player
 from proxy.stages import (
     access_log,
+    admin,
     auth,
     begin,
     body,
@@ -46,6 +47,7 @@ class Configs:
     hosts: list[str]
     max_requests: int
     auth: auth.Config
+    admin: admin.Config
     max_body: int
     model: model.Config
     fallbacks: fallback.Chains
@@ -111,6 +113,11 @@ def answering(configs: Configs, endpoint: Endpoint, services: Services) -> tuple
         # innermost: it counts what is really asked
         breaker.build(configs.breaker, endpoint, services),
     )
+
+
+def administration(configs: Configs, services: Services, end: ASGIApp) -> ASGIApp:
+    """The stages of what is for admins alone."""
+    return fold((gate.build(configs.max_requests, services), admin.build(configs.admin, services)), end)
 
 
 def fold(stages: tuple[Middleware | None, ...], end: ASGIApp) -> ASGIApp:

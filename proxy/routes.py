@@ -1,9 +1,9 @@
-"""The route table: the endpoints of the provider, health, and a helpful 404 for everything else."""
+"""The route table: the endpoints of the provider, health, what is for admins, and a helpful 404 for all else."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -13,6 +13,7 @@ from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy import __version__
+from proxy.admin import Resource
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import MethodNotAllowed, NotFound, UnsupportedEndpoint
 from proxy.core.model import is_id
@@ -39,12 +40,16 @@ UNSERVED = {
 """OpenAI's endpoints that no provider serves here, and the nearest thing that works."""
 
 
-def router(endpoints: Iterable[tuple[Endpoint, ASGIApp]], health: Health) -> Router:
+def router(
+    endpoints: Iterable[tuple[Endpoint, ASGIApp]], health: Health, admin: Iterable[tuple[Resource, ASGIApp]] = ()
+) -> Router:
     """Deny by default: what is not in this list is 404. The endpoints come first, since routes are tried in order."""
-    listed = [Exact(row.path, app, methods=[row.method]) for row, app in endpoints] + [
+    listed = [
+        *(Exact(row.path, app, methods=[row.method]) for row, app in endpoints),
         Exact("/health", health.status, methods=["GET"]),
         Exact("/health/live", health.live, methods=["GET"]),
         Exact("/health/ready", health.ready, methods=["GET"]),
+        *(Exact(resource.path, app, methods=resource.methods) for resource, app in admin),
     ]
     # A redirect would carry the client's key to a URL made of its Host header.
     return Router(listed, redirect_slashes=False, default=_not_found)
@@ -56,7 +61,7 @@ class Exact(Route):
     anything for an id, a way up included.
     """
 
-    def __init__(self, path: str, endpoint: Callable[..., Any], *, methods: list[str]) -> None:
+    def __init__(self, path: str, endpoint: Callable[..., Any], *, methods: Sequence[str]) -> None:
         super().__init__(path, endpoint, methods=methods)
         self._plain = path.encode()
         with_id = re.escape(path).replace(r"\{id\}", "(?P<id>[^/]+)").encode()

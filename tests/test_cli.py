@@ -58,7 +58,7 @@ def test_help(command: str | None, option: str) -> None:
 
 
 def test_the_commands() -> None:
-    assert set(main.commands) == {"serve", "simulate", "check", "models", "keys", "usage", "prove-quota"}
+    assert set(main.commands) == {"serve", "simulate", "check", "models", "keys", "usage", "cache", "prove-quota"}
     listed = run("--help").output
     for name, command in main.commands.items():
         assert f"\n  {name} " in listed

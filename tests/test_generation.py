@@ -8,33 +8,36 @@ from typing import Any
 import pytest
 
 from proxy import data
+from proxy.core.access import AccessKey
 from proxy.core.provider import MAIN
 from proxy.core.secret import Secret
 from proxy.generation import own_keys, prepare
 from proxy.providers import PROVIDERS
 from proxy.settings.model import Settings
-from proxy.stages.auth import TeamKey
 
 KEY = "sk-team-key-0123456789abcdef"
 
 
 def test_every_key_is_known_to_the_log() -> None:
     digest = hashlib.sha256(b"sk-only-its-digest-0123456789").digest()
+    admins = hashlib.sha256(b"sk-an-admins-digest-0123456789").digest()
     made = Settings.model_validate(
         {
             "providers": {
                 "mistral": {"api_keys": [Secret("mistral-key-0123456789"), Secret("another-key-0123456789")]},
                 "openai": {"api_keys": [Secret("openai-key-0123456789")]},
             },
+            "server": {"admin_keys": [Secret("admin-key-0123456789"), AccessKey(admins)]},
             "teams": {
                 "a": {"keys": [Secret(KEY)], "provider_keys": {"openai": Secret("own-key-0123456789")}},
-                "b": {"keys": [TeamKey(digest)]},
+                "b": {"keys": [AccessKey(digest)]},
             },
         }
     )
     paid = "mistral-key-0123456789 another-key-0123456789 openai-key-0123456789 own-key-0123456789"
-    text = prepare(made).redact.text(f"{paid} {KEY} sk-only-its-digest-0123456789 rest")
-    assert text == "*** *** *** *** *** *** rest"
+    admin = "admin-key-0123456789 sk-an-admins-digest-0123456789"
+    text = prepare(made).redact.text(f"{paid} {KEY} sk-only-its-digest-0123456789 {admin} rest")
+    assert text == "*** *** *** *** *** *** *** *** rest"
 
 
 def test_all_providers_serve_a_path_in_the_same_way() -> None:

@@ -14,6 +14,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy import data
+from proxy.core.access import AccessKey
 from proxy.core.cache import Answers
 from proxy.core.catalogue import Catalogue
 from proxy.core.errors import BodyTooLarge, HostNotAllowed, InvalidApiKey, ModelNotAllowed, ProxyError
@@ -21,7 +22,7 @@ from proxy.core.exchange import Exchange
 from proxy.pipeline import Configs, answering, finding, fold, inner, outer
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.models import MODEL, MODELS
-from proxy.stages import access_log, auth, breaker, cache, model, quota, translate
+from proxy.stages import access_log, admin, auth, breaker, cache, model, quota, translate
 from proxy.store.cache.memory import MemoryCache
 from proxy.upstream.config import CircuitBreaker
 from tests.asgi import Answer, Headers, Log, call, exchange, ok, services
@@ -32,7 +33,7 @@ GOOD: Headers = [(b"authorization", b"Bearer " + KEY.encode()), (b"content-type"
 
 
 def configs(**options: Any) -> Configs:
-    keys = [auth.TeamKey(hashlib.sha256(KEY.encode()).digest())]
+    keys = [AccessKey(hashlib.sha256(KEY.encode()).digest())]
     return Configs(
         trusted_proxies=[],
         access_log=access_log.Config(),
@@ -40,6 +41,7 @@ def configs(**options: Any) -> Configs:
         loopback=options.get("loopback", True),
         hosts=options.get("hosts", []),
         max_requests=2_000,
+        admin=admin.Config(options.get("admin_keys", ())),
         auth=auth.Config(teams={"research": auth.Team(keys=keys, models=["mistral-*"])}),
         max_body=options.get("max_body", 200),
         model=model.Config(),

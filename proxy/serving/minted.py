@@ -30,7 +30,7 @@ def read_or_mint(file: Path, mint: Callable[[], str]) -> Secret | None:
     """The secret in `file`, which is made with mode 0600 if there is none; None when what is in it is no secret. Raises
     OSError when neither can be done."""
     try:
-        return _read(file)
+        return read(file)
     except FileNotFoundError:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     # Written aside and linked into place: two first starts at once must end with one secret, and none half written.
@@ -44,10 +44,11 @@ def read_or_mint(file: Path, mint: Callable[[], str]) -> Secret | None:
         pass  # another start was first: its secret is the one
     finally:
         aside.unlink()
-    return _read(file)
+    return read(file)
 
 
-def _read(file: Path) -> Secret | None:
+def read(file: Path) -> Secret | None:
+    """The secret in `file`; None when what is in it is no secret. Raises OSError, FileNotFoundError above all."""
     text = file.read_bytes().decode("ascii", "replace").strip()
     if len(text) < _SHORTEST or not text.isascii():
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 
 from proxy.core.secret import Secret
@@ -28,3 +29,8 @@ def read_or_mint(file: Path) -> Secret:
 def pepper(configured: Secret | None, environ: Mapping[str, str]) -> Secret:
     """The one in force. Several machines with one database need one that is configured. Raises OSError."""
     return configured or read_or_mint(path(environ))
+
+
+def of_answers(pepper: Secret) -> bytes:
+    """What the response cache in a shared store is sealed with: whoever has the same pepper can open it."""
+    return blake2b(pepper.reveal().encode(), digest_size=32, person=b"response cache").digest()

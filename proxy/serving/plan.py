@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from proxy.core.access import AccessKey
 from proxy.core.provider import MAIN
 from proxy.core.secret import Secret
 from proxy.serving import local_key
 from proxy.settings.load import SettingsError, Sources, settings_of
 from proxy.settings.model import Settings, Team
 from proxy.settings.problems import Problem
-from proxy.stages.auth import TeamKey
 from proxy.stages.quota import Quota
 from proxy.upstream.config import is_loopback
 
@@ -68,8 +68,10 @@ def complete(
         raise CannotStart(
             f"The local key could not be kept: {error}. Configure a team, or set XDG_STATE_HOME."
         ) from None
+    if any(key.digest == secret.digest() for key in settings.server.admin_keys):
+        raise CannotStart(f"The local key ({file}) is one of server.admin_keys, too: an admin needs another one.")
     quotas = [Quota.model_validate({"spend": LOCAL_SPEND})]
-    teams = {"local": Team(keys=[TeamKey(secret.digest(), secret)], quotas=quotas)}
+    teams = {"local": Team(keys=[AccessKey(secret.digest(), secret)], quotas=quotas)}
     return settings.model_copy(update={"teams": teams}), (secret, file)
 
 

@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
@@ -26,7 +25,7 @@ from proxy.core.team_key import Issued
 from proxy.generation import Counters
 from proxy.serving.ledger_place import ledger_url
 from proxy.serving.minted import state_folder
-from proxy.serving.pepper import pepper
+from proxy.serving.pepper import of_answers, pepper
 from proxy.serving.plan import CannotStart
 from proxy.settings.model import Settings
 from proxy.settings.rules import catalogue_of, rules_of
@@ -98,7 +97,7 @@ class Opener:
             return Answers(MemoryCache(bounds, bounds.most_entries, self.wall), secrets.token_bytes(32))
         from proxy.store.cache.redis import RedisCache
 
-        secret = blake2b(self._pepper().reveal().encode(), digest_size=32, person=b"response cache").digest()
+        secret = of_answers(self._pepper())
         backend = RedisCache(
             settings.store.url,
             bounds,

@@ -21,10 +21,12 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from proxy.core.access import WrittenKey
 from proxy.core.catalogue import micro_usd
 from proxy.core.config import Duration, ModelName, SecretText, Size, Strict
 from proxy.core.provider import MAIN
 from proxy.core.secret import Secret
+from proxy.core.team_name import RULE, is_team_name
 from proxy.stages import access_log, auth, model, quota
 from proxy.stages import cache as answers
 from proxy.stages.context import WhenTooLong
@@ -40,7 +42,6 @@ SHORTEST_PEPPER = 32
 _REDIS = ("redis", "rediss")
 _SQLITE = re.compile(r"sqlite:///[^?#\x00]+")
 _PROVIDER_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
-_TEAM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 def _host(text: str) -> str:
@@ -146,8 +147,8 @@ def _provider_name(name: str) -> str:
 
 
 def _team_name(name: str) -> str:
-    if not _TEAM_NAME.fullmatch(name):
-        raise ValueError("a team name has 1 to 64 letters, digits, '_', '.' or '-' and begins with a letter or digit")
+    if not is_team_name(name):
+        raise ValueError(RULE)
     return name
 
 
@@ -156,9 +157,9 @@ class Server(Strict):
 
     `hosts` are names a Host header may carry besides the loopback names; `max_body` is in bytes, `drain` in seconds.
     Port 0 takes any free port. A worker serves `max_requests` at a time. `time_zone` is where the days, weeks and
-    months of quotas begin; `key_pepper` keys the hashes under which issued team keys are stored. Pages of
-    `cors_origins` may call the API from a browser; `trusted_proxies` are addresses and networks whose
-    `x-forwarded-for` says who sent a request.
+    months of quotas begin; `key_pepper` keys the hashes under which issued team keys are stored. `admin_keys` open
+    `/admin`, which is not there without any. Pages of `cors_origins` may call the API from a browser; `trusted_proxies`
+    are addresses and networks whose `x-forwarded-for` says who sent a request.
     """
 
     host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
@@ -169,6 +170,7 @@ class Server(Strict):
     drain: Duration = Field(60.0, ge=0)
     time_zone: Annotated[str, AfterValidator(_zone)] = "UTC"
     key_pepper: Annotated[SecretText, AfterValidator(_pepper)] | None = None
+    admin_keys: list[WrittenKey] = Field(default_factory=list)
     hosts: list[Annotated[str, AfterValidator(_host_header)]] = Field(default_factory=list)
     cors_origins: Annotated[list[Annotated[str, AfterValidator(_origin)]], AfterValidator(_everyone_alone)] = Field(
         default_factory=list
@@ -308,7 +310,7 @@ class Settings(Strict):
 
 LATER: dict[type[Strict], frozenset[str]] = {
     Settings: frozenset({"tracing"}),
-    Server: frozenset({"admin_keys", "metrics"}),
+    Server: frozenset({"metrics"}),
 }
 """Keys of features that do not exist yet. They are refused as unknown keys are, and told apart from a misspelling."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from proxy.core.access import AccessKey
 from proxy.settings import references
 from proxy.settings.document import Entry, Node, Refused, Scalar, Sequence, is_null
 from proxy.settings.document import Mapping as Entries
@@ -15,7 +16,6 @@ from proxy.settings.problems import Path, Place, Problem, dotted, hint, one_of, 
 from proxy.settings.references import SecretFile
 from proxy.settings.scalars import Type
 from proxy.settings.schema import Choice, Hidden, Items, Kind, Maybe, Named, Section
-from proxy.stages.auth import TeamKey
 
 BROKEN: Final = object()
 """Stands for a value that has been complained about. No type accepts it."""
@@ -131,7 +131,7 @@ class Reader:
 
         value = references.secret(node.text, self._environ, contents, given=node.given, digests=kind.access)
         key = kind.check(value)
-        if isinstance(key, TeamKey):
+        if isinstance(key, AccessKey):
             owner = self._owners.setdefault(key.digest, path)
             if owner[:2] != path[:2]:
                 raise ValueError(f"the same key as {dotted(owner)}")

@@ -10,6 +10,7 @@ from proxy.core.catalogue import Catalogue
 from proxy.core.model import Price, is_name
 from proxy.core.provider import MAIN
 from proxy.core.quota import Rule
+from proxy.core.secret import Secret
 from proxy.core.team_key import is_whole
 from proxy.settings.model import Settings, Team
 from proxy.settings.problems import Path, hint
@@ -67,7 +68,6 @@ def impossible(settings: Settings) -> Iterator[tuple[Path, str]]:
 
 
 def _providers(settings: Settings) -> Iterator[tuple[Path, str]]:
-    let_in = {key.digest for team in settings.teams.values() for key in team.keys}
     for name, provider in settings.providers.items():
         path: Path = ("providers", name)
         if "type" not in provider.model_fields_set:
@@ -76,8 +76,8 @@ def _providers(settings: Settings) -> Iterator[tuple[Path, str]]:
             yield (*path, "type"), f"expected {name}, as it is called; another one has a name of its own"
         first: dict[bytes, int] = {}
         for at, key in enumerate(provider.api_keys):
-            if key.digest() in let_in or is_whole(key.reveal().encode()):
-                yield (*path, "api_keys", at), _WRONG_KEY
+            if reason := _wrong_key(key, settings):
+                yield (*path, "api_keys", at), reason
             elif first.setdefault(key.digest(), at) != at:
                 yield (*path, "api_keys", at), f"the same key as api_keys[{first[key.digest()]}]"
 
@@ -86,16 +86,25 @@ def _payers(name: str, team: Team, settings: Settings) -> Iterator[tuple[Path, s
     for provider in team.providers or ():
         if provider not in settings.providers:
             yield ("teams", name, "providers"), f"no such provider: {provider}{hint(provider, settings.providers)}"
-    let_in = {key.digest for one in settings.teams.values() for key in one.keys}
     for provider, key in team.provider_keys.items():
         path: Path = ("teams", name, "provider_keys", provider)
         if provider not in settings.providers:
             yield path, f"no such provider{hint(provider, settings.providers)}"
-        if key.digest() in let_in or is_whole(key.reveal().encode()):
-            yield path, _WRONG_KEY
+        if reason := _wrong_key(key, settings):
+            yield path, reason
 
 
-_WRONG_KEY = "this is a team's key to this proxy: it would be sent to the provider"
+def _wrong_key(key: Secret, settings: Settings) -> str | None:
+    """Why a provider must not have this key."""
+    digest = key.digest()
+    owner = None
+    if is_whole(key.reveal().encode()) or any(
+        digest == one.digest for team in settings.teams.values() for one in team.keys
+    ):
+        owner = "a team"
+    elif any(digest == one.digest for one in settings.server.admin_keys):
+        owner = "an admin"
+    return owner and f"this is {owner}'s key to this proxy: it would be sent to the provider"
 
 
 def _strays(settings: Settings, catalogue: Catalogue) -> Iterator[tuple[Path, str]]:

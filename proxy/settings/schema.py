@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from pydantic import BeforeValidator
 
+from proxy.core.access import AccessKey
 from proxy.core.config import Strict
 from proxy.core.secret import Secret
 from proxy.settings.model import LATER, WORDS
 from proxy.settings.scalars import TYPES, WRITTEN, Type
-from proxy.stages.auth import TeamKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,9 @@ def _kind(annotation: Any, metadata: list[Any]) -> Kind:
         return _kind(arguments[0], list(annotation.__metadata__))
     before = next((item for item in metadata if isinstance(item, BeforeValidator)), None)
     if before:
-        hidden = annotation in (Secret, TeamKey)
+        hidden = annotation in (Secret, AccessKey)
         check = cast(Callable[[Any], Any], before.func)
-        return Hidden(check, access=annotation is TeamKey) if hidden else WRITTEN
+        return Hidden(check, access=annotation is AccessKey) if hidden else WRITTEN
     if origin is Literal:
         return Choice(arguments)
     if origin in (Union, UnionType):

@@ -56,6 +56,7 @@ def test_columns_are_as_wide_as_they_must_be() -> None:
 
 def test_whoever_does_not_use_them_does_not_wait_for_what_they_import() -> None:
     code = (
-        "import proxy.commands.keys, proxy.commands.usage, sys; print(*{'sqlalchemy', 'pydantic'} & sys.modules.keys())"
+        "import proxy.commands.cache, proxy.commands.keys, proxy.commands.usage, sys; "
+        "print(*{'sqlalchemy', 'pydantic', 'httpx2', 'redis'} & sys.modules.keys())"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"

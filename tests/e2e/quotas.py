@@ -41,7 +41,7 @@ SLACK = 1.5
 """Seconds that a busy machine may need for everything else."""
 
 CONFIG = """\
-server: {{port: 0, workers: {workers}, drain: 5s, time_zone: "{zone}", trusted_proxies: {trusted}}}
+server: {{port: 0, workers: {workers}, drain: 5s, time_zone: "{zone}", trusted_proxies: {trusted}, admin_keys: {admin}}}
 store: {{url: "{store}", on_outage: {on_outage}}}
 ledger: {{url: "${{LEDGER}}"}}
 providers:
@@ -162,6 +162,7 @@ class Deployment:
             "first_byte": "30s",
             "breaker": "{failure_threshold: 1000000}",
             "trusted": "[]",
+            "admin": "[]",
             "cache": "{}",
         }
         self.options |= options | {"upstream": upstream}

@@ -13,13 +13,13 @@ import psutil
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from proxy.core.access import AccessKey
 from proxy.core.secret import Secret
 from proxy.generation import Generation, Process, prepare
 from proxy.logs import Writer
 from proxy.providers.mistral.chat import CHAT as CHAT_ROW
 from proxy.providers.mistral.embeddings import EMBEDDINGS as EMBEDDINGS_ROW
 from proxy.settings.model import Settings, Team
-from proxy.stages.auth import TeamKey
 from proxy.upstream.client import Upstream
 from proxy.upstream.config import Config
 from tests import asgi
@@ -147,7 +147,7 @@ class Forgetful(Network):
 
 def application(log: BytesIO) -> Generation:
     key = Secret(TEAM_KEY)
-    settings_ = Settings().model_copy(update={"teams": {"a": Team(keys=[TeamKey(key.digest(), key)])}})
+    settings_ = Settings().model_copy(update={"teams": {"a": Team(keys=[AccessKey(key.digest(), key)])}})
     provider = Config(api_keys=[Secret("provider-key-0123456789")])
     upstream = Upstream(provider, Forgetful(answer))
     return Generation(1, settings_, None, prepare(settings_), {"mistral": upstream}, Process(Writer(log)))

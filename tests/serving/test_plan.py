@@ -56,6 +56,15 @@ def test_without_teams_there_is_one_with_a_minted_key(tmp_path: Path, sections: 
     assert quota.rule(None) == Rule(Unit.SPEND, 5 * NANO, WINDOWS["day"], LOCAL_SPEND)
 
 
+def test_the_minted_key_is_no_admins(tmp_path: Path) -> None:
+    _, local = complete(settings(**WITH_KEY), environ(tmp_path), simulate=False)
+    assert local
+    both = settings(**WITH_KEY, server={"admin_keys": [local[0]]})
+    with pytest.raises(CannotStart, match=r"one of server\.admin_keys, too") as raised:
+        complete(both, environ(tmp_path), simulate=False)
+    assert local[0].reveal() not in str(raised.value)
+
+
 def test_with_teams_no_key_is_minted(tmp_path: Path) -> None:
     made, local = complete(settings(**WITH_KEY, **TEAMS), environ(tmp_path), simulate=False)
     assert local is None

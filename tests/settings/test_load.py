@@ -110,7 +110,7 @@ REFUSED = [
     # later versions
     *(
         (f"{head}\n  {name}: x", [f"2: {head[:-1]}.{name}: {LATER}"])
-        for head, names in {"server:": ["admin_keys", "metrics"]}.items()
+        for head, names in {"server:": ["metrics"]}.items()
         for name in names
     ),
     *((f"{name}: x", [f"1: {name}: {LATER}"]) for name in ("tracing",)),
@@ -314,6 +314,31 @@ REFUSED = [
         "providers: {mistral: {api_keys: ['${WORD}', '${WORD}']}}",
         ["1: providers.mistral.api_keys[1]: the same key as api_keys[0]"],
     ),
+    (
+        "server:\n  admin_keys: [sk-literal, '${NONE}', 'sha256:AA']",
+        [
+            f"2: server.admin_keys[0]: {LITERAL_KEY}",
+            "2: server.admin_keys[1]: environment variable NONE is not set",
+            f"2: server.admin_keys[2]: {SHA256}",
+        ],
+    ),
+    ("server: {admin_keys: '${WORD}'}", ["1: server.admin_keys: expected a list"]),
+    (
+        "server:\n  admin_keys: ['${WORD}']\nteams:\n  a:\n    keys:\n      - sha256:H",
+        ["6: teams.a.keys[0]: the same key as server.admin_keys[0]"],
+    ),
+    (
+        "teams: {a: {keys: ['${WORD}']}}\nserver:\n  admin_keys: [D, '${WORD}']",
+        ["3: server.admin_keys[1]: the same key as teams.a.keys[0]"],
+    ),
+    (
+        "server: {admin_keys: ['${WORD}']}\nproviders: {mistral: {api_keys: ['${WORD}']}}\n"
+        "teams: {a: {provider_keys: {mistral: '${WORD}'}}}",
+        [
+            f"2: providers.mistral.api_keys[0]: {THEIRS.replace('a team', 'an admin')}",
+            f"3: teams.a.provider_keys.mistral: {THEIRS.replace('a team', 'an admin')}",
+        ],
+    ),
     ("teams:\n  a:\n    keys:\n      - sk-literal", [f"4: teams.a.keys[0]: {LITERAL_KEY}"]),
     ("teams: {a: {keys: [null]}}", [f"1: teams.a.keys[0]: {LITERAL_KEY}"]),
     ("teams: {a: {keys: [{sk-literal: x}]}}", ["1: teams.a.keys[0]: expected a single value"]),
@@ -338,7 +363,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("text", "expected"), REFUSED)
 def test_what_is_refused_and_where(refusals, text, expected):
-    text = text.replace("D]", f"'{DIGEST}']").replace("- D", f"- {DIGEST}")
+    text = text.replace("D]", f"'{DIGEST}']").replace("- D", f"- {DIGEST}").replace("[D,", f"['{DIGEST}',")
     text = text.replace("sha256:H", "sha256:" + hashlib.sha256(b"a-word").hexdigest())
     assert refusals(text, {"WORD": "a-word", "EMPTY": "", "DIGITS": "9" * 5000}) == expected
 
