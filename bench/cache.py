@@ -1,10 +1,11 @@
 """What the response cache costs, and what it saves, beside the bare forwarder of the same run.
 
-    python -m bench.cache [ROUNDS]
+    python -m bench.cache [ROUNDS] [REQUESTS]
 
-A hit: the product as a user starts it, every stage on, asked the same over and over; the upstream counts along. A miss:
-the two stages of the cache around an application that only answers, as bench.stages measures stages, each request
-another one; what it takes to write the request down and hash it is measured by itself.
+A hit: the product as a user starts it, every stage on, and once more without quotas and ledger, asked the same over and
+over; the upstream counts along. A miss: the two stages of the cache around an application that only answers, as
+bench.stages measures stages, each request another one; what it takes to write the request down and hash it is measured
+by itself.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -52,10 +54,11 @@ from proxy.store.memory import MemoryStore
 HIT, MISS = 0.5, 12
 """What was asked: a part of the forwarder, and µs where that takes YARDSTICK."""
 
-ASKED = 2_000
-"""Requests of one burst."""
-
-PLANS = {"JSON": None, "50-event stream": "paced"}
+KINDS = (
+    ("JSON, every stage on", None, True),
+    ("JSON, without quotas and ledger", None, False),
+    ("50-event stream, every stage on", "paced", True),
+)
 
 ANSWER = b"x" * 700
 
@@ -64,7 +67,7 @@ ANSWER = b"x" * 700
 
 
 @asynccontextmanager
-async def _targets(folder: Path) -> AsyncIterator[tuple[Running, list[Running]]]:
+async def _targets(folder: Path, *, counts: bool) -> AsyncIterator[tuple[Running, list[Running]]]:
     cores = Cores.split()
     async with AsyncExitStack() as stack:
         straight = await stack.enter_async_context(running(upstream(free_port(), folder), cores.others))
@@ -72,38 +75,38 @@ async def _targets(folder: Path) -> AsyncIterator[tuple[Running, list[Running]]]
             await stack.enter_async_context(
                 running(make(Place(free_port(), straight.target.route.port, folder, 100)), cores.target)
             )
-            for make in (forwarder, proxy)
+            for make in (forwarder, partial(proxy, counts=counts))
         ]
         with on_cores(cores.others):
             yield straight, found
 
 
-async def _cpu(run: Running, body: bytes) -> float:
-    """CPU µs of one answer."""
+async def _cpu(run: Running, body: bytes, count: int) -> float:
+    """CPU µs of one answer, of so many."""
     async with connections(run.target.route, CONCURRENCY) as calls:
         request = run.target.route.chat(body)
         await burst(calls, request, CONCURRENCY)
         before = run.processes.cpu()
-        seen = await burst(calls, request, ASKED)
+        seen = await burst(calls, request, count)
         await asyncio.sleep(SETTLE)
-        if seen.failures or seen.answers != ASKED or len(seen.sizes) != 1:
+        if seen.failures or seen.answers != count or len(seen.sizes) != 1:
             raise RuntimeError(f"{run.target.name}: {seen}")
-        return (run.processes.cpu() - before) / ASKED * 1e6
+        return (run.processes.cpu() - before) / count * 1e6
 
 
-async def hits(rounds: int, plan: str | None) -> list[tuple[float, float]]:
-    """CPU µs of the forwarder and of a hit, for each round."""
+async def hits(rounds: int, count: int, plan: str | None, *, counts: bool) -> list[tuple[float, float]]:
+    """CPU µs of the forwarder and of a hit, for each round of `count` requests. `counts`: with quotas and ledger."""
     body = request_body(plan)
     fixed = msgspec.json.encode(msgspec.json.decode(body) | {"temperature": 0})
     with tempfile.TemporaryDirectory() as folder:
-        async with _targets(Path(folder)) as (straight, (bare, product)):
-            await _cpu(bare, body)
-            await _cpu(product, fixed)
+        async with _targets(Path(folder), counts=counts) as (straight, (bare, product)):
+            await _cpu(bare, body, count)
+            await _cpu(product, fixed, count)
             found = []
             for _ in range(rounds):
-                forwarded = await _cpu(bare, body)
+                forwarded = await _cpu(bare, body, count)
                 before = await upstream_counts(straight.target.route)
-                found.append((forwarded, await _cpu(product, fixed)))
+                found.append((forwarded, await _cpu(product, fixed, count)))
                 if await upstream_counts(straight.target.route) != before:
                     raise RuntimeError("the upstream was asked for a hit")
             return found
@@ -206,10 +209,10 @@ def _middle(values: Sequence[float]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    rounds = int(arguments[0]) if arguments else 20
+    rounds, count = [*map(int, arguments), *(20, 2_000)[len(arguments) :]][:2]
     yardstick = 0.0
-    for name, plan in PLANS.items():
-        found = uvloop.run(hits(rounds, plan))
+    for name, plan, counts in KINDS:
+        found = uvloop.run(hits(rounds, count, plan, counts=counts))
         bare = statistics.median(forwarded for forwarded, _ in found)
         yardstick = yardstick or bare
         part = statistics.median(hit / forwarded for forwarded, hit in found)

@@ -71,8 +71,9 @@ def forwarder(place: Place, name: str = "forwarder") -> Target:
     )
 
 
-def proxy(place: Place) -> Target:
-    """The product as a user starts it: every stage on, one team key, JSON logs written to a file."""
+def proxy(place: Place, *, counts: bool = True) -> Target:
+    """The product as a user starts it: every stage on, one team key, JSON logs written to a file. Without `counts` it
+    has no quotas and no ledger."""
     team_key = secrets.token_urlsafe()
     provider = {
         "type": "mistral",
@@ -84,7 +85,8 @@ def proxy(place: Place) -> Target:
         "server": {"host": "127.0.0.1", "port": place.port},
         "providers": {"mistral": provider},
         # More than any run can use: each is counted for every request.
-        "teams": {"bench": {"keys": ["${BENCH_TEAM_KEY}"], "quotas": QUOTAS}},
+        "teams": {"bench": {"keys": ["${BENCH_TEAM_KEY}"], "quotas": QUOTAS if counts else []}},
+        "ledger": {} if counts else {"url": "off"},
         "logging": {"level": "info", "format": "json"},
     }
     config = place.folder / "proxy.yaml"

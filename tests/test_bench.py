@@ -466,6 +466,19 @@ def test_what_stages_add_is_put_beside_the_forwarder(program, lines):
     assert re.fullmatch("".join(f"{line}: {figures}\n" for line in lines), done.stdout)
 
 
+def test_a_hit_and_a_miss_are_put_beside_the_forwarder():
+    command = [sys.executable, "-m", "bench.cache", "2", "100"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    *found, miss = done.stdout.splitlines()
+    assert len(found) == 3
+    figure = r"-?[\d.]+ \(-?[\d.]+–-?[\d.]+\) CPU µs"
+    for line in found:
+        hit = rf"hit, [\w, -]+: {figure}, \d\.\d\d of the bare forwarder's \d+; asked ≤ 0.5: (met|MISSED); .+ not asked"
+        assert re.fullmatch(hit, line), line
+    assert re.fullmatch(rf"miss: {figure} added, .+: (met|MISSED)", miss), miss
+
+
 def test_a_goal_of_another_machine_is_one_in_proportion():
     slow = [stages.Round(forwarder=238.0, plain=5.0, staged=added + 5.0) for added in (40.0, 48.0, 60.0)]
     assert stages.summary("memory", 25, slow) == (
