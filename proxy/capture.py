@@ -28,6 +28,8 @@ class Capture:
         self._wall = wall
         self._reported = len(exchange.rewrites)
         self._queue: deque[Message] = deque()
+        self._queued = 0
+        self._cut = False
         self._writing: asyncio.Task[None] | None = None
 
     async def send(self, message: Message) -> None:
@@ -43,20 +45,17 @@ class Capture:
             self._finish(body)  # before it is sent: nobody else waits for this client to take it
             await self._send(message)
             return
-        if body is KEEP_ALIVE:  # ours, and no part of the answer
-            await self._send(message)
-            return
-        if body:
-            self._flight.add(body)
+        if body is not KEEP_ALIVE:  # which is ours, and no part of the answer
+            if body:
+                self._flight.add(body)
+            if not message.get("more_body") and self._exchange.error is None:
+                self._finish(None)
         await self._pass(message)
 
     def ended(self) -> None:
         """The call is over, and its client has been answered somehow."""
-        exchange, flight = self._exchange, self._flight
-        if flight.streamed and exchange.error is None and exchange.cache == "miss" and not exchange.client_gone:
-            self._finish(None)
-        else:
-            flight.fail(_of_the_provider(exchange.error or exchange.rescued), told=exchange.error is not None)
+        exchange = self._exchange
+        self._flight.fail(_of_the_provider(exchange.error or exchange.rescued), told=exchange.error is not None)
 
     def failed(self, error: BaseException) -> None:
         """The call has ended with this."""
@@ -71,7 +70,8 @@ class Capture:
 
     def _finish(self, body: bytes | None) -> None:
         """All of it is there. None: it came in pieces."""
-        exchange, flight, charge = self._exchange, self._flight, self._exchange.charge or NOTHING
+        exchange, flight, charge = self._exchange, self._flight, self._exchange.alone or NOTHING
+        flight.spoiled = not self.is_kept
         entry = None
         if body is not None or flight.whole:
             entry = Entry(
@@ -110,15 +110,27 @@ class Capture:
             finally:
                 flight.blocked = False
             return
+        if self._cut:
+            return
         self._queue.append(message)
+        self._queued += len(message["body"])
         if self._writing is None or self._writing.done():
             self._writing = asyncio.get_running_loop().create_task(self._write())
-        if not flight.whole:
-            await self._writing  # so much is not kept for anybody
+        if self._queued <= flight.most:
+            return
+        if flight.followers:
+            self._cut = True  # so much is not kept for anybody who does not read
+            self._exchange.client_gone = True
+            self.stop()
+        else:
+            await self._writing
 
     async def _write(self) -> None:
         while self._queue:
-            await self._send(self._queue.popleft())
+            message = self._queue[0]
+            await self._send(message)
+            self._queue.popleft()
+            self._queued -= len(message["body"])
 
 
 def _of_the_provider(error: BaseException | None) -> ProxyError | None:

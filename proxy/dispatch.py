@@ -129,7 +129,15 @@ class Responder:
         await send_json(send, self.way.upstream.scrub(json.encode(answer)))
 
     async def stream(self, body: Json, events: EventStream, send: Send) -> None:
-        relay = Relay(events, self.guard, send, self.way.upstream.scrub)
+        metered = False
+
+        def meter() -> None:
+            nonlocal metered
+            if not metered:
+                metered = True
+                self._metered(events.usage, tier=events.tier, delivered=events.delivered)
+
+        relay = Relay(events, self.guard, send, self.way.upstream.scrub, meter)
         ended: BaseException | None = None
         stuck = False
         try:
@@ -153,7 +161,7 @@ class Responder:
             raise
         finally:
             if events.done:
-                self._metered(events.usage, tier=events.tier, delivered=events.delivered)
+                meter()
             else:
                 # While a client does not read, its provider goes on into the buffers between: nobody knows how far.
                 delivered = None if stuck else events.delivered
@@ -214,6 +222,7 @@ class Responder:
             delivered=delivered,
             ended=ended,
         )
+        exchange.alone = charge
         exchange.charge = both(charge, exchange.lost) if exchange.lost else charge
 
 

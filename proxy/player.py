@@ -40,18 +40,18 @@ class Player:
 
     def found(self, entry: Entry, exchange: Exchange, key: str) -> None:
         """This is the answer."""
-        exchange.cache, exchange.cache_key = "hit", key.rpartition("/")[2]
-        exchange.streamed = entry.stream
-        exchange.replay = self.kept(entry, exchange)
+        exchange.cache, exchange.streamed = "hit", entry.stream
+        exchange.replay = self.kept(entry, exchange, key)
 
-    def kept(self, entry: Entry, exchange: Exchange) -> Replay:
-        return partial(self._play, entry, exchange)
+    def kept(self, entry: Entry, exchange: Exchange, key: str) -> Replay:
+        return partial(self._play, entry, exchange, key)
 
-    def joined(self, flight: Flight, exchange: Exchange, patience: Patience) -> Replay:
+    def joined(self, flight: Flight, exchange: Exchange, key: str, patience: Patience) -> Replay:
         """What a flight has brought, and brings. Somebody has to follow it meanwhile."""
-        return partial(self._join, flight, exchange, patience)
+        return partial(self._join, flight, exchange, key, patience)
 
-    async def _play(self, entry: Entry, exchange: Exchange, receive: Receive, send: Send) -> None:
+    async def _play(self, entry: Entry, exchange: Exchange, key: str, receive: Receive, send: Send) -> None:
+        exchange.cache_key = key.rpartition("/")[2]
         exchange.age = max(0, self.wall() - entry.created) // 1000
         exchange.saved = entry.cost or 0
         exchange.rewrites.update(dict.fromkeys(entry.rewrites))
@@ -91,13 +91,14 @@ class Player:
         except ClientGone:
             exchange.client_gone = True
 
-    async def _join(self, flight: Flight, exchange: Exchange, patience: Patience, receive: Receive, send: Send) -> None:
+    async def _join(
+        self, flight: Flight, exchange: Exchange, key: str, patience: Patience, receive: Receive, send: Send
+    ) -> None:
+        if flight.done and flight.entry:
+            await self._play(flight.entry, exchange, key, receive, send)
+            return
         try:
-            if flight.done and flight.entry:
-                exchange.rewrites.update(dict.fromkeys(flight.entry.rewrites))
-                await self._send(flight.entry, exchange, receive, send)
-            else:
-                await self._follow(flight, exchange, patience, receive, send)
+            await self._follow(flight, exchange, patience, receive, send)
         finally:
             exchange.saved = flight.saved
 

@@ -29,9 +29,18 @@ class Relay:
     """Nothing is sent before the first event is there: until then an error is still an ordinary error answer.
 
     Only whole events are sent, so that a secret in one is never cut in two, and a comment may go between any two.
+    `whole` is called when the answer is there, before the last of it goes on.
     """
 
-    def __init__(self, events: EventStream, guard: Guard, send: Send, scrub: Callable[[bytes], bytes]) -> None:
+    def __init__(
+        self,
+        events: EventStream,
+        guard: Guard,
+        send: Send,
+        scrub: Callable[[bytes], bytes],
+        whole: Callable[[], object] | None = None,
+    ) -> None:
+        self._whole = whole
         self._events = events
         self._guard = guard
         self._send = send
@@ -99,6 +108,8 @@ class Relay:
 
     async def _pass(self, data: bytes, *, last: bool = False) -> None:
         self.unsent = data
+        if last and self._whole and self._events.done:
+            self._whole()
         if not self._begun:
             await self._send(stream_start())
             self._begun = True

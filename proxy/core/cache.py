@@ -7,13 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from proxy.core.entry import Entry
 from proxy.core.flight import Flight
 
 Outcome = Literal["hit", "miss", "bypass", "joined", "stale"]
 """What the cache did for a request: `x-proxy-cache`, and the ledger's word."""
+
+
+SKEW: Final = 5_000
+"""Milliseconds by which another replica's clock may be ahead. What is of a later time than that, nobody knows the age
+of, and it is not fresh."""
 
 
 class Known(NamedTuple):

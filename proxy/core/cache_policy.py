@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from proxy.core.cache import SKEW
 from proxy.core.cache_control import Wishes
 from proxy.core.cache_key import EVERYBODY
 from proxy.core.entry import Entry
@@ -34,7 +35,7 @@ class Policy:
         return self.wall() - self._most(self.ttl, wishes)
 
     def is_fresh(self, entry: Entry, wishes: Wishes) -> bool:
-        return entry.created >= self.since(wishes)
+        return self.since(wishes) <= entry.created <= self.wall() + SKEW
 
     def is_better_than_nothing(self, entry: Entry, wishes: Wishes) -> bool:
         return entry.created > self.wall() - self._most(self.stale, wishes)

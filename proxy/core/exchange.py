@@ -31,6 +31,14 @@ class Team:
 
 
 @dataclass(frozen=True, slots=True)
+class Stale:
+    """What a `model` answered before, should it be needed."""
+
+    model: str
+    replay: Replay
+
+
+@dataclass(frozen=True, slots=True)
 class Before:
     """What calls to other models took, before the one that is asked now."""
 
@@ -47,8 +55,9 @@ class Exchange:
     request, as far as those in front of us can be believed. `model` is the name after aliasing, `sent_as` the one that
     it has at its provider, `sending` the body as the provider gets it. Of the latest attempt, `sent` says whether some
     of it may have reached the provider, `answered` whether that has begun to answer with a success; `lost` is what
-    earlier ones may have cost. What is counted, reserved and charged is of the model that is asked now; `before` is of
-    those that were asked first, and failed, `others` whether there are more to turn to.
+    earlier ones may have cost, `alone` what the answer has cost without them. What is counted, reserved and charged is
+    of the model that is asked now; `before` is of those that were asked first, and failed, `others` whether there are
+    more to turn to, `turned` whether this is not the first.
 
     `cache` says what the cache did, `cache_key` is the digest of what it looked for, `age` how many seconds ago the
     answer was made and `saved` what it cost then, in nano-USD. `replay` answers without a call, `stale` does if the
@@ -85,6 +94,7 @@ class Exchange:
     sent_as: str | None = None
     before: Before = field(default_factory=lambda: Before())
     others: bool = False
+    turned: bool = False
 
     # context, translate and dispatch
     rewrites: dict[str, None] = field(default_factory=dict)
@@ -99,7 +109,7 @@ class Exchange:
     age: int | None = None
     saved: int = 0
     replay: Replay | None = None
-    stale: Replay | None = None
+    stale: Stale | None = None
     stays: Callable[[Callable[[], object]], bool] | None = None
     known: Known | None = None
 
@@ -128,6 +138,7 @@ class Exchange:
     answer_headers: Headers = field(default_factory=list)
     usage: Json | None = None
     charge: Charge | None = None
+    alone: Charge | None = None
     client_gone: bool = False
 
     # rescue; dispatch, for an error after the first byte of a stream
@@ -138,7 +149,7 @@ class Exchange:
 
     def turn_to(self, model: str, provider: str, sent_as: str) -> None:
         """Begin again with another model. Of the call that failed only what it took is kept."""
-        self.before = Before(self.all_attempts, self.whole_charge)
+        self.before, self.turned = Before(self.all_attempts, self.whole_charge), True
         self.model, self.provider, self.sent_as = model, provider, sent_as
         self.rewrites.clear()
         self.context = self.sending = None
@@ -148,6 +159,7 @@ class Exchange:
         self.attempts, self.upstream, self.streamed = 0, None, False
         self.sent = self.answered = False
         self.estimate = self.attempt_failed = self.lost = self.usage = self.charge = self.error = None
+        self.alone = None
 
     @property
     def all_attempts(self) -> int:

@@ -29,8 +29,9 @@ class Flight:
     """`most` bytes of it are kept for those who come later; what is longer nobody joins any more, and whoever is so far
     behind has lost it. `clock` gives seconds.
 
-    `called`: there is a call, and its answer was not just found. `streamed`: it comes in pieces. When it is `done`,
-    `entry` is the whole answer, None if it was too long to be kept, and `saved` what it cost.
+    `called`: there is a call, and its answer was not just found. `streamed`: it comes in pieces. `stale` is what was
+    found before it, too old to be given to anybody. When it is `done`, `entry` is the whole answer, None if it was too
+    long to be kept, and `saved` what it cost; `spoiled`: it is for those alone who follow already.
     """
 
     __slots__ = (
@@ -39,7 +40,6 @@ class Flight:
         "_gone",
         "_held",
         "_leave",
-        "_most",
         "_news",
         "_then",
         "blocked",
@@ -49,14 +49,17 @@ class Flight:
         "entry",
         "followers",
         "lost",
+        "most",
         "parts",
         "saved",
         "size",
+        "spoiled",
+        "stale",
         "streamed",
     )
 
     def __init__(self, most: int, clock: Callable[[], float]) -> None:
-        self._most = most
+        self.most = most
         self._clock = clock
         self._began = clock()
         self._news: asyncio.Future[None] | None = None
@@ -66,7 +69,8 @@ class Flight:
         self.parts: list[bytes] = []
         self.cadence: list[int] = []
         self.size = self.followers = self.saved = 0
-        self.called = self.streamed = self.blocked = self.done = False
+        self.called = self.streamed = self.blocked = self.done = self.spoiled = False
+        self.stale: Entry | None = None
         self.entry: Entry | None = None
         self.lost: Lost | None = None
 
@@ -77,23 +81,23 @@ class Flight:
     @property
     def whole(self) -> bool:
         """Whether all that has come is still here."""
-        return not self._gone and self.size <= self._most
+        return not self._gone and self.size <= self.most
 
     @property
     def open(self) -> bool:
         """Whether one more can follow it: from the first byte on, and without waiting for somebody else's client."""
-        return self.whole and not self.blocked and self.lost is None
+        return self.whole and not self.blocked and not self.spoiled and self.lost is None
 
     # Whoever makes the call.
 
     def add(self, data: bytes) -> None:
         """A piece of a stream has come."""
         self.size += len(data)
-        if self.size > self._most:
+        if self.size > self.most:
             self._forget()
-        if self.size <= self._most:
+        if self.size <= self.most:
             self.cadence += (int((self._clock() - self._began) * 1000), len(data))
-        if self.size <= self._most or self.followers:
+        if self.size <= self.most or self.followers:
             self.parts.append(data)
             self._held += len(data)
         self._tell()
@@ -169,7 +173,7 @@ class Flight:
             self._gone += len(self.parts)
             self.parts.clear()
             self._held = 0
-        while self._held > self._most:
+        while self._held > self.most:
             self._held -= len(self.parts.pop(0))
             self._gone += 1
 

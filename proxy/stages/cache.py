@@ -34,7 +34,7 @@ from proxy.core.errors import (
     NotInCache,
     ProxyError,
 )
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, Stale
 from proxy.core.flight import Flight, Lost
 from proxy.core.json import Json
 from proxy.core.services import Middleware, Services
@@ -125,7 +125,7 @@ def _provider(name: str, row: Endpoint, sources: Sources, secret: bytes) -> _Pro
 
 def _is_kept(row: Endpoint, everything: bool, body: Json) -> bool:
     """Whether the answer to this is one that may be kept, and given to others."""
-    if any(body.get(name) for name in row.beyond):
+    if any(body.get(name) not in _NOT_ASKED for name in row.beyond):
         return False
     return everything or row.cache is Cache.EXACT or body.get("temperature") == 0
 
@@ -140,7 +140,6 @@ class _Search:
     key: str
     wishes: Wishes
     patience: Patience
-    stale: Entry | None = None
     lost: int = 0
     failed: int = 0
 
@@ -171,6 +170,9 @@ class Cached:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
+        if exchange.replay:  # it is known already what there is
+            await self._app(scope, receive, send)
+            return
         provider, body = self._providers[exchange.provider], exchange.sending
         assert body is not None
         assert exchange.context
@@ -183,7 +185,7 @@ class Cached:
             return
         key = provider.keys.key(self._policy.sharers(exchange), body, exchange.context)
         exchange.cache_key = key.rpartition("/")[2]
-        if exchange.known is None:  # of the model that was asked first
+        if not exchange.turned:  # what the body comes to at first is what it always comes to
             exchange.known = Known(
                 key,
                 exchange.model_asked,
@@ -211,11 +213,12 @@ class Cached:
             return True
         assert flight
         with flight.follow():
+            under_way = flight.called and not flight.over
             if not await self._begun(search, flight):
                 return exchange.client_gone
             if exchange.replay is None:
-                exchange.cache = "joined" if flight.called else "hit"
-                exchange.replay = self._player.joined(flight, exchange, search.patience)
+                exchange.cache = "joined" if under_way else "hit"
+                exchange.replay = self._player.joined(flight, exchange, search.key, search.patience)
             await self._app(scope, receive, send)
         return True
 
@@ -232,18 +235,22 @@ class Cached:
 
     def _remember(self, search: _Search, entry: Entry | None) -> None:
         """For the case that the provider fails."""
-        if entry and self._policy.is_better_than_nothing(entry, search.wishes):
-            search.stale = entry
+        exchange = search.exchange
+        if entry and exchange.stale is None and self._policy.is_better_than_nothing(entry, search.wishes):
+            exchange.stale = Stale(exchange.model or "", self._player.kept(entry, exchange, search.key))
 
     def _joinable(self, search: _Search) -> Flight | None:
-        flight = self._flights.get(search.key)
-        wishes = search.wishes
-        joins = flight and flight.open and not wishes.no_cache and not wishes.only_if_cached
-        return flight if joins and search.lost < LOSSES else None
+        flight, wishes = self._flights.get(search.key), search.wishes
+        if not flight or not flight.open or wishes.no_cache or wishes.only_if_cached or search.lost >= LOSSES:
+            return None
+        # What is only being looked for may be older than this one wants.
+        return flight if flight.called or wishes.max_age is None else None
 
     async def _look(self, search: _Search) -> tuple[Entry | None, Flight | None, bool]:
         """A fresh entry, or a flight and whether it is this request's own."""
         key, flights, wishes = search.key, self._flights, search.wishes
+        if wishes.only_if_cached and wishes.no_cache:
+            raise _absent()
         flight = Flight(self._most, self._clock)
         if wishes.no_cache or search.lost >= LOSSES:
             flight.called = True
@@ -266,6 +273,7 @@ class Cached:
             self._forget(key, flight)
             self._backend.drop(key, flight)
             raise _absent()
+        flight.stale = found.entry
         self._remember(search, found.entry)
         flight.called = True
         if found.role is Role.FOLLOW:
@@ -293,6 +301,7 @@ class Cached:
             exchange.client_gone = True
             return False
         except Lost as lost:
+            self._remember(search, flight.stale)
             return self._may_end(search, lost.error)
         finally:
             exchange.end = guard.ends
@@ -304,11 +313,11 @@ class Cached:
         if error is None:
             return False
         search.failed += 1
-        if error.is_the_providers and search.stale and not exchange.others:
-            exchange.cache, exchange.rescued = "stale", error
-            exchange.replay = self._player.kept(search.stale, exchange)
+        alone = not exchange.others and not exchange.turned  # else the fallback stage says what is to be done
+        if error.is_the_providers and exchange.stale and alone:
+            exchange.cache, exchange.rescued, exchange.replay = "stale", error, exchange.stale.replay
             return True
-        if exchange.others or search.failed >= FAILURES or not error.is_the_providers:
+        if not alone or search.failed >= FAILURES or not error.is_the_providers:
             exchange.cache = "joined"
             raise error.again() from None
         return False
@@ -319,8 +328,6 @@ class Cached:
         exchange = search.exchange
         exchange.cache = "miss"
         exchange.stays = flight.stays
-        if search.stale:
-            exchange.stale = self._player.kept(search.stale, exchange)
         capture = Capture(flight, exchange, send, self._wall)
         try:
             await self._app(scope, receive, capture.send)
@@ -351,6 +358,10 @@ class Cached:
             search.exchange.client_gone = True
         finally:
             capture.stop()
+
+
+_NOT_ASKED: Final = (None, False)
+"""Values with which a field asks for nothing."""
 
 
 def _absent() -> NotInCache:

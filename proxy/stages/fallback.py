@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.endpoint import Endpoint, ModelFrom
 from proxy.core.errors import CircuitOpen, Draining, Elsewhere, ProxyError
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, Stale
 from proxy.core.services import Middleware, Services
 
 Chains = Mapping[str, Sequence[str]]
@@ -55,8 +55,8 @@ class Fallback:
         await self._try(deque([model, *filter(allows, others)]), scope, receive, send)
 
     async def _try(self, models: deque[str], scope: Scope, receive: Receive, send: Send) -> None:
-        """One after the other, until one answers. If none does, the first one's error is told: the others are models
-        that the client has not asked for."""
+        """One after the other, until one answers. If none does, one may have answered before; else the first one's
+        error is told: the others are models that the client has not asked for."""
         exchange = Exchange.of(scope)
         body, failed = exchange.body, list[tuple[str, ProxyError]]()
         while models:
@@ -77,9 +77,24 @@ class Fallback:
                 await self._turn(exchange, models[0], failed[-1][1])
                 exchange.body = body
         asked, first = failed[0]
+        if exchange.stale and first.is_the_providers:
+            await self._rescue(exchange, exchange.stale, first, scope, receive, send)
+            return
         if len(failed) > 1:
             exchange.upstream = "/".join(self._catalogue.place(asked))
         raise _told(first, [error for _, error in failed])
+
+    async def _rescue(
+        self, exchange: Exchange, stale: Stale, error: ProxyError, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """All has been tried, and what a model answered before is still there: a call of its own, that calls nobody."""
+        told = {"request_id": exchange.request_id, "error_code": error.code}
+        self._log("warning", "stale_answer", model=stale.model, **told)
+        exchange.turn_to(stale.model, *self._catalogue.place(stale.model))
+        exchange.others = False
+        exchange.cache, exchange.rescued, exchange.replay = "stale", error, stale.replay
+        await self._quotas.caught_up()
+        await self._app(scope, receive, send)
 
     def _may(self, other: str, model: str, error: ProxyError) -> bool:
         """Whether the other one may do what this model has not done."""

@@ -37,8 +37,9 @@ class Replayed:
         try:
             await self._app(scope, receive, send)
         except ProxyError as error:
-            stale = exchange.stale
-            if stale is None or exchange.others or exchange.status is not None or not error.is_the_providers:
+            # Where there are other models, it is the fallback stage that knows when all has been tried.
+            alone = not exchange.others and not exchange.turned
+            if not exchange.stale or not alone or exchange.status is not None or not error.is_the_providers:
                 raise
             exchange.rescued = error
         if exchange.rescued:
@@ -50,4 +51,4 @@ class Replayed:
         exchange.cache = "stale"
         told = {"request_id": exchange.request_id, "error_code": exchange.rescued.code}
         self._log("warning", "stale_answer", model=exchange.model, **told)
-        await exchange.stale(receive, send)
+        await exchange.stale.replay(receive, send)

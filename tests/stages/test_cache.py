@@ -50,7 +50,9 @@ Provider = Callable[[Exchange, Send], Awaitable[None]]
 
 
 def metered(about: Exchange) -> None:
-    about.usage, about.charge = {"prompt_tokens": 3, "completion_tokens": 5}, Charge(prompt=3, completion=5, cost=70)
+    """The answer alone costs 70; with what was lost before it, 100."""
+    about.usage, about.alone = {"prompt_tokens": 3, "completion_tokens": 5}, Charge(prompt=3, completion=5, cost=70)
+    about.charge = Charge(prompt=3, completion=5, cost=100)
 
 
 class Later:
@@ -117,9 +119,10 @@ async def streamed(about: Exchange, send: Send) -> None:
     about.streamed = True
     await send(stream_start())
     for event in EVENTS:
+        if event is EVENTS[-1]:
+            metered(about)
         await send({"type": "http.response.body", "body": event, "more_body": event is not EVENTS[-1]})
         await asyncio.sleep(0)
-    metered(about)
 
 
 class Gated:
@@ -172,6 +175,8 @@ async def test_the_second_time_nobody_is_asked(play: Provider) -> None:
         (OPENAI_CHAT, "all", {"store": True}, False),
         (OPENAI_CHAT, "all", {"store": False}, True),
         (OPENAI_CHAT, "deterministic", {"web_search_options": {"a": 1}}, False),
+        (OPENAI_CHAT, "deterministic", {"web_search_options": {}}, False),
+        (OPENAI_CHAT, "deterministic", {"web_search_options": None}, True),
     ],
 )
 async def test_what_may_be_kept(row: Any, mode: str, fields: dict[str, Any], kept: bool) -> None:
@@ -236,8 +241,9 @@ async def test_what_is_sent_to_keep_a_connection_open_is_no_part_of_the_answer()
         about.streamed = True
         await send(stream_start())
         for event in (EVENTS[0], KEEP_ALIVE, *EVENTS[1:]):
+            if event is EVENTS[-1]:
+                metered(about)
             await send({"type": "http.response.body", "body": event, "more_body": event is not EVENTS[-1]})
-        metered(about)
 
     setting = Setting(slow)
     assert (await setting.ask()).body == EVENTS[0] + KEEP_ALIVE + EVENTS[1] + EVENTS[2]
@@ -285,6 +291,7 @@ async def test_only_if_cached() -> None:
     setting = Setting(whole)
     assert isinstance(await setting.error(control="only-if-cached"), NotInCache)
     assert isinstance(await setting.error(control="only-if-cached", temperature=1), NotInCache)
+    assert isinstance(await setting.error(control="only-if-cached, no-cache"), NotInCache)
     await setting.ask()
     assert (await setting.ask(control="only-if-cached")).exchange.cache == "hit"
     assert setting.calls == 1
@@ -319,7 +326,7 @@ async def test_who_comes_between_the_end_and_the_keeping_asks_nobody() -> None:
     setting.build(cache.Config())
     first = asyncio.create_task(setting.ask())
     await turns()
-    assert (await call(setting.app, exchange=setting.exchange(), body=[], stays=True)).exchange.cache == "joined"
+    assert (await call(setting.app, exchange=setting.exchange(), body=[], stays=True)).exchange.cache == "hit"
     gate.set()
     await first
     assert setting.calls == 1
@@ -344,6 +351,37 @@ async def test_a_client_that_does_not_read_holds_nobody_up(play: Provider) -> No
     reads.set()
     assert {(await first).body} == bodies
     assert setting.calls == 1
+
+
+@pytest.mark.parametrize("size", [10, 1_000])
+async def test_a_comment_that_is_not_taken_holds_nobody_up(size: int) -> None:
+    """A client that has stopped to read before the stream was silent for long; also of a stream that is too long to be
+    kept."""
+    reads, events = asyncio.Event(), [b"x" * size] * 5
+
+    async def silent(about: Exchange, send: Send) -> None:
+        about.streamed = True
+        await send(stream_start())
+        for event in events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+            await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+            await asyncio.sleep(0)
+        metered(about)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def taking(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await reads.wait()
+
+    setting = Setting(gated := Gated(silent))
+    first = asyncio.create_task(setting.ask(taking=taking))
+    await turns()
+    second = asyncio.create_task(setting.ask())
+    await turns()
+    gated.gate.set()
+    assert (await asyncio.wait_for(second, 5)).body == b"".join(events)
+    reads.set()
+    assert (await first).body.replace(KEEP_ALIVE, b"") == b"".join(events)
 
 
 async def test_nobody_joins_one_that_its_client_holds_up() -> None:
@@ -520,7 +558,7 @@ async def test_who_wants_nothing_old_gets_nothing_old(control: str) -> None:
     assert isinstance(await setting.error(control=control), UpstreamFailed)
 
 
-async def test_where_another_model_may_answer_it_is_asked_first() -> None:
+async def test_where_another_model_may_answer_it_is_for_the_fallback_to_say() -> None:
     setting = Setting(whole)
     await works_once(setting, UpstreamFailed("x"))
     setting.now += 2 * HOUR
@@ -528,14 +566,93 @@ async def test_where_another_model_may_answer_it_is_asked_first() -> None:
     about.others = True
     with pytest.raises(UpstreamFailed):
         await call(setting.app, exchange=about, body=[], stays=True)
+    assert about.stale
+    assert about.stale.model == "mistral-small-latest"
+    first = about.cache_key
     about.turn_to("mistral-large-latest", "mistral", "mistral-large-latest")
     about.others = False
     about.sending, about.context = {"model": "other", "temperature": 0}, Context(MODEL, {})
+    with pytest.raises(UpstreamFailed):
+        await call(setting.app, exchange=about, body=[], stays=True)
+    about.turn_to("mistral-small-latest", "mistral", "mistral-small-latest")
+    about.replay = about.stale.replay
     answer = await call(setting.app, exchange=about, body=[], stays=True)
-    assert answer.exchange.cache == "stale"  # that one fails, too
+    assert (answer.status, answer.exchange.cache_key, setting.calls) == (200, first, 3)
+
+
+async def test_what_a_body_comes_to_is_not_what_another_model_makes_of_it() -> None:
+    """The first model's answer is not to be kept (as with `store: true`), the second one's is."""
+    setting = Setting(whole)
+    about = setting.exchange(temperature=1)
+    await call(setting.app, exchange=about, body=[], stays=True)
+    assert about.known is None
+    about.turn_to("other", "mistral", "other")
+    about.sending, about.context = {"model": "other", "temperature": 0}, Context(MODEL, {})
+    await call(setting.app, exchange=about, body=[], stays=True)
+    assert about.known is None
 
 
 # When the cache itself does.
+
+
+async def test_what_another_is_only_looking_for_may_be_too_old_for_this_one() -> None:
+    """The look of the first one takes its time, and finds what is fresh for it."""
+    old, gate = Entry(0, False, b"old", 1, 2, 3), asyncio.Event()
+
+    class Slow(MemoryCache):
+        def at_hand(self, key: str) -> Entry | None:
+            return None
+
+        async def look(self, key: str, since: int, flight: Flight) -> Found:
+            await gate.wait()
+            return Found(Role.DONE if since <= old.created else Role.LEAD, old)
+
+    setting = Setting(whole, now=1_000_000)
+    setting.answers = Answers(Slow(cache.Config().bounds, 10, lambda: setting.now, lambda s, do: Later()), b"secret")
+    setting.build(cache.Config())
+    any_age = asyncio.create_task(setting.ask())
+    await turns()
+    another, young = (asyncio.create_task(setting.ask(control=control)) for control in ("", "max-age=1"))
+    await turns()
+    gate.set()
+    assert ((await any_age).body, (await another).body) == (b"old", b"old")
+    assert (await another).exchange.age == 1_000
+    assert (await young).body != b"old"
+
+
+async def test_what_was_found_for_one_is_there_for_all_who_joined_it() -> None:
+    """In a Redis, only the first one looks. When the provider fails, all get what it has found."""
+    old = Entry(0, False, b"old", 1, 2, 3)
+
+    class Far(MemoryCache):
+        def at_hand(self, key: str) -> Entry | None:
+            return None
+
+        async def look(self, key: str, since: int, flight: Flight) -> Found:
+            return Found(Role.LEAD, old)
+
+    async def fails(about: Exchange, send: Send) -> None:
+        await turns()
+        raise UpstreamFailed("x")
+
+    setting = Setting(gated := Gated(fails), now=2 * HOUR)
+    setting.answers = Answers(Far(cache.Config().bounds, 10, lambda: setting.now, lambda s, do: Later()), b"secret")
+    setting.build(cache.Config())
+    tasks = [asyncio.create_task(setting.ask()) for _ in range(10)]
+    await turns()
+    gated.gate.set()
+    assert {(one.body, one.exchange.cache) for one in await asyncio.gather(*tasks)} == {(b"old", "stale")}
+    assert setting.calls == 1
+
+
+async def test_an_entry_of_tomorrow_is_not_fresh() -> None:
+    """Of a replica whose clock is ahead."""
+    setting = Setting(whole)
+    await setting.ask()
+    setting.now -= 6_000
+    assert (await setting.ask()).exchange.cache == "miss"
+    setting.now -= 4_000
+    assert (await setting.ask()).exchange.cache == "hit"
 
 
 async def test_a_backend_that_leads_nobody_is_no_trouble() -> None:

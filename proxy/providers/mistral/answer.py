@@ -24,6 +24,8 @@ MOST_TOKENS: Final = 10**9
 
 # Finish reasons that Mistral has and OpenAI has not. The SDKs' parse helpers know a cut answer by "length" alone.
 _FINISH = {"model_length": "length", "error": "stop"}
+_AS_ASKED = frozenset(("stop", "length", "model_length", "tool_calls", "function_call"))
+"""How an answer ends that is as it should be. Whatever else it says, the next one may be another."""
 _TIER = {"standard": "default"}
 _NO_TEXT = ("reference", "image_url", "input_audio", "document_url", "file", "tool_file")
 _DETAILS = ("prompt_tokens_details", "completion_tokens_details")
@@ -180,6 +182,7 @@ def finish_reason(reason: Any, context: Context) -> Any:
         return "function_call"
     if reason == "error":
         context.report("value", "finish_reason")
+    if not isinstance(reason, str) or reason not in _AS_ASKED:
         context.spoiled = True
     return _FINISH.get(reason, reason) if isinstance(reason, str) else reason
 

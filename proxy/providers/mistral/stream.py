@@ -182,7 +182,7 @@ class _Choice:
         choice = source | {"index": index_of(source, at)}
         self.finished = self.finished or bool(source.get("finish_reason"))
         choice["delta"] = self._delta(source.get("delta"))
-        if "finish_reason" in source:
+        if source.get("finish_reason") is not None:
             choice["finish_reason"] = finish_reason(source["finish_reason"], self.context)
         if "logprobs" in source:
             choice["logprobs"] = logprobs(source["logprobs"])

@@ -16,6 +16,8 @@ from proxy.providers.events import NONSENSE
 
 FAILED: Final = "The upstream reported an error instead of an answer."
 
+_AS_ASKED = frozenset(("stop", "length", "tool_calls", "function_call"))
+
 MOST_TOKENS: Final = 10**9
 """More than any exchange can have used."""
 
@@ -32,7 +34,8 @@ def chat_answer(answer: Any, context: Context) -> Json:
     choices = choices_of(answer)
     if not choices:
         raise UpstreamFailed(NONSENSE)
-    look_at_end(choices, context)
+    if not all(is_as_asked(choice.get("finish_reason")) for choice in choices):
+        context.spoiled = True
     return with_clean_usage(answer, CHAT_COUNTS)
 
 
@@ -48,10 +51,9 @@ def choices_of(body: Any) -> list[Json]:
     return choices
 
 
-def look_at_end(choices: list[Json], context: Context) -> None:
-    """What a filter has cut short is not what the request should have had."""
-    if any(choice.get("finish_reason") == "content_filter" for choice in choices):
-        context.spoiled = True
+def is_as_asked(reason: Any) -> bool:
+    """Whether an answer that ends so is as it should be. What a filter has cut short, say, the next one need not be."""
+    return isinstance(reason, str) and reason in _AS_ASKED
 
 
 def _upstream(body: Json) -> Json:

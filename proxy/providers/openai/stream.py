@@ -15,7 +15,7 @@ from proxy.core.errors import UpstreamFailed
 from proxy.core.json import Json
 from proxy.core.table import Context
 from proxy.providers.events import MOST_CHOICES, NONSENSE, ChatEvents, tokens
-from proxy.providers.openai.answer import CHAT_COUNTS, choices_of, clean_usage, look_at_end
+from proxy.providers.openai.answer import CHAT_COUNTS, choices_of, clean_usage, is_as_asked
 
 # A chunk that fits this schema is text, more is to come, and it needs no further look. The field `reasoning` is what
 # vLLM and OpenRouter call `reasoning_content`.
@@ -73,9 +73,11 @@ class ChatStream(ChatEvents):
 
     def _whole(self, event: bytes, chunk: Any) -> bytes:
         choices = choices_of(chunk)
-        look_at_end(choices, self._context)
         for at, choice in enumerate(choices):
-            self._come(_index_of(choice, at), finished=bool(choice.get("finish_reason")))
+            reason = choice.get("finish_reason")
+            if reason is not None and not is_as_asked(reason):
+                self._context.spoiled = True
+            self._come(_index_of(choice, at), finished=bool(reason))
             self.delivered += _tokens_of(choice.get("delta"))
         tier = chunk.get("service_tier")
         self.tier = tier if isinstance(tier, str) else self.tier

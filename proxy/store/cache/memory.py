@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from proxy.core.cache import Bounds, Found, Role, Stats, Verified
+from proxy.core.cache import SKEW, Bounds, Found, Role, Stats, Verified
 from proxy.core.cache_key import team_of
 from proxy.core.entry import Entry
 from proxy.core.flight import Flight
@@ -106,7 +106,8 @@ class MemoryCache:
 
     async def look(self, key: str, since: int, flight: Flight) -> Found:
         entry = self.at_hand(key)
-        return Found(Role.DONE if entry and entry.created >= since else Role.LEAD, entry)
+        fresh = entry is not None and since <= entry.created <= self._wall() + SKEW
+        return Found(Role.DONE if fresh else Role.LEAD, entry)
 
     async def keep(self, key: str, entry: Entry, flight: Flight, *, lead: bool) -> None:
         bounds, size = self._bounds, size_of(key, entry)

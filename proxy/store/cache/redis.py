@@ -13,7 +13,7 @@ from contextlib import suppress
 from itertools import repeat
 from typing import Any, Final
 
-from proxy.core.cache import Bounds, CacheGone, Found, Role, Stats, Verified
+from proxy.core.cache import SKEW, Bounds, CacheGone, Found, Role, Stats, Verified
 from proxy.core.entry import Entry, Sealer
 from proxy.core.flight import Flight
 from proxy.core.secret import Secret
@@ -114,7 +114,7 @@ class RedisCache:
         entry: Entry | None = None
         try:
             entry, holder = await self._look(key, since, lead)
-            if holder is None and (entry is None or entry.created < since):  # it has said what is not so
+            if holder is None and not self._is_fresh(entry, since):  # it has said what is not so
                 entry, holder = await self._look(key, 1 << 62, lead)
             if holder is None:
                 self._leads.forget(lead)
@@ -131,6 +131,9 @@ class RedisCache:
             raise
         lead.held = True
         return Found(Role.LEAD, entry)
+
+    def _is_fresh(self, entry: Entry | None, since: int) -> bool:
+        return entry is not None and since <= entry.created <= self._wall() + SKEW
 
     async def _look(self, key: str, since: int, lead: Lead) -> tuple[Entry | None, str | None]:
         """What is kept, and who else makes the call: '' if nobody does; None if the entry is said to be fresh."""
