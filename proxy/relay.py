@@ -108,12 +108,12 @@ class Relay:
 
     async def _pass(self, data: bytes, *, last: bool = False) -> None:
         self.unsent = data
-        if last and self._whole and self._events.done:
-            self._whole()
         if not self._begun:
             await self._send(stream_start())
             self._begun = True
             self._guard.on_silence = self._keep_alive
+        if last and self._whole and self._events.done:
+            self._whole()
         if self._comment:
             await self._comment
             self._comment = None

@@ -18,11 +18,11 @@ import pytest
 
 from tests.conftest import PROVIDER_KEY
 from tests.e2e.openai_upstream import OpenAIUpstream, openai_reply
-from tests.e2e.quotas import Book, key_of, teams
+from tests.e2e.quotas import Book, Row, key_of, teams
 from tests.e2e.test_f_retries import refusal
 from tests.e2e.upstream import STREAM, completion, event, listener, upstream, url_of
 from tests.e2e.wire import Answer, ask, chat, soon
-from tests.programs import Program
+from tests.programs import Program, until
 from tests.redis_server import RedisServer
 from tests.upstream.scripted import Peer, Received, chunk
 
@@ -49,10 +49,11 @@ providers:
     circuit_breaker: {{open_duration: {open}, failure_threshold: {threshold}}}
 models:
   aliases: {{best: openai/gpt-4o, small-vectors: openai/text-embedding-3-small}}
-  fallbacks: {{mistral-large-latest: [{chain}]}}
+  fallbacks: {{mistral-large-latest: [{chain}]{others}}}
   prices:
     openai/gpt-4o: {{input: 2.5, output: 10, context: 128000}}
     openai/text-embedding-3-small: {{input: 0.02}}
+cache: {cache}
 teams:
 {teams}
 """
@@ -87,7 +88,7 @@ def begin(tmp_path: Path, ends: ExitStack) -> Begin:
         given = {
             "attempts": 1, "chain": GPT, "first_byte": "30s", "open": "30s", "store": "memory://",
             "threshold": 1_000_000, "mistral": url_of(one), "openai": url_of(other),
-            "teams": teams(rules or {"a": "[]"}),
+            "teams": teams(rules or {"a": "[]"}), "cache": "{}", "others": "",
         } | options  # fmt: skip
         file = tmp_path / "proxy.yaml"
         file.write_text(CONFIG.format(**given))
@@ -421,3 +422,62 @@ async def test_with_another_model_no_request_fails(begin: Begin, other: OpenAIUp
     by = Counter(one.header("x-proxy-upstream") for one in found)
     assert by[f"mistral/{LARGE}"] >= 50
     assert by[GPT] >= 50
+
+
+# and what was answered before
+
+
+def answers(text: str) -> Any:
+    return says(completion(text))
+
+
+async def test_h1_f11_the_next_model_answers_for_this_request_alone(begin: Begin, other: OpenAIUpstream) -> None:
+    """What was asked for is never to be kept (`store: true`), what answered in its place is: the same request, to the
+    letter, asks again when the first one is well."""
+    two = begin(others=f", {GPT}: [{MEDIUM}]")
+    async with upstream(two.mistral, answers("from the other")), upstream(two.openai, other):
+        other.fail(503)
+        found = [await two.ask(model=GPT, store=True, temperature=0) for _ in range(3)]
+    assert [one.header("x-proxy-upstream") for one in found] == [f"mistral/{MEDIUM}", GPT, GPT]
+    assert [one.header("x-proxy-cache") for one in found] == ["miss", "bypass", "bypass"]
+    assert b"from the other" in found[0].body
+    assert b"from the other" not in found[2].body
+
+
+@pytest.mark.parametrize("second", ["fails", "refused"])
+async def test_h11_f11_when_all_have_failed_what_was_answered_before_is_better(
+    begin: Begin, other: OpenAIUpstream, second: str
+) -> None:
+    """The other one fails too, or the team may not pay it. The answer is the first one's, and says so; a crowd gets it
+    as a single request does."""
+    rules = {"a": "[]" if second == "fails" else "[{requests: 0/day, model: openai/gpt-4o}]"}
+    two = begin(rules, cache="{ttl: 50ms}")
+    async with upstream(two.mistral, answers("before")), upstream(two.openai, other):
+        first = await two.ask(temperature=0)
+    await asyncio.sleep(0.1)
+    async with upstream(two.mistral, says(refusal(b"503"))), upstream(two.openai, other):
+        other.fail(*[503] * 20)
+        found = [await two.ask(temperature=0), *await asyncio.gather(*(two.ask(temperature=0) for _ in range(6)))]
+    assert {(one.status, one.body) for one in found} == {(200, first.body)}
+    assert {one.header("x-proxy-cache") for one in found} == {"stale"}
+    assert {one.header("x-proxy-cache-key") for one in found} == {first.header("x-proxy-cache-key")}
+    assert {one.header("x-proxy-upstream") for one in found} == {None}
+
+    def stale() -> list[Row]:
+        return [row for row in two.book.rows("a") if row.cache == "stale" and row.ended]
+
+    rows = await asyncio.to_thread(until, lambda: len(stale()) == 7 and stale(), "all are in the ledger")
+    assert {(row.priced_as, row.status, row.http_status, row.cost) for row in rows} == {
+        (rows[0].priced_as, "settled", 200, 0)
+    }
+    assert "large" in rows[0].priced_as
+
+
+async def test_h11_f11_without_anything_from_before_the_first_ones_error_is_told(
+    begin: Begin, other: OpenAIUpstream
+) -> None:
+    two = begin(cache="{ttl: 50ms}")
+    async with upstream(two.mistral, says(refusal(b"503"))), upstream(two.openai, other):
+        other.fail(500)
+        found = await two.ask(temperature=0)
+    assert (found.status, found.header("x-proxy-upstream")) == (503, f"mistral/{LARGE}")

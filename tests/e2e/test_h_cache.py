@@ -274,7 +274,11 @@ async def test_h9_what_is_asked_of_the_cache(deployment: Deployment, held: socke
         assert await said("no-store") == (200, "bypass", 1)
         assert await said("only-if-cached") == (504, None, 1)
         assert await said("max-age=60") == (200, "miss", 2)
-        assert await said("only-if-cached") == (200, "hit", 2)
+
+        async def kept() -> tuple[int, str | None, int]:
+            return await said("only-if-cached")
+
+        await meets(kept, (200, "hit", 2))  # a Redis has it behind the answer
         assert await said("max-age=60") == (200, "hit", 2)
         assert await said("no-store") == (200, "bypass", 3)
         assert await said("only-if-cached") == (200, "hit", 3)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from proxy.core.cache import Found, Role
 from proxy.core.entry import Entry
+from proxy.core.errors import BadRequest, ProviderBusy, ProxyError, UpstreamFailed
 from proxy.core.flight import Flight, Lost
 from proxy.store.cache.redis import PREFIX, RedisCache
 from proxy.store.cache.redis_leads import PIECE
@@ -201,6 +202,33 @@ async def test_what_is_stale_comes_to_who_follows(server: RedisServer) -> None:
 
 
 # It does not.
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (UpstreamFailed("about a prompt"), (502, "upstream_error")),
+        (ProviderBusy(3.0), (429, "rate_limit_exceeded")),
+        (BadRequest("about a prompt"), None),
+    ],
+)
+async def test_what_the_provider_has_done_is_told_to_all(
+    server: RedisServer, error: ProxyError, said: tuple[int, str] | None
+) -> None:
+    """So that not everybody has to find out. What is the request's own fault, or about its text, is not."""
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead, flight = await led(one), await followed(other)
+        with flight.follow():
+            await eventually(lambda: lead.followers, "it is followed")
+            lead.fail(error)
+            one.drop(KEY, lead)
+            await eventually(lambda: flight.lost, "it is lost")
+        assert flight.lost
+        heard = flight.lost.error
+        assert (heard and (heard.status, heard.code)) == said
+        if heard:
+            assert heard.is_the_providers
+            assert "prompt" not in heard.message
 
 
 @pytest.mark.parametrize("told", [False, True])

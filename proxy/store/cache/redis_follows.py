@@ -16,12 +16,15 @@ from typing import Any, Final
 
 from proxy.core.cache import CacheGone
 from proxy.core.entry import Entry, Sealer
+from proxy.core.errors import SHOULD_RETRY, Elsewhere, UpstreamRefusal
 from proxy.core.flight import Flight
 from proxy.store.cache.redis_leads import Say
 from proxy.store.cache.redis_talk import End, Join, Leave, Piece
 
 REFUSED: Final = 1_000
 """Leases of the past that are remembered."""
+
+FAILED: Final = "The provider has failed to answer the request that this one had joined. Try again later."
 
 CHANCES: Final = 2
 """How often a lease may be found gone while a part of the answer is here: its end may be on its way."""
@@ -138,7 +141,7 @@ class Follows:
         if end.how == "closed":
             self._refuse(follow)
         elif end.how == "lost":
-            flight.fail(None, told=end.told)
+            flight.fail(_error(end), told=end.told)
             self._end(follow)
         elif end.how == "unknown":
             follow.ending = self._task(self._recover(follow))
@@ -244,3 +247,13 @@ class Follows:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _error(end: End) -> UpstreamRefusal | None:
+    """What the provider has done to the one who asked, so that not everybody has to find out."""
+    if not 400 <= end.status <= 599:
+        return None
+    kind = "server_error" if end.status >= 500 else "requests"
+    error = UpstreamRefusal(FAILED, status=end.status, type=kind, code=end.code, headers=[(SHOULD_RETRY, b"false")])
+    error.elsewhere = Elsewhere.YES
+    return error

@@ -140,7 +140,7 @@ class Leads:
                 return False
         await lead.settled.wait()
         if flight.lost:
-            await self._say(join.back, End(join.follow, "lost", told=flight.lost.told))
+            await self._say(join.back, _lost(join.follow, flight.lost))
             return True
         entry = flight.entry
         if entry and not entry.stream and not await self._pieces(join, 0, self._sealer.seal(lead.key, entry), True):
@@ -156,3 +156,12 @@ class Leads:
             if not await self._say(join.back, piece):
                 return False
         return True
+
+
+def _lost(follow: str, lost: Lost) -> End:
+    """Of an error only what an SDK decides by: its text may be about this client's request. What is not the provider's
+    doing says nothing to others."""
+    error = lost.error
+    if error is None or not error.is_the_providers:
+        return End(follow, "lost", told=lost.told)
+    return End(follow, "lost", told=lost.told, status=error.status, code=error.code)

@@ -44,14 +44,16 @@ class Piece(msgspec.Struct, frozen=True, array_like=True, tag="piece"):
 
 
 class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
-    """Done with it: there were `size` bytes. Or it is lost (`told`: the pieces say so), is unknown here, or is closed
-    to whoever has missed so much of it."""
+    """Done with it: there were `size` bytes. Or it is lost (`told`: the pieces say so; `status` and `code` are those of
+    the error, if the provider has failed), is unknown here, or is closed to whoever has missed so much of it."""
 
     follow: str
     how: Literal["done", "lost", "unknown", "closed"]
     size: int = 0
     saved: int = 0
     told: bool = False
+    status: int = 0
+    code: str | None = None
 
 
 Message = Join | Leave | Piece | End
