@@ -94,7 +94,7 @@ class Slots:
         """A slot does not age."""
 
     def wait(self, now: int, amount: int, limit: int) -> int | None:
-        if self.reserved + amount <= limit:
+        if self.reserved + amount <= limit or not amount:
             return 0
         return SLOT_WAIT if amount <= limit else None
 
