@@ -108,6 +108,22 @@ async def relay(
     return client, made, None
 
 
+async def test_that_it_is_whole_is_said_once_before_the_last_piece_goes_on() -> None:
+    client, said = Client(), list[int]()
+    guard = Guard(never, Timeouts(), set())
+    made = Relay(Events(), guard, client.send, unchanged, lambda: said.append(len(client.bodies)))
+    async with guard:
+        await made.run(Upstream(b"a", b"b", b"c."))
+    assert (said, len(client.bodies)) == ([2], 3)
+    said.clear()
+    broken = Relay(Events(), guard, Client().send, unchanged, lambda: said.append(0))
+    with pytest.raises(UpstreamFailed):
+        async with guard:
+            await broken.run(Upstream(b"a", b"!"))
+    await broken.fail(UpstreamFailed("cut"))
+    assert not said
+
+
 async def test_each_chunk_is_sent_as_it_comes() -> None:
     client, made, error = await relay(Upstream(b"a", b"bc", b"d."))
     assert error is None

@@ -384,6 +384,68 @@ async def test_a_comment_that_is_not_taken_holds_nobody_up(size: int) -> None:
     assert (await first).body.replace(KEEP_ALIVE, b"") == b"".join(events)
 
 
+async def test_who_does_not_read_for_too_long_is_cut_and_nobody_else() -> None:
+    """Others follow, and what is kept for those who are behind has a bound."""
+    events = [b"x" * 40] * 10
+
+    async def long(about: Exchange, send: Send) -> None:
+        about.streamed = True
+        await send(stream_start())
+        for event in events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+            await asyncio.sleep(0)
+        metered(about)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def taking(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    setting = Setting(gated := Gated(long))
+    setting.build(cache.Config.model_validate({"max_entry": "100B"}))
+    first = asyncio.create_task(setting.ask(taking=taking))
+    await turns()
+    second = asyncio.create_task(setting.ask())
+    await turns()
+    gated.gate.set()
+    assert (await asyncio.wait_for(second, 5)).body == b"".join(events)
+    answer = await asyncio.wait_for(first, 5)
+    assert answer.exchange.client_gone
+    assert answer.body == b""
+    assert setting.calls == 1
+
+
+async def test_a_call_is_told_who_asks_whether_its_client_matters() -> None:
+    async def leaves(about: Exchange, send: Send) -> None:
+        assert about.stays
+        left: list[bool] = []
+        assert about.stays(lambda: left.append(True)) is (setting.calls == 1)
+        await whole(about, send)
+
+    setting = Setting(gated := Gated(leaves))
+    first, second = (asyncio.create_task(setting.ask()) for _ in range(2))
+    await turns()
+    gated.gate.set()
+    await asyncio.gather(first, second)
+    await setting.ask(control="no-cache")  # which nobody follows
+
+
+async def test_who_comes_after_an_answer_that_is_not_kept_does_not_get_it() -> None:
+    """Though its own client has not taken it yet."""
+    setting, reads = Setting(spoiled), asyncio.Event()
+
+    async def taking(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await reads.wait()
+
+    first = asyncio.create_task(setting.ask(taking=taking))
+    await turns()
+    assert (await asyncio.wait_for(setting.ask(), 5)).exchange.cache == "miss"
+    assert setting.calls == 2
+    reads.set()
+    await first
+
+
 async def test_nobody_joins_one_that_its_client_holds_up() -> None:
     setting, reads = Setting(streamed), asyncio.Event()
 

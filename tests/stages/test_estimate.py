@@ -66,3 +66,14 @@ async def test_what_is_not_metered_has_no_estimate() -> None:
     found = exchange()
     await pass_by(found, endpoint=MODELS)
     assert (found.call, found.estimate) == ("owner-0", None)
+
+
+async def test_what_is_answered_without_a_call_costs_nothing() -> None:
+    async def replay(*_: Any) -> None:
+        raise AssertionError
+
+    one = chat(max_tokens=1_000)
+    one.replay = replay
+    await pass_by(one)
+    assert one.estimate == estimate.FREE
+    assert (one.estimate.tokens, one.estimate.cost) == (0, 0)

@@ -224,6 +224,16 @@ async def test_nothing_is_reserved_for_one_that_is_not_asked_at_the_moment():
     assert setting.asked == [MEDIUM]
 
 
+async def test_what_is_there_already_is_given_whatever_is_known_of_the_model():
+    async def replay(*_: Any) -> None:
+        raise AssertionError
+
+    setting = Setting({})
+    setting.open_circuit(of(LARGE), 30)
+    await setting.ask(replay=replay)
+    assert setting.asked == [LARGE]
+
+
 async def test_the_last_one_is_asked_whatever_is_known_of_it():
     """Its own circuit breaker says no; and when its time is over, it lets somebody in who finds out."""
     setting = Setting({OTHER: CircuitOpen("x", wait=5_000)})

@@ -189,6 +189,19 @@ def test_finish_reason(reason, becomes):
     assert not seen.rewrites
 
 
+@pytest.mark.parametrize(
+    ("reason", "spoiled"),
+    [
+        ("stop", False), ("length", False), ("model_length", False), ("tool_calls", False),
+        ("error", True), ("content_filter", True), ("something_new", True), (None, True), (["stop"], True),
+    ],
+)  # fmt: skip
+def test_an_answer_that_ended_otherwise_is_not_what_the_next_one_need_be(reason, spoiled):
+    seen = context()
+    chat_answer(answer(finish=reason), seen)
+    assert seen.spoiled is spoiled
+
+
 def test_finish_reason_error_is_reported():
     seen = context()
     assert chat_answer(answer(finish="error"), seen)["choices"][0]["finish_reason"] == "stop"

@@ -121,3 +121,14 @@ def test_whatever_comes_is_an_answer_or_an_error(body):
             assert answered(answer)["choices"]
         except UpstreamFailed as error:
             assert json.decode(render(error))["error"]["code"] == "upstream_error"
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_one"),
+    [("stop", True), ("length", True), ("tool_calls", True), ("content_filter", False), ("error", False),
+     ("eos", False), (None, False), ([], False)],
+)  # fmt: skip
+def test_an_answer_that_ended_otherwise_is_not_what_the_next_one_need_be(reason, is_one):
+    context = Context(Model("m"), {})
+    chat_answer(ANSWER | {"choices": [CHOICE, CHOICE | {"finish_reason": reason}]}, context)
+    assert context.spoiled is not is_one
