@@ -10,23 +10,16 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from datetime import UTC
 from pathlib import Path
 
 import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bench.stages import CATALOGUE, Round, answer, bare_forwarder, cpu, silent, summary
-from proxy import data
-from proxy.core.calendar import Calendar
+from bench.stages import Round, answer, bare_forwarder, cpu, services, summary
 from proxy.core.circuit import Circuits, Pass
-from proxy.core.redact import Redactor
-from proxy.core.services import Services
-from proxy.generation import unix_milliseconds
 from proxy.pipeline import fold
 from proxy.providers.mistral.chat import CHAT
 from proxy.stages import breaker
-from proxy.store.memory import MemoryStore
 from proxy.upstream.config import CircuitBreaker, Retry
 from proxy.upstream.retry import Retries
 
@@ -35,23 +28,13 @@ GOAL = 8
 
 def _staged(circuits: Circuits) -> ASGIApp:
     retries = Retries(Retry())
-    services = Services(
-        monotonic=time.monotonic,
-        log=silent,
-        redact=Redactor(data.read("redaction.yaml")),
-        catalogue=CATALOGUE,
-        quotas=MemoryStore(Calendar(UTC), unix_milliseconds),
-        ledger=None,
-        wall=unix_milliseconds,
-        circuits=circuits,
-        next_call=str,
-    )
+    made = services(circuits=circuits)
 
     async def counted(scope: Scope, receive: Receive, send: Send) -> None:
         retries.request()
         await answer(scope, receive, send)
 
-    return fold((breaker.build(breaker.Config({"mistral": CircuitBreaker()}), CHAT, services),), counted)
+    return fold((breaker.build(breaker.Config({"mistral": CircuitBreaker()}), CHAT, made),), counted)
 
 
 async def measure(rounds: int, *, trouble: bool) -> list[Round]:

@@ -3,7 +3,7 @@
     python -m bench.cache [ROUNDS] [REQUESTS]
 
 A hit: the product as a user starts it, every stage on, and once more without quotas and ledger, asked the same over and
-over; the upstream counts along. A miss: the two stages of the cache around an application that only answers, as
+over; the upstream counts along. A miss: the three stages of the cache around an application that only answers, as
 bench.stages measures stages, each request another one; what it takes to write the request down and hash it is measured
 by itself.
 """
@@ -19,7 +19,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC
 from functools import partial
 from pathlib import Path
 
@@ -30,26 +29,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bench.load import burst, connections
 from bench.measure import Cores, on_cores
 from bench.rounds import CONCURRENCY, SETTLE, upstream_counts
-from bench.stages import AT_ONCE, BODY, CATALOGUE, REQUESTS, TEAM, USAGE, YARDSTICK, silent
+from bench.stages import AT_ONCE, BODY, CATALOGUE, REQUESTS, TEAM, USAGE, YARDSTICK, services
 from bench.targets import Place, Running, forwarder, free_port, proxy, running, upstream
 from bench.traffic import request_body
-from proxy import data
 from proxy.core.cache import Answers
 from proxy.core.cache_key import Keys
-from proxy.core.calendar import Calendar
 from proxy.core.charge import charge
-from proxy.core.circuit import Circuits
 from proxy.core.exchange import Exchange
-from proxy.core.redact import Redactor
-from proxy.core.services import Services
 from proxy.core.table import Context
 from proxy.generation import unix_milliseconds
 from proxy.pipeline import fold
 from proxy.player import Player
 from proxy.providers.mistral.chat import CHAT
-from proxy.stages import cache, replay
+from proxy.stages import cache, recall, replay
 from proxy.store.cache.memory import MemoryCache
-from proxy.store.memory import MemoryStore
 
 HIT, MISS = 0.5, 12
 """What was asked: a part of the forwarder, and µs where that takes YARDSTICK."""
@@ -127,22 +120,16 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 def _staged() -> ASGIApp:
     config = cache.Config.model_validate({"max_bytes": "1GB"})
-    services = Services(
-        monotonic=time.monotonic,
-        log=silent,
-        redact=Redactor(data.read("redaction.yaml")),
-        catalogue=CATALOGUE,
-        quotas=MemoryStore(Calendar(UTC), unix_milliseconds),
-        ledger=None,
-        wall=unix_milliseconds,
-        circuits=Circuits(time.monotonic, silent),
-        next_call=str,
-        answers=Answers(MemoryCache(config.bounds, config.max_entries, unix_milliseconds), b"secret"),
-    )
+    answers = Answers(MemoryCache(config.bounds, config.max_entries, unix_milliseconds), b"secret")
+    made = services(answers=answers)
     place = cache.Place(("mistral", "https://api.mistral.ai"), 600.0)
     sources = cache.Sources(config, lambda row: {"mistral": row}, {"mistral": place})
     policy, player = config.policy(unix_milliseconds), Player("immediate", set(), unix_milliseconds)
-    stages = (cache.build(sources, policy, player, CHAT, services), replay.build(CHAT, services, on=True))
+    stages = (
+        recall.build(policy, player, CHAT, made, answer, on=True),
+        cache.build(sources, policy, player, CHAT, made),
+        replay.build(CHAT, made, on=True),
+    )
     return fold(stages, answer)
 
 
@@ -165,6 +152,7 @@ class Asked:
         exchange.team, exchange.key_id = TEAM, "0123456789ab"
         exchange.model = exchange.sent_as = "mistral-small-latest"
         exchange.sending = BODY | {"temperature": 0, "random_seed": next(self.numbers)}
+        exchange.raw = msgspec.json.encode(exchange.sending)
         exchange.context = Context(CATALOGUE.model("mistral-small-latest"), {}, notes={"model": "m", "defaults": {}})
         return exchange
 
@@ -181,13 +169,14 @@ class Asked:
         return (time.process_time() - before) / REQUESTS * 1e6
 
     def hashing(self) -> float:
-        """CPU µs to write one request down and hash it."""
+        """CPU µs to hash one request by its letters, and to write it down and hash that."""
         keys = Keys(b"secret", "chat", ("mistral", "https://api.mistral.ai"), CHAT.inert)
         made = [self.exchange() for _ in range(REQUESTS)]
         before = time.process_time()
         for one in made:
             assert one.sending
             assert one.context
+            recall.letters(one)
             keys.key("bench", one.sending, one.context)
         return (time.process_time() - before) / REQUESTS * 1e6
 

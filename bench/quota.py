@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -21,15 +20,11 @@ from zoneinfo import ZoneInfo
 import uvloop
 from starlette.types import ASGIApp
 
-from bench.stages import CATALOGUE, Round, answer, bare_forwarder, cpu, silent, summary
+from bench.stages import Round, answer, bare_forwarder, cpu, services, silent, summary
 from bench.targets import QUOTAS
-from proxy import data
 from proxy.core.calendar import Calendar
-from proxy.core.circuit import Circuits
 from proxy.core.quota import QuotaStore
-from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
-from proxy.core.services import Services
 from proxy.generation import unix_milliseconds
 from proxy.pipeline import fold
 from proxy.providers.mistral.chat import CHAT
@@ -68,22 +63,12 @@ async def _staged(folder: Path, redis: str | None) -> AsyncIterator[tuple[ASGIAp
 
 def _stages(counters: QuotaStore, kept: LedgerStore) -> tuple[Any, ...]:
     numbers = itertools.count()
-    services = Services(
-        monotonic=time.monotonic,
-        log=silent,
-        redact=Redactor(data.read("redaction.yaml")),
-        catalogue=CATALOGUE,
-        quotas=counters,
-        ledger=kept,
-        wall=unix_milliseconds,
-        circuits=Circuits(time.monotonic, silent),
-        next_call=lambda: f"{OWNER}-{next(numbers)}",
-    )
+    made = services(quotas=counters, ledger=kept, next_call=lambda: f"{OWNER}-{next(numbers)}")
     rules = [quota.Quota.model_validate(one).rule(None) for one in QUOTAS]
     return (
-        estimate.build(None, CHAT, services),
-        quota.build(quota.Config({"bench": rules}), CHAT, services),
-        ledger.build(CHAT, services),
+        estimate.build(None, CHAT, made),
+        quota.build(quota.Config({"bench": rules}), CHAT, made),
+        ledger.build(CHAT, made),
     )
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,15 @@ from bench.measure import Cores, on_cores
 from bench.rounds import Results, Rounds, start_all
 from bench.targets import Place, forwarder, free_port, running, upstream
 from proxy import data
+from proxy.core.calendar import Calendar
 from proxy.core.catalogue import Catalogue
 from proxy.core.charge import charge
+from proxy.core.circuit import Circuits
 from proxy.core.exchange import Exchange, Team
+from proxy.core.redact import Redactor
+from proxy.core.services import Services
+from proxy.generation import unix_milliseconds
+from proxy.store.memory import MemoryStore
 
 REQUESTS, FORWARDED, AT_ONCE = 4_000, 1_000, 16
 YARDSTICK = 119
@@ -39,6 +46,22 @@ TEAM = Team("bench", lambda name: True)
 def silent(level: str, event: str, **fields: Any) -> None:
     if level == "error":
         raise RuntimeError(f"{event}: {fields}")
+
+
+def services(**more: Any) -> Services:
+    """As a process has them that keeps no ledger and counts in its memory, and whatever else a benchmark says."""
+    given: dict[str, Any] = {
+        "monotonic": time.monotonic,
+        "log": silent,
+        "redact": Redactor(data.read("redaction.yaml")),
+        "catalogue": CATALOGUE,
+        "quotas": MemoryStore(Calendar(UTC), unix_milliseconds),
+        "ledger": None,
+        "wall": unix_milliseconds,
+        "circuits": Circuits(time.monotonic, silent),
+        "next_call": str,
+    }
+    return Services(**(given | more))
 
 
 async def nothing() -> None:

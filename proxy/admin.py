@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.core import json
 from proxy.core.cache import Backend, CacheGone
 from proxy.core.errors import BadRequest, StoreUnavailable
+from proxy.core.success import send_json
 from proxy.core.team_name import RULE, is_team_name
 
 _MOST_SHOWN: Final = 256
@@ -80,7 +81,7 @@ class OfCache:
             report = await work(self._backend, team)
         except CacheGone:
             raise StoreUnavailable("The cache cannot be reached at the moment. Send the request again later.") from None
-        await _answer(send, report)
+        await send_json(send, json.encode(report), (b"cache-control", b"no-store"))
 
 
 def _query(scope: Scope, parameters: frozenset[str]) -> Mapping[str, str]:
@@ -100,14 +101,3 @@ def _query(scope: Scope, parameters: frozenset[str]) -> Mapping[str, str]:
     if twice:
         raise BadRequest(f"The query parameter {twice} is given twice.", param=twice)
     return dict(pairs)
-
-
-async def _answer(send: Send, report: Report) -> None:
-    body = json.encode(report)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"cache-control", b"no-store"),
-    ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

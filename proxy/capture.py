@@ -60,7 +60,6 @@ class Capture:
     def failed(self, error: BaseException) -> None:
         """The call has ended with this."""
         self._flight.fail(_of_the_provider(error))
-        self.stop()
 
     @property
     def is_kept(self) -> bool:

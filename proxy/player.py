@@ -64,32 +64,17 @@ class Player:
         if not entry.stream:
             await send_json(send, entry.body)
             return
-        await send(stream_start())
         if self.cadence == "original" and entry.cadence:
-            await self._as_it_came(entry, exchange, receive, send)
+            # What it took once it may take again, and its last piece may be as late as the total allowed.
+            patience = Patience(unpacked(entry.cadence)[-2] / 1000 + 60)
+            await self._relay(_as_it_came(entry), exchange, Guard(receive, patience, self.drainables), send)
             return
+        await send(stream_start())
         for at in range(0, len(entry.body) or 1, AT_ONCE):
             more = at + AT_ONCE < len(entry.body)
             await send({"type": "http.response.body", "body": entry.body[at : at + AT_ONCE], "more_body": more})
             if more:
                 await asyncio.sleep(0)
-
-    async def _as_it_came(self, entry: Entry, exchange: Exchange, receive: Receive, send: Send) -> None:
-        loop, times = asyncio.get_running_loop(), unpacked(entry.cadence)
-        # What it took once it may take again, and its last piece may be as late as the total allowed.
-        patience = Patience(times[-2] / 1000 + 60)
-        begun, at = loop.time(), 0
-        try:
-            async with Guard(receive, patience, self.drainables):
-                for milliseconds, size in zip(times[::2], times[1::2], strict=True):
-                    wait = begun + milliseconds / 1000 - loop.time()
-                    if wait > 0:
-                        await asyncio.sleep(wait)
-                    piece, at = entry.body[at : at + size], at + size
-                    more = at < len(entry.body)
-                    await send({"type": "http.response.body", "body": piece, "more_body": more})
-        except ClientGone:
-            exchange.client_gone = True
 
     async def _join(
         self, flight: Flight, exchange: Exchange, key: str, patience: Patience, receive: Receive, send: Send
@@ -97,22 +82,19 @@ class Player:
         if flight.done and flight.entry:
             await self._play(flight.entry, exchange, key, receive, send)
             return
+        guard = Guard(receive, patience, self.drainables, exchange.end)
         try:
-            await self._follow(flight, exchange, patience, receive, send)
+            await self._relay(flight.pieces(), exchange, guard, send)
         finally:
             exchange.saved = flight.saved
 
-    async def _follow(
-        self, flight: Flight, exchange: Exchange, patience: Patience, receive: Receive, send: Send
-    ) -> None:
-        exchange.streamed, exchange.charge = True, NOTHING
-        guard = Guard(receive, patience, self.drainables, exchange.end)
-        events = _AsTheyCome()
-        relay = Relay(events, guard, send, bytes)
+    async def _relay(self, pieces: AsyncIterator[bytes], exchange: Exchange, guard: Guard, send: Send) -> None:
+        exchange.streamed, exchange.charge = True, exchange.charge or NOTHING
+        relay = Relay(_AsTheyCome(), guard, send, bytes)
         error: ProxyError
         try:
             async with guard:
-                await relay.run(_Pieces(flight))
+                await relay.run(_Pieces(pieces))
             return
         except ClientGone:
             exchange.client_gone = True
@@ -128,19 +110,31 @@ class Player:
         await (relay.finish(b"") if told else relay.fail(error))
 
 
+async def _as_it_came(entry: Entry) -> AsyncIterator[bytes]:
+    """Each piece as long after the first look as it once came after the call."""
+    loop, times, at = asyncio.get_running_loop(), unpacked(entry.cadence), 0
+    begun = loop.time()
+    for milliseconds, size in zip(times[::2], times[1::2], strict=True):
+        wait = begun + milliseconds / 1000 - loop.time()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        yield entry.body[at : at + size]
+        at += size
+
+
 class _Pieces:
-    """A flight, as an answer of an upstream."""
+    """What comes, as an answer of an upstream."""
 
     status = 200
 
-    def __init__(self, flight: Flight) -> None:
-        self._flight = flight
+    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+        self._pieces = pieces
 
     def header(self, name: str) -> str | None:
         return "text/event-stream"
 
     def chunks(self) -> AsyncIterator[bytes]:
-        return self._flight.pieces()
+        return self._pieces
 
 
 class _AsTheyCome:

@@ -162,6 +162,11 @@ class Exchange:
         self.alone = None
 
     @property
+    def is_only(self) -> bool:
+        """Whether no other model was asked, or will be."""
+        return not self.others and not self.turned
+
+    @property
     def all_attempts(self) -> int:
         return self.before.attempts + self.attempts
 

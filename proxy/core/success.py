@@ -20,7 +20,8 @@ def stream_start() -> dict[str, Any]:
     }
 
 
-async def send_json(send: Send, body: bytes) -> None:
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+async def send_json(send: Send, body: bytes, *more: tuple[bytes, bytes]) -> None:
+    """`more` are headers."""
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *more]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -29,11 +29,7 @@ from proxy.core.cache_policy import Policy
 from proxy.core.config import Duration, Size, Strict
 from proxy.core.endpoint import Cache, Endpoint
 from proxy.core.entry import Entry
-from proxy.core.errors import (
-    ClientGone,
-    NotInCache,
-    ProxyError,
-)
+from proxy.core.errors import ClientGone, NotInCache, ProxyError
 from proxy.core.exchange import Exchange, Stale
 from proxy.core.flight import Flight, Lost
 from proxy.core.json import Json
@@ -259,9 +255,7 @@ class Cached:
         try:
             found = await self._backend.look(key, self._policy.since(wishes), flight)
         except BaseException:
-            flight.fail(None)
-            self._forget(key, flight)
-            self._backend.drop(key, flight)
+            self._give_up(key, flight)
             raise
         if found.role is Role.DONE:
             assert found.entry
@@ -269,9 +263,7 @@ class Cached:
             self._forget(key, flight)
             return found.entry, None, False
         if wishes.only_if_cached:
-            flight.fail(None)
-            self._forget(key, flight)
-            self._backend.drop(key, flight)
+            self._give_up(key, flight)
             raise _absent()
         flight.stale = found.entry
         self._remember(search, found.entry)
@@ -279,6 +271,12 @@ class Cached:
         if found.role is Role.FOLLOW:
             flight.at_end(partial(self._forget, key, flight))
         return None, flight, found.role is Role.LEAD
+
+    def _give_up(self, key: str, flight: Flight) -> None:
+        """What was only being looked for is not asked."""
+        flight.fail(None)
+        self._forget(key, flight)
+        self._backend.drop(key, flight)
 
     def _forget(self, key: str, flight: Flight) -> None:
         if self._flights.get(key) is flight:
@@ -313,11 +311,11 @@ class Cached:
         if error is None:
             return False
         search.failed += 1
-        alone = not exchange.others and not exchange.turned  # else the fallback stage says what is to be done
-        if error.is_the_providers and exchange.stale and alone:
+        # Where there are other models, it is the fallback stage that says what is to be done.
+        if error.is_the_providers and exchange.stale and exchange.is_only:
             exchange.cache, exchange.rescued, exchange.replay = "stale", error, exchange.stale.replay
             return True
-        if not alone or search.failed >= FAILURES or not error.is_the_providers:
+        if not exchange.is_only or search.failed >= FAILURES or not error.is_the_providers:
             exchange.cache = "joined"
             raise error.again() from None
         return False
@@ -330,6 +328,14 @@ class Cached:
         exchange.stays = flight.stays
         capture = Capture(flight, exchange, send, self._wall)
         try:
+            await self._called(search, flight, capture, scope, receive)
+            if capture.writing:
+                await self._written(search, capture)
+        finally:
+            capture.stop()
+
+    async def _called(self, search: _Search, flight: Flight, capture: Capture, scope: Scope, receive: Receive) -> None:
+        try:
             await self._app(scope, receive, capture.send)
             capture.ended()
         except BaseException as error:
@@ -337,8 +343,6 @@ class Cached:
             raise
         finally:
             await self._settle(search.key, flight, keep=capture.is_kept)
-        if capture.writing:
-            await self._written(search, capture)
 
     async def _settle(self, key: str, flight: Flight, *, keep: bool) -> None:
         try:
@@ -356,8 +360,6 @@ class Cached:
                 await capture.written()
         except ClientGone:
             search.exchange.client_gone = True
-        finally:
-            capture.stop()
 
 
 _NOT_ASKED: Final = (None, False)

@@ -24,6 +24,10 @@ from proxy.player import Player
 MOST: Final = 8_192
 """Requests that are remembered, half a kilobyte each."""
 
+LARGEST: Final = 1 << 16
+"""Bytes of a body that is remembered. Most requests are not kept at all, and hashing a large one takes a while that
+they all would pay."""
+
 _SAID_ASIDE: Final = (b"x-proxy-context", b"x-proxy-translation")
 """Headers that bear on what a body comes to."""
 
@@ -54,19 +58,19 @@ class Recall:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
         assert exchange.team
-        if exchange.team.log_content:  # what it says is wanted
+        if exchange.team.log_content or len(exchange.raw or b"") > LARGEST:  # what it says is wanted, or it is much
             await self._app(scope, receive, send)
             return
-        letters = _letters(exchange)
-        known = self._known.get(letters)
+        said = letters(exchange)
+        known = self._known.get(said)
         if known and self._recall(exchange, known):
-            self._known.move_to_end(letters)
+            self._known.move_to_end(said)
             exchange.raw = None
             await self._answered(scope, receive, send)
             return
         await self._app(scope, receive, send)
         if exchange.known and exchange.status is not None:
-            self._remember(letters, exchange.known)
+            self._remember(said, exchange.known)
 
     def _recall(self, exchange: Exchange, known: Known) -> bool:
         """Whether there is an answer that may be given."""
@@ -82,13 +86,13 @@ class Recall:
         self._player.found(entry, exchange, known.key)
         return True
 
-    def _remember(self, letters: bytes, known: Known) -> None:
-        self._known[letters] = known
+    def _remember(self, said: bytes, known: Known) -> None:
+        self._known[said] = known
         if len(self._known) > MOST:
             self._known.popitem(last=False)
 
 
-def _letters(exchange: Exchange) -> bytes:
+def letters(exchange: Exchange) -> bytes:
     """Who says what, to the letter."""
     assert exchange.team
     digest = blake2b(f"{exchange.team.name}\n{exchange.key_id}\n".encode(), digest_size=32)

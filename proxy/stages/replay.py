@@ -38,8 +38,7 @@ class Replayed:
             await self._app(scope, receive, send)
         except ProxyError as error:
             # Where there are other models, it is the fallback stage that knows when all has been tried.
-            alone = not exchange.others and not exchange.turned
-            if not exchange.stale or not alone or exchange.status is not None or not error.is_the_providers:
+            if not exchange.stale or not exchange.is_only or exchange.status is not None or not error.is_the_providers:
                 raise
             exchange.rescued = error
         if exchange.rescued:

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 from hypothesis import given
@@ -23,19 +22,11 @@ from proxy.core.errors import (
 )
 from proxy.upstream.config import CircuitBreaker
 from tests.asgi import Log
+from tests.steps import now
 
 T = TypeVar("T")
 NAME = "mistral/m"
 RULES = CircuitBreaker()
-
-
-def now(step: Coroutine[Any, Any, T]) -> T:
-    try:
-        step.send(None)
-    except StopIteration as end:
-        found: T = end.value
-        return found
-    raise AssertionError("it waits")
 
 
 @dataclass

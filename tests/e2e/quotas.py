@@ -12,8 +12,8 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -336,6 +336,18 @@ async def good(peer: Peer, received: Received) -> None:
         await peer.send(STREAM + b"".join(chunk(one) for one in events(4)) + chunk(b""))
     else:
         await peer.send(completion())
+
+
+@contextmanager
+def deployed(kind: str, folder: Path, upstream: str, rules: Mapping[str, str]) -> Iterator[Deployment]:
+    """`memory`: a process by itself; `redis`: two workers, and a Redis of their own that they share."""
+    server = RedisServer() if kind == "redis" else None
+    shared: dict[str, Any] = {"workers": 2, "store": server.url.reveal()} if server else {}
+    one = Deployment(folder, upstream, rules, **shared).start()
+    yield one
+    one.stop()
+    if server:
+        server.stop()
 
 
 class Holding:

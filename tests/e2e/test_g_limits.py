@@ -26,6 +26,7 @@ from tests.e2e.quotas import (
     Deployment,
     Holding,
     asking,
+    deployed,
     embedding,
     good,
     key_of,
@@ -38,7 +39,6 @@ from tests.e2e.sdk import Counted
 from tests.e2e.upstream import JSON, upstream, url_of
 from tests.e2e.wire import Answer, ask, chat
 from tests.programs import Program
-from tests.redis_server import RedisServer
 from tests.upstream.scripted import Peer, Received, answer
 
 MONEY = NANO // 100
@@ -68,15 +68,8 @@ RULES = {
 
 @pytest.fixture(scope="module", params=["memory", "redis"])
 def deployment(request: pytest.FixtureRequest, held: socket.socket, tmp_path_factory) -> Iterator[Deployment]:
-    options: dict[str, Any] = {}
-    server = RedisServer() if request.param == "redis" else None
-    if server:
-        options = {"workers": 2, "store": server.url.reveal()}
-    one = Deployment(tmp_path_factory.mktemp(request.param), url_of(held), RULES, **options).start()
-    yield one
-    one.stop()
-    if server:
-        server.stop()
+    with deployed(request.param, tmp_path_factory.mktemp(request.param), url_of(held), RULES) as one:
+        yield one
 
 
 def refused(found: Answer, code: str = "rate_limit_exceeded") -> dict[str, Any]:

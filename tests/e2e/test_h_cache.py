@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.e2e.quotas import INPUT, OUTPUT, Deploy, Deployment, asking, is_stream, meets, rows_of, text_of
+from tests.e2e.quotas import INPUT, OUTPUT, Deploy, Deployment, asking, deployed, is_stream, meets, rows_of, text_of
 from tests.e2e.upstream import DONE, JSON, STREAM, event, upstream, url_of
 from tests.e2e.wire import Answer, ask, connect
 from tests.programs import until
@@ -41,15 +41,8 @@ RULES = dict.fromkeys(TEAMS, "[]") | {
 
 @pytest.fixture(scope="module", params=["memory", "redis"])
 def deployment(request: pytest.FixtureRequest, held: socket.socket, tmp_path_factory) -> Iterator[Deployment]:
-    options: dict[str, Any] = {}
-    server = RedisServer() if request.param == "redis" else None
-    if server:
-        options = {"workers": 2, "store": server.url.reveal()}
-    one = Deployment(tmp_path_factory.mktemp(request.param), url_of(held), RULES, **options).start()
-    yield one
-    one.stop()
-    if server:
-        server.stop()
+    with deployed(request.param, tmp_path_factory.mktemp(request.param), url_of(held), RULES) as one:
+        yield one
 
 
 @dataclass

@@ -40,6 +40,7 @@ from proxy.providers.openai.chat import CHAT as OPENAI_CHAT
 from proxy.stages import cache, replay
 from proxy.store.cache.memory import MemoryCache
 from tests.asgi import Answer, Log, call, exchange, services
+from tests.steps import NoTimer
 
 CATALOGUE = Catalogue(data.read("models.yaml"))
 MODEL = CATALOGUE.model("mistral-small-latest")
@@ -55,13 +56,6 @@ def metered(about: Exchange) -> None:
     about.charge = Charge(prompt=3, completion=5, cost=100)
 
 
-class Later:
-    """A timer that nobody waits for."""
-
-    def cancel(self) -> None:
-        pass
-
-
 @dataclass
 class Setting:
     """`play` answers the calls that get through; the clock stands still."""
@@ -70,18 +64,26 @@ class Setting:
     row: Any = CHAT
     options: dict[str, Any] = field(default_factory=dict)
     now: int = 1_000_000_000
+    seconds: float = 0.0
     calls: int = 0
     log: Log = field(default_factory=Log)
     drainables: set[Drainable] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         config = cache.Config(**self.options)
-        self.backend: Any = MemoryCache(config.bounds, 1000, lambda: self.now, lambda seconds, do: Later())
+        self.backend: Any = MemoryCache(config.bounds, 1000, lambda: self.now, lambda seconds, do: NoTimer())
         self.answers = Answers(self.backend, b"secret")
         self.build(config)
 
     def build(self, config: cache.Config) -> None:
-        made = services(self.log, CATALOGUE, wall=lambda: self.now, answers=self.answers, drainables=self.drainables)
+        made = services(
+            self.log,
+            CATALOGUE,
+            wall=lambda: self.now,
+            answers=self.answers,
+            drainables=self.drainables,
+            monotonic=lambda: self.seconds,
+        )
         policy, player = config.policy(made.wall), Player(config.cadence, self.drainables, made.wall)
         sources = cache.Sources(config, lambda row: {"mistral": row}, {"mistral": cache.Place(("m",), 600.0)})
         stages = (cache.build(sources, policy, player, self.row, made), replay.build(self.row, made, on=sources.on))
@@ -353,11 +355,9 @@ async def test_a_client_that_does_not_read_holds_nobody_up(play: Provider) -> No
     assert setting.calls == 1
 
 
-@pytest.mark.parametrize("size", [10, 1_000])
-async def test_a_comment_that_is_not_taken_holds_nobody_up(size: int) -> None:
-    """A client that has stopped to read before the stream was silent for long; also of a stream that is too long to be
-    kept."""
-    reads, events = asyncio.Event(), [b"x" * size] * 5
+async def test_a_comment_that_is_not_taken_holds_nobody_up() -> None:
+    """A client that has stopped to read before the stream was silent for long."""
+    reads, events = asyncio.Event(), [b"x" * 10] * 5
 
     async def silent(about: Exchange, send: Send) -> None:
         about.streamed = True
@@ -413,6 +413,54 @@ async def test_who_does_not_read_for_too_long_is_cut_and_nobody_else() -> None:
     assert answer.exchange.client_gone
     assert answer.body == b""
     assert setting.calls == 1
+
+
+async def test_who_is_cancelled_while_the_answer_is_kept_leaves_nobody_writing() -> None:
+    """Its client does not read, others have the answer, and the cache takes its time."""
+    setting, keeping, before = Setting(gated := Gated(streamed)), asyncio.Event(), asyncio.all_tasks()
+
+    async def keep(*_: Any, **__: Any) -> None:
+        keeping.set()
+        await asyncio.Event().wait()
+
+    async def taking(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    setting.backend.keep = keep
+    first = asyncio.create_task(setting.ask(taking=taking))
+    await turns()
+    second = asyncio.create_task(setting.ask())
+    await turns()
+    gated.gate.set()
+    await second
+    await keeping.wait()
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await turns()
+    assert asyncio.all_tasks() <= before
+    assert not setting.answers.flights
+
+
+async def test_a_stream_that_is_played_as_it_came_ends_with_a_word_when_the_proxy_stops() -> None:
+    async def slow(about: Exchange, send: Send) -> None:
+        about.streamed = True
+        await send(stream_start())
+        await send({"type": "http.response.body", "body": EVENTS[0], "more_body": True})
+        setting.seconds += 3_600
+        metered(about)
+        await send({"type": "http.response.body", "body": EVENTS[2], "more_body": False})
+
+    setting = Setting(slow, options={"cadence": "original"})
+    assert (await setting.ask()).body == EVENTS[0] + EVENTS[2]
+    again = asyncio.create_task(setting.ask())
+    await turns()
+    for one in list(setting.drainables):
+        one.drain()
+    answer = await again
+    assert answer.body.startswith(EVENTS[0] + b'data: {"error"')
+    assert b'"code":"draining"' in answer.body
+    assert isinstance(answer.exchange.error, Draining)
 
 
 async def test_a_call_is_told_who_asks_whether_its_client_matters() -> None:
@@ -670,7 +718,7 @@ async def test_what_another_is_only_looking_for_may_be_too_old_for_this_one() ->
             return Found(Role.DONE if since <= old.created else Role.LEAD, old)
 
     setting = Setting(whole, now=1_000_000)
-    setting.answers = Answers(Slow(cache.Config().bounds, 10, lambda: setting.now, lambda s, do: Later()), b"secret")
+    setting.answers = Answers(Slow(cache.Config().bounds, 10, lambda: setting.now, lambda s, do: NoTimer()), b"secret")
     setting.build(cache.Config())
     any_age = asyncio.create_task(setting.ask())
     await turns()
@@ -698,7 +746,7 @@ async def test_what_was_found_for_one_is_there_for_all_who_joined_it() -> None:
         raise UpstreamFailed("x")
 
     setting = Setting(gated := Gated(fails), now=2 * HOUR)
-    setting.answers = Answers(Far(cache.Config().bounds, 10, lambda: setting.now, lambda s, do: Later()), b"secret")
+    setting.answers = Answers(Far(cache.Config().bounds, 10, lambda: setting.now, lambda s, do: NoTimer()), b"secret")
     setting.build(cache.Config())
     tasks = [asyncio.create_task(setting.ask()) for _ in range(10)]
     await turns()
@@ -756,7 +804,7 @@ async def test_an_answer_that_another_process_gets(answered: bool) -> None:
 
     setting = Setting(whole)
     bounds = cache.Config().bounds
-    setting.answers = Answers(Shared(bounds, 10, lambda: setting.now, lambda seconds, do: Later()), b"secret")
+    setting.answers = Answers(Shared(bounds, 10, lambda: setting.now, lambda seconds, do: NoTimer()), b"secret")
     setting.build(cache.Config())
     tasks = [asyncio.create_task(setting.ask()) for _ in range(5)]
     await turns()

@@ -18,15 +18,11 @@ from proxy.providers.mistral.models import MODELS
 from proxy.stages import cache, recall
 from proxy.store.cache.memory import MemoryCache
 from tests.asgi import Answer, Headers, call, exchange, ok, services
+from tests.steps import NoTimer
 
 KEY = "a/" + "0" * 64
 BODY = b'{"model": "x", "messages": []}'
 KNOWN = Known(KEY, "house", "mistral-small-latest", "mistral", "mistral-small-latest", ("drop:user",))
-
-
-class Later:
-    def cancel(self) -> None:
-        pass
 
 
 @dataclass
@@ -39,7 +35,7 @@ class Setting:
 
     def __post_init__(self) -> None:
         config = cache.Config(**self.options)
-        self.backend = MemoryCache(config.bounds, 100, lambda: self.now, lambda seconds, do: Later())
+        self.backend = MemoryCache(config.bounds, 100, lambda: self.now, lambda seconds, do: NoTimer())
         self.build()
 
     def build(self) -> None:
@@ -114,6 +110,15 @@ async def test_whatever_is_different_goes_the_long_way(other: dict[str, Any]) ->
     assert setting.ways == ["long", "long"]
 
 
+@pytest.mark.parametrize(("more", "ways"), [(0, ["long", "at once"]), (1, ["long", "long"])])
+async def test_a_large_body_is_not_worth_it(more: int, ways: list[str]) -> None:
+    setting, body = Setting(), bytes(recall.LARGEST + more)
+    await setting.ask(body)
+    await setting.keep()
+    await setting.ask(body)
+    assert setting.ways == ways
+
+
 async def test_other_headers_make_no_difference() -> None:
     setting = Setting()
     await setting.ask(headers=[(b"user-agent", b"one")])
@@ -161,7 +166,7 @@ async def test_no_more_are_remembered_than_it_says(monkeypatch: pytest.MonkeyPat
 
 async def test_where_it_has_no_place() -> None:
     config = cache.Config()
-    backend = MemoryCache(config.bounds, 100, lambda: 0, lambda seconds, do: Later())
+    backend = MemoryCache(config.bounds, 100, lambda: 0, lambda seconds, do: NoTimer())
     made = services(answers=Answers(backend, b"secret"))
     policy, player = config.policy(made.wall), Player("immediate", set(), made.wall)
     assert recall.build(policy, player, CHAT, made, ok, on=True)

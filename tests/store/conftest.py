@@ -31,10 +31,13 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def server(redis_server: RedisServer) -> RedisServer:
-    """An empty Redis."""
+def server(redis_server: RedisServer) -> Iterator[RedisServer]:
+    """An empty Redis, which a test may freeze and kill."""
     redis_server.command("FLUSHALL")
-    return redis_server
+    yield redis_server
+    redis_server.cont()
+    if redis_server.process.poll() is not None:
+        redis_server.restart()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

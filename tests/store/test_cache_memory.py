@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -24,22 +24,13 @@ from proxy.core.cache_key import EVERYBODY
 from proxy.core.entry import Entry, packed
 from proxy.core.flight import Flight
 from proxy.store.cache.memory import BATCHES, PART, REST, MemoryCache, size_of
+from tests.steps import now
 
 T = TypeVar("T")
 
 BEGIN = 1_800_000_000_000
 HOUR = 3_600_000
 FLIGHT = Flight(0, lambda: 0.0)
-
-
-def now(step: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine returns that has nothing to wait for."""
-    try:
-        step.send(None)
-    except StopIteration as end:
-        found: T = end.value
-        return found
-    raise AssertionError("it waits")
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -38,22 +38,6 @@ from tests.store.cache_redis_parts import (
 from tests.store.redis_parts import Log, Relay
 
 ENTRY = entry_of(b'{"answer": 42}')
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[RedisServer]:
-    server = RedisServer()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def server(running: RedisServer) -> Iterator[RedisServer]:
-    running.command("FLUSHALL")
-    yield running
-    running.cont()
-    if running.process.poll() is not None:
-        running.restart()
 
 
 async def misses(cache: RedisCache) -> None:

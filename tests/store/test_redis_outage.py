@@ -36,22 +36,6 @@ CLAIMS = [Claim(MINUTE, 100, 10), Claim(MONTH, 1000, 300), Claim(SLOTS, 2, 1)]
 EMPTY = [(0, 0), (0, 0), (0, 0)]
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[RedisServer]:
-    server = RedisServer()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def server(running: RedisServer) -> Iterator[RedisServer]:
-    running.command("FLUSHALL")
-    yield running
-    running.cont()
-    if running.process.poll() is not None:
-        running.restart()
-
-
 async def gone(store: RedisStore, call: str = "w1-gone") -> str:
     """Which kind of trouble."""
     with pytest.raises(StoreGone) as caught:
