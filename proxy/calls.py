@@ -19,7 +19,7 @@ from proxy.core.charge import NOTHING, both, estimate, whole
 from proxy.core.circuit import verdict
 from proxy.core.endpoint import Endpoint, ModelFrom, Retry
 from proxy.core.errors import ProxyError, Repeat, UpstreamFailed, UpstreamRefusal
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, Failed
 from proxy.core.json import Json
 from proxy.core.provider import Provider
 from proxy.core.services import Log
@@ -101,6 +101,7 @@ class Calls:
     def _again(self, error: ProxyError, body: Json | None, attempts: int, pause: float, *, unsafe: bool) -> None:
         """One more attempt. What this one may have cost is not forgotten."""
         exchange = self.exchange
+        exchange.failed += (Failed(exchange.provider, attempts, error.code or ""),)
         if unsafe and exchange.estimate and may_be_billed(error):
             is_part = self.endpoint.batch is not None and body is not None
             most = estimate(body or {}, self.context.model, 0) if is_part else exchange.estimate

@@ -6,7 +6,7 @@ per request.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,9 @@ class Dispatch:
         endpoint, upstream = way.endpoint, way.upstream
         guard = Guard(receive, upstream.timeouts, self.services.drainables, exchange.end, exchange.stays)
         calls = Calls(endpoint, way.provider, upstream, self.services.log, exchange, context, guard)
-        responder = Responder(way, exchange, context, guard, calls)
+        responder = Responder(way, exchange, context, guard, calls, self.services.monotonic)
+        if exchange.called is None:
+            exchange.called = self.services.monotonic()
         exchange.upstream = f"{exchange.provider}/{exchange.sent_as}" if exchange.model else exchange.provider
         try:
             if endpoint.events and body and body.get("stream"):
@@ -86,13 +88,14 @@ class Dispatch:
             else:
                 await responder.answer(body, send)
         except ProxyError as error:
+            exchange.returned = self.services.monotonic()
             way.clean(error)
             raise
         except ClientGone as gone:
             _forget_frames(gone)
             exchange.client_gone = True
         finally:
-            exchange.end = guard.ends
+            exchange.end, exchange.gaps = guard.ends, guard.gaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,7 @@ class Responder:
     context: Context
     guard: Guard
     calls: Calls
+    clock: Callable[[], float]
 
     async def answer(self, body: Json | None, send: Send) -> None:
         batch = self.way.endpoint.batch
@@ -182,6 +186,7 @@ class Responder:
 
     async def _read(self, body: Json | None) -> Any:
         raw = await self.calls.call(body, self._whole)
+        self.exchange.returned = self.clock()
         try:
             answer = json.decode(raw)
         except json.Malformed:

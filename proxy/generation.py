@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC
@@ -24,6 +24,7 @@ from proxy.core.circuit import Circuits
 from proxy.core.endpoint import Endpoint
 from proxy.core.failures import Failures
 from proxy.core.ledger import Ledger
+from proxy.core.metrics.board import Board, Part
 from proxy.core.provider import MAIN
 from proxy.core.quota import Counter, QuotaStore, Rule
 from proxy.core.redact import Redactor
@@ -64,8 +65,9 @@ def unix_milliseconds() -> int:
 @dataclass(slots=True)
 class Process:
     """What outlives every generation: the log, the counters, the ledger, who holds which issued key, the answers that
-    are kept. `drainables` are the parts of all requests under way that can be ended. `owner` is this process among all
-    that share a store; `closing` is closed when its last request has ended."""
+    are kept. On the `board` all processes of the proxy count, each in its `part`. `drainables` are the parts of all
+    requests under way that can be ended. `owner` is this process among all that share a store; `closing` is closed when
+    its last request has ended."""
 
     log: Writer
     quotas: Counters = field(default_factory=lambda: MemoryStore(Calendar(UTC), unix_milliseconds))
@@ -80,12 +82,16 @@ class Process:
     drainables: set[Drainable] = field(default_factory=set)
     traffic: Traffic = field(default_factory=Traffic)
     failures: Failures = field(default_factory=Failures)
+    board: Board = field(default_factory=Board)
+    part: Part = field(init=False)
+    number: int = 1
     closing: AsyncExitStack = field(default_factory=AsyncExitStack)
     circuits: Circuits = field(init=False)
     _count: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
         self.circuits = Circuits(self.monotonic, self.log)
+        self.part = self.board.parts[self.number - 1]
 
     def next_call(self) -> str:
         """An id that no other request has, of any process."""
@@ -157,6 +163,7 @@ class Generation:
             wall=process.wall,
             circuits=process.circuits,
             next_call=process.next_call,
+            part=process.part,
             answers=process.answers,
             simulated=process.simulated,
             generation=number,
@@ -172,6 +179,7 @@ class Generation:
         configs = Configs(
             trusted_proxies=settings.server.trusted_proxies,
             access_log=settings.logging,
+            models=self._named_models(),
             cors_origins=settings.server.cors_origins,
             loopback=is_loopback(settings.server.host),
             hosts=[*settings.server.hosts, settings.server.host],
@@ -194,6 +202,15 @@ class Generation:
         endpoints = [(row, inner(configs, row, services, self._dispatch(row))) for row in PROVIDERS[MAIN].endpoints]
         for_admins = [(one, administration(configs, services, one.app)) for one in self._for_admins()]
         return fold(outer(configs, services), router(endpoints, self._health(), for_admins))
+
+    def _named_models(self) -> Collection[str]:
+        models, resolve = self.settings.models, self._services.catalogue.resolve
+        names = [
+            *models.aliases.values(),
+            *models.prices,
+            *(name for chain in models.fallbacks.values() for name in chain),
+        ]
+        return {resolve(name) for name in names | ({models.default} if models.default else set())}
 
     def _for_admins(self) -> Sequence[Resource]:
         answers = self._services.answers

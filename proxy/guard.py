@@ -18,6 +18,7 @@ from typing import Protocol
 from starlette.types import Receive
 
 from proxy.core.errors import ClientGone, Draining, Elsewhere, UpstreamTimeout
+from proxy.core.gaps import Gaps
 from proxy.core.interrupt import Interruptible
 from proxy.core.services import Drainable
 
@@ -80,6 +81,8 @@ class Guard(Interruptible):
         self._deadlines = deadlines
         self._group = group
         self.on_silence: Callable[[], object] | None = None
+        self.gaps: Gaps | None = None
+        """Between the pieces of the answer."""
 
     async def __aenter__(self) -> Guard:
         self._loop = loop = self.begin().get_loop()
@@ -131,6 +134,10 @@ class Guard(Interruptible):
         """The client is being sent something, and may take its time: until `sent`, the upstream's silence is not its
         fault."""
         self._paused = True
+        if self.gaps is None:
+            self.gaps = Gaps()
+        else:
+            self.gaps.add(self._loop.time() - self._last)
 
     def sent(self) -> None:
         """The client has taken it. The upstream has been heard, and has its whole time again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp
@@ -25,6 +25,7 @@ from proxy.stages import (
     gate,
     host,
     ledger,
+    metrics,
     model,
     parse,
     pass_over,
@@ -42,6 +43,7 @@ class Configs:
 
     trusted_proxies: Sequence[str]
     access_log: access_log.Config
+    models: Collection[str]
     cors_origins: Sequence[str]
     loopback: bool
     hosts: list[str]
@@ -64,6 +66,7 @@ def outer(configs: Configs, services: Services) -> tuple[Middleware, ...]:
         # first: everything after it needs the Exchange, and its headers go on every answer
         begin.build(configs.trusted_proxies, services),
         access_log.build(configs.access_log, services),  # outside rescue: it logs what the client was told
+        metrics.build(configs.models, services),  # outside rescue, as the log
         cors.build(configs.cors_origins, services),  # outside rescue: a page must be able to read errors, too
         rescue.build(services),  # every error of everything below becomes an answer here
         host.build(configs.loopback, configs.hosts, services),  # before any route: an unknown Host learns nothing

@@ -16,12 +16,9 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from proxy.core.errors import ProxyError, UpstreamRefusal, UpstreamUnknown
+from proxy.core.errors import KEY_REFUSED, ProxyError, UpstreamRefusal, UpstreamUnknown
 
 Log = Callable[..., None]
-
-REFUSED: Final = "upstream_auth_failed"
-"""The code of an error that says that the provider refuses the proxy's own key."""
 
 
 class State(Enum):
@@ -256,7 +253,7 @@ def verdict(error: BaseException | None) -> bool | None:
         return True
     if isinstance(error, UpstreamUnknown):
         # The end of all time is as often that of a client that reads slowly.
-        return None if error.code == REFUSED or error.detail.get("timeout") == "total" else False
+        return None if error.code == KEY_REFUSED or error.detail.get("timeout") == "total" else False
     if isinstance(error, UpstreamRefusal):
         # What it refuses it has not tried to do: its front may be well where all behind it is not.
         return False if error.status >= 500 else None
@@ -266,6 +263,6 @@ def verdict(error: BaseException | None) -> bool | None:
 def verdict_on_key(error: BaseException | None) -> bool | None:
     """The same of the key that it is paid with. A 403 may be about what was asked: no team can have the key refused for
     all others."""
-    if isinstance(error, ProxyError) and error.code == REFUSED:
+    if isinstance(error, ProxyError) and error.code == KEY_REFUSED:
         return False if error.detail.get("upstream", {}).get("status") == 401 else None
     return True if error is None else None

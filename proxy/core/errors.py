@@ -59,6 +59,13 @@ SHOULD_RETRY: Final = b"x-should-retry"
 """OpenAI's SDKs obey it, whatever the status is."""
 
 
+KEY_REFUSED: Final = "upstream_auth_failed"
+"""The code of an error that says that the provider refuses the proxy's own key."""
+
+_REPEATED: Final = (408, 409, 429)
+"""Statuses below 500 after which OpenAI's SDKs repeat a request by themselves."""
+
+
 class Repeat(Enum):
     """What a call that failed would do if it were made once more."""
 
@@ -84,18 +91,30 @@ class KeyFault(Enum):
     REFUSED = "it pays for nothing"
 
 
+class Fault(Enum):
+    """Whose fault a failure is."""
+
+    CALLER = "caller"
+    POLICY = "policy"
+    PROVIDER = "provider"
+    PROXY = "proxy"
+    NETWORK = "network"
+
+
 class ProxyError(Exception):
     """What the client is told. `message` is ours and constant: no secret, no traceback, no prompt.
 
     `param` names the field at fault in OpenAI's spelling (`messages[0].content`); `detail` adds keys to the error
-    object; `headers` are sent with the answer. The rest is about the call to a provider that ended with it: `repeat`,
-    `elsewhere`, what it says of the `key`, and `asked`, after how many seconds the provider itself wants it repeated.
+    object; `headers` are sent with the answer; `blame` says whose fault it is, if it is not that of a key of ours. The
+    rest is about the call to a provider that ended with it: `repeat`, `elsewhere`, what it says of the `key`, and
+    `asked`, after how many seconds the provider itself wants it repeated.
     """
 
     status: int = 500
     type: str = "server_error"
     code: str | None = "internal_error"
     always: tuple[tuple[bytes, bytes], ...] = ()
+    blame: Fault = Fault.PROXY
     repeat: Repeat = Repeat.NEVER
     elsewhere: Elsewhere = Elsewhere.NO
     key: KeyFault = KeyFault.NONE
@@ -119,6 +138,17 @@ class ProxyError(Exception):
             self.code = code
 
     @property
+    def fault(self) -> Fault:
+        """Whose it is. A key that pays for nothing is for whoever runs the proxy to see to."""
+        return Fault.PROXY if self.key is KeyFault.REFUSED or self.code == KEY_REFUSED else self.blame
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the client may do better by sending it again."""
+        told = dict(self.headers).get(SHOULD_RETRY)
+        return told == b"true" if told else self.status in _REPEATED or self.status >= 500
+
+    @property
     def is_the_providers(self) -> bool:
         """Whether the provider is in trouble, and not the request."""
         return self.elsewhere is Elsewhere.YES or isinstance(self, UpstreamUnknown)
@@ -138,6 +168,7 @@ class ProxyError(Exception):
 
 class BadRequest(ProxyError):
     status, type, code = 400, "invalid_request_error", "invalid_value"
+    blame = Fault.CALLER
 
 
 class BadFraming(BadRequest):
@@ -186,14 +217,17 @@ class MissingParameter(BadRequest):
 
 class InvalidApiKey(ProxyError):
     status, type, code = 401, "invalid_request_error", "invalid_api_key"
+    blame = Fault.CALLER
 
 
 class ModelNotAllowed(ProxyError):
     status, type, code = 403, "permission_error", "model_not_allowed"
+    blame = Fault.POLICY
 
 
 class NotFound(ProxyError):
     status, type, code = 404, "invalid_request_error", "unknown_url"
+    blame = Fault.CALLER
 
 
 class UnsupportedEndpoint(NotFound):
@@ -206,30 +240,37 @@ class ModelNotFound(NotFound):
 
 class MethodNotAllowed(ProxyError):
     status, type, code = 405, "invalid_request_error", "method_not_allowed"
+    blame = Fault.CALLER
 
 
 class RequestTimeout(ProxyError):
     status, type, code = 408, "invalid_request_error", "request_timeout"
+    blame = Fault.CALLER
 
 
 class BodyTooLarge(ProxyError):
     status, type, code = 413, "invalid_request_error", "body_too_large"
+    blame = Fault.CALLER
 
 
 class UriTooLong(ProxyError):
     status, type, code = 414, "invalid_request_error", "uri_too_long"
+    blame = Fault.CALLER
 
 
 class UnsupportedMediaType(ProxyError):
     status, type, code = 415, "invalid_request_error", "unsupported_media_type"
+    blame = Fault.CALLER
 
 
 class HostNotAllowed(ProxyError):
     status, type, code = 421, "invalid_request_error", "host_not_allowed"
+    blame = Fault.POLICY
 
 
 class HeadersTooLarge(ProxyError):
     status, type, code = 431, "invalid_request_error", "headers_too_large"
+    blame = Fault.CALLER
 
 
 def _retry(milliseconds: int | None) -> Headers:
@@ -254,6 +295,7 @@ class RateLimited(ProxyError):
     what, `requests` or `tokens`, as OpenAI's errors do."""
 
     status, code = 429, "rate_limit_exceeded"
+    blame = Fault.POLICY
 
     def __init__(self, message: str, *, about: str, wait: int | None, detail: dict[str, Any]) -> None:
         super().__init__(message, detail=detail, headers=_retry(wait))
@@ -264,6 +306,7 @@ class InsufficientQuota(ProxyError):
     """The team's money is spent. An SDK that tried again by itself would only wait for the next period."""
 
     status, type, code = 429, "insufficient_quota", "insufficient_quota"
+    blame = Fault.POLICY
 
     def __init__(self, message: str, *, wait: int | None, detail: dict[str, Any]) -> None:
         super().__init__(message, detail=detail, headers=_no_retry(wait))
@@ -273,6 +316,7 @@ class TooManyAuthFailures(ProxyError):
     """From this address came too many wrong keys. The same key would be as wrong the next time."""
 
     status, type, code = 429, "rate_limit_error", "too_many_auth_failures"
+    blame = Fault.POLICY
 
     def __init__(self, message: str, *, wait: int) -> None:
         super().__init__(message, headers=_no_retry(wait))
@@ -282,6 +326,7 @@ class ProviderBusy(ProxyError):
     """No key of ours may ask the provider for `seconds`: it has said so itself."""
 
     status, type, code = 429, "requests", "rate_limit_exceeded"
+    blame = Fault.PROVIDER
     repeat, elsewhere = Repeat.SAFE, Elsewhere.YES
 
     def __init__(self, seconds: float) -> None:
@@ -311,12 +356,14 @@ class UpstreamRefusal(ProxyError):
     ) -> None:
         super().__init__(message, **more)
         self.status, self.type, self.code, self.mend = status, type, code, mend
+        self.blame = Fault.PROVIDER if status >= 500 or status == 429 else Fault.CALLER
 
 
 class UpstreamUnknown(ProxyError):
     """How far the upstream came with its answer is not known. `billed`: it may ask money for it; not when it has said
     itself that it failed."""
 
+    blame = Fault.PROVIDER
     repeat = Repeat.UNSAFE
     elsewhere = Elsewhere.YES
 
@@ -354,6 +401,7 @@ class CircuitOpen(ProxyError):
     long would keep it waiting."""
 
     status, type, code = 503, "server_error", "circuit_open"
+    blame = Fault.PROVIDER
     elsewhere = Elsewhere.YES
 
     def __init__(self, message: str, *, wait: int) -> None:
@@ -365,6 +413,7 @@ class NotInCache(ProxyError):
     """Asked for with `only-if-cached` (RFC 9111, section 5.2.1.7). Whoever wants it made asks without."""
 
     status, type, code = 504, "server_error", "not_in_cache"
+    blame = Fault.CALLER
     always = ((SHOULD_RETRY, b"false"),)
 
 

@@ -11,6 +11,7 @@ from starlette.types import Receive, Send
 from proxy.core.cache import Known, Outcome
 from proxy.core.charge import Charge, Estimate, both
 from proxy.core.errors import Headers, ProxyError
+from proxy.core.gaps import Gaps
 from proxy.core.json import Data, Json
 from proxy.core.provider import MAIN
 from proxy.core.table import Context
@@ -40,10 +41,33 @@ class Stale:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What calls to other models took, before the one that is asked now."""
+    """What calls to other models took, before the one that is asked now: together, and each (the model, its provider
+    and the charge)."""
 
     attempts: int = 0
     charge: Charge | None = None
+    each: tuple[tuple[str, str, Charge], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An attempt after which there was another one, its `number` among those of its provider's calls. `code` is the
+    error's; `elsewhere`: another model was asked then."""
+
+    provider: str
+    number: int
+    code: str
+    elsewhere: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """How the team stands with the rule whose end is nearest: its name, and the numbers as they are told."""
+
+    rule: str
+    used: str
+    reserved: str
+    limit: str
 
 
 @dataclass(slots=True, repr=False)
@@ -63,6 +87,12 @@ class Exchange:
     answer was made and `saved` what it cost then, in nano-USD. `replay` answers without a call, `stale` does if the
     call fails, as it did when it was `rescued`; `stays` is asked when the client leaves (core/flight.py). `known` is
     what the body, `raw`, has come to.
+
+    When it had come through the door, its body was there, what it asks was understood, whether there is an answer was
+    looked up, the provider was called first and its answer was there last: `admitted`, `received`, `understood`,
+    `looked_up`, `called`, `returned`. `begun` is when the answer begins; `waited` how many seconds it was others that
+    were waited for in the meantime, besides the client and the provider. `gaps` is how many pieces of a stream came
+    after which delay (metrics/families.py), `failed` what was tried in vain.
     """
 
     # begin
@@ -73,6 +103,7 @@ class Exchange:
     client: str
     started: float
     status: int | None = None
+    begun: float | None = None
     first_byte: float | None = None
     last_byte: float | None = None
     bytes_out: int = 0
@@ -83,6 +114,8 @@ class Exchange:
 
     # body
     raw: Data | None = None
+    admitted: float | None = None
+    received: float | None = None
 
     # parse
     body: Json | None = None
@@ -92,7 +125,7 @@ class Exchange:
     model: str | None = None
     provider: str = MAIN
     sent_as: str | None = None
-    before: Before = field(default_factory=lambda: Before())
+    before: Before = Before()
     others: bool = False
     turned: bool = False
 
@@ -104,6 +137,8 @@ class Exchange:
     sending: Json | None = None
 
     # cache
+    understood: float | None = None
+    waited: float = 0.0
     cache: Outcome | None = None
     cache_key: str | None = None
     age: int | None = None
@@ -117,18 +152,25 @@ class Exchange:
     rescued: ProxyError | None = None
 
     # estimate
+    looked_up: float | None = None
     call: str = ""
     estimate: Estimate | None = None
 
     # quota
+    stand: Callable[[], Stand | None] | None = None
     quota_headers: Headers = field(default_factory=list)
     shadow_refusals: tuple[str, ...] = ()
 
     # breaker
+    circuit: str | None = None
     attempt_failed: Callable[[], bool] | None = None
 
     # dispatch; `end` is when the time of all of it is over
     end: float | None = None
+    called: float | None = None
+    returned: float | None = None
+    gaps: Gaps | None = None
+    failed: tuple[Failed, ...] = ()
     streamed: bool = False
     upstream: str | None = None
     attempts: int = 0
@@ -149,13 +191,17 @@ class Exchange:
 
     def turn_to(self, model: str, provider: str, sent_as: str) -> None:
         """Begin again with another model. Of the call that failed only what it took is kept."""
-        self.before, self.turned = Before(self.all_attempts, self.whole_charge), True
+        charge, each = self.charge, self.before.each
+        if charge:
+            each = (*each, (self.model or "", self.provider, charge))
+        self.before, self.turned = Before(self.all_attempts, self.whole_charge, each), True
         self.model, self.provider, self.sent_as = model, provider, sent_as
         self.rewrites.clear()
         self.context = self.sending = None
         self.cache = self.cache_key = self.age = self.replay = self.stays = self.rescued = None
         self.saved = 0
         self.quota_headers, self.shadow_refusals, self.answer_headers = [], (), []
+        self.stand = self.circuit = None
         self.attempts, self.upstream, self.streamed = 0, None, False
         self.sent = self.answered = False
         self.estimate = self.attempt_failed = self.lost = self.usage = self.charge = self.error = None

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from proxy.core.charge import NOTHING, Charge, Estimate
+from proxy.core.decision import quoted
 from proxy.core.errors import Headers
+from proxy.core.exchange import Stand
+from proxy.core.money import decimal
 from proxy.core.quota import Claim, Counter, Rule, Standing, Unit
 from proxy.core.rate_headers import Shown
 
@@ -37,8 +40,13 @@ class Line:
         self.used = _USED[rule.unit]
         self.differs = rule.unit in _RESERVED
         self._team = team
+        self._name = quoted(rule.name)
         self._amount = _RESERVED.get(rule.unit)
         self._counters: dict[str | None, Counter] = {}
+
+    def stand(self, standing: Standing) -> Stand:
+        rule, shown = self.rule, _in_usd if self.rule.unit is Unit.SPEND else str
+        return Stand(self._name, shown(standing.used), shown(standing.reserved), shown(rule.limit))
 
     def claim(self, key: str, estimate: Estimate | None) -> Claim:
         counter = self._counter(key if self.rule.per_key else None)
@@ -51,6 +59,10 @@ class Line:
             rule = self.rule
             self._counters[key] = Counter(self._team, rule.unit, rule.window, key, rule.model, rule.shadow)
         return self._counters[key]
+
+
+def _in_usd(nano: int) -> str:
+    return quoted(decimal(nano))
 
 
 _Ready = tuple[list[Claim], list[tuple[int, Line]]]
@@ -94,6 +106,18 @@ class Sheet:
         if not self._shadows:
             return ()
         return tuple([self.lines[at].rule.name for at in self._shadows if standings[at].wait != 0])
+
+    def stand(self, standings: Sequence[Standing]) -> Stand | None:
+        """With the rule that has refused a request or, of those that have not, has the smallest part left."""
+        nearest, least = None, 2.0
+        for line, standing in zip(self.lines, standings, strict=True):
+            rule = line.rule
+            left = (rule.limit - standing.used - standing.reserved) / rule.limit if rule.limit else -1.0
+            if standing.wait != 0:
+                left -= 2.0
+            if left < least and not rule.shadow:
+                nearest, least = (line, standing), left
+        return nearest and nearest[0].stand(nearest[1])
 
     def headers(self, standings: Sequence[Standing]) -> Headers:
         return self._shown.headers(standings)

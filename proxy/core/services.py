@@ -12,6 +12,7 @@ from proxy.core.cache import Answers
 from proxy.core.catalogue import Catalogue
 from proxy.core.circuit import Circuits
 from proxy.core.ledger import Ledger
+from proxy.core.metrics.board import Part
 from proxy.core.quota import QuotaStore
 from proxy.core.redact import Redactor
 
@@ -35,9 +36,10 @@ class Drainable(Protocol):
 @dataclass(slots=True)
 class Traffic:
     """What a worker is doing, health checks apart: `requests` under way, and when the `last` one came, in monotonic
-    seconds."""
+    seconds; `streams` that are being sent."""
 
     requests: int = 0
+    streams: int = 0
     last: float = float("-inf")
 
 
@@ -46,8 +48,8 @@ class Services:
     """`monotonic` gives seconds for durations, `wall` the time of day in Unix milliseconds, `redact` makes text from
     outside fit for a log. `quotas` holds the counters of all teams, `circuits` what is known of providers that fail;
     `ledger` is None when none is kept, `answers` when no answers are. `next_call` makes an id that no other request
-    has, in any process. `generation` is the number of the configuration that all this was made for. Whoever lasts is in
-    `drainables` for as long.
+    has, in any process; `part` is where this one counts what it does. `generation` is the number of the configuration
+    that all this was made for. Whoever lasts is in `drainables` for as long.
     """
 
     monotonic: Callable[[], float]
@@ -59,6 +61,7 @@ class Services:
     wall: Callable[[], int]
     circuits: Circuits
     next_call: Callable[[], str]
+    part: Part
     answers: Answers | None = None
     simulated: bool = False
     generation: int = 1

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from proxy.core import decision
 from proxy.core.errors import Headers
 from proxy.core.exchange import Exchange
 from proxy.core.money import decimal
@@ -75,7 +76,8 @@ class Begin:
         async def watched(message: Message) -> None:
             begins = message["type"] == "http.response.start"
             if begins:
-                message["headers"] = [*message.get("headers", ()), *self._always, *_headers(exchange)]
+                exchange.begun = now = self._clock()
+                message["headers"] = [*message.get("headers", ()), *self._always, *_headers(exchange, now)]
             await send(message)
             # What is cancelled before here was not sent.
             if begins:
@@ -143,7 +145,7 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
     return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
 
 
-def _headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
+def _headers(exchange: Exchange, now: float) -> list[tuple[bytes, bytes]]:
     headers = [(b"x-request-id", exchange.request_id.encode())]
     if exchange.upstream:
         headers.append((b"x-proxy-upstream", exchange.upstream.encode()))
@@ -160,4 +162,6 @@ def _headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
     charge = exchange.charge and exchange.whole_charge
     if charge and charge.cost is not None:
         headers.append((b"x-proxy-cost-usd", decimal(charge.cost).encode() if charge.cost else b"0"))
+    headers.append((decision.NAME, decision.decision(exchange, now)))
+    headers.append((decision.TIMES, decision.times(exchange, now)))
     return headers + exchange.quota_headers + exchange.answer_headers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,19 +40,21 @@ def build(max_body: int, endpoint: Endpoint, services: Services, pace: Pace = Pa
         return None
 
     def middleware(app: ASGIApp) -> ASGIApp:
-        return Body(app, max_body, Arrivals(pace, services.drainables))
+        return Body(app, max_body, Arrivals(pace, services.drainables), services.monotonic)
 
     return middleware
 
 
 class Body:
-    def __init__(self, app: ASGIApp, limit: int, arrivals: Arrivals) -> None:
+    def __init__(self, app: ASGIApp, limit: int, arrivals: Arrivals, monotonic: Callable[[], float]) -> None:
         self._app = app
+        self._clock = monotonic
         self._limit = limit
         self._arrivals = arrivals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
+        exchange.admitted = self._clock()
         length = _declared_length(exchange)
         if length > self._limit:
             raise self._too_large()
@@ -61,6 +63,7 @@ class Body:
         except ClientGone:
             exchange.client_gone = True
             return
+        exchange.received = self._clock()
         exchange.raw = data
         del data  # it is not needed for long, and may be large
         await self._app(scope, receive, send)

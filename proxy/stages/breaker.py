@@ -9,9 +9,9 @@ from math import ceil
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.core.circuit import REFUSED, Pass, Rules, of_key, of_model, verdict, verdict_on_key
+from proxy.core.circuit import Pass, Rules, of_key, of_model, verdict, verdict_on_key
 from proxy.core.endpoint import Endpoint
-from proxy.core.errors import SHOULD_RETRY, CircuitOpen, UpstreamFailed
+from proxy.core.errors import KEY_REFUSED, SHOULD_RETRY, CircuitOpen, UpstreamFailed
 from proxy.core.exchange import Exchange
 from proxy.core.services import Middleware, Services
 
@@ -50,6 +50,7 @@ class Breaker:
             raise _refused()
         try:
             model = await self._circuits.enter(name, rules)
+            exchange.circuit = self._circuits.state(name).value
             if not isinstance(model, Pass):
                 raise _open(model)
         except BaseException:
@@ -77,7 +78,7 @@ class Breaker:
 def _refused() -> UpstreamFailed:
     return UpstreamFailed(
         "The proxy's own key was refused by the provider; its operator must act.",
-        code=REFUSED,
+        code=KEY_REFUSED,
         billed=False,
         headers=[(SHOULD_RETRY, b"false")],
     )

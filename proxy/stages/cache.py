@@ -169,6 +169,8 @@ class Cached:
         if exchange.replay:  # it is known already what there is
             await self._app(scope, receive, send)
             return
+        if exchange.understood is None:
+            exchange.understood = self._clock()
         provider, body = self._providers[exchange.provider], exchange.sending
         assert body is not None
         assert exchange.context
@@ -287,7 +289,7 @@ class Cached:
     async def _begun(self, search: _Search, flight: Flight) -> bool:
         """Whether there is something to send: from the flight or, if that has failed, from before. Raises the
         provider's error when there is not, and no use in trying."""
-        exchange = search.exchange
+        exchange, since = search.exchange, self._clock()
         guard = Guard(search.receive, search.patience, self._drainables, exchange.end)
         try:
             if not flight.over:
@@ -303,6 +305,7 @@ class Cached:
             return self._may_end(search, lost.error)
         finally:
             exchange.end = guard.ends
+            exchange.waited += self._clock() - since
         return True
 
     def _may_end(self, search: _Search, error: ProxyError | None) -> bool:

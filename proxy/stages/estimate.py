@@ -35,10 +35,13 @@ class Estimated:
         self._metered = metered
         self._completion = completion
         self._next_call = services.next_call
+        self._clock = services.monotonic
         self._model = services.catalogue.model
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
+        if exchange.looked_up is None:
+            exchange.looked_up = self._clock()
         exchange.call = self._next_call()
         if exchange.replay:
             exchange.estimate = FREE

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.endpoint import Endpoint, ModelFrom
 from proxy.core.errors import CircuitOpen, Draining, Elsewhere, ProxyError
-from proxy.core.exchange import Exchange, Stale
+from proxy.core.exchange import Exchange, Failed, Stale
 from proxy.core.services import Middleware, Services
 
 Chains = Mapping[str, Sequence[str]]
@@ -106,6 +106,7 @@ class Fallback:
     async def _turn(self, exchange: Exchange, model: str, error: ProxyError) -> None:
         told = {"request_id": exchange.request_id, "error_code": error.code}
         self._log("warning", "fallback", model=exchange.model, to=model, **told)
+        exchange.failed += (Failed(exchange.provider, exchange.attempts, error.code or "", elsewhere=True),)
         exchange.turn_to(model, *self._catalogue.place(model))
         await self._quotas.caught_up()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -102,6 +103,7 @@ class Quotas:
             raise StoreUnavailable("Quotas cannot be checked at the moment. Send the request again later.") from None
         written = True
         try:
+            exchange.stand = partial(sheet.stand, verdict.standings)
             exchange.quota_headers = sheet.headers(verdict.standings)
             exchange.shadow_refusals = sheet.shadow_refusals(verdict.standings)
             if not verdict.granted:

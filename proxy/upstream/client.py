@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from proxy import __version__
-from proxy.core.errors import Elsewhere, Overloaded, ProxyError, Repeat, UpstreamFailed, UpstreamTimeout
+from proxy.core.errors import Elsewhere, Fault, Overloaded, ProxyError, Repeat, UpstreamFailed, UpstreamTimeout
 from proxy.core.secret import Secret
 from proxy.core.services import Log
 from proxy.upstream.config import Config, Timeouts
@@ -144,6 +144,8 @@ def failure(error: TransportError, timeouts: Timeouts, *, sent: bool) -> ProxyEr
         failed = UpstreamTimeout(text, detail={"timeout": "connect"})
     else:
         failed = UpstreamFailed(_FAILED[error.kind])
+    if error.kind != "protocol":
+        failed.blame = Fault.NETWORK
     if error.kind == "tls":
         failed.repeat = Repeat.NEVER  # a certificate does not change within a minute
     elif not sent:

@@ -1,0 +1,76 @@
+"""The reason for every answer, in one header: `x-proxy-decision`, a Dictionary of RFC 9651.
+
+auth="research";key="k-5f2a", quota="requests 60/minute";used=5;reserved=1;limit=60, cache=miss, breaker=closed,
+route="mistral/mistral-small-latest";attempts=2;causes="upstream_timeout", rewrites=1, own_us=312
+
+auth      the team, and the id of its key; refused, if there is none
+quota     the rule that is nearest to its end, or that has refused the request; money is in USD, as text
+cache     what the cache did, and how old the answer is
+breaker   the circuit of the model, as it was
+route     who answered, after how many attempts, and why those before did not
+rewrites  how many there are; x-proxy-rewrites has them
+fault     whose fault the failure is, and its code
+own_us    microseconds that the proxy itself has taken
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from proxy.core.exchange import Exchange, Failed
+from proxy.core.overhead import own, upstream
+
+NAME: Final = b"x-proxy-decision"
+TIMES: Final = b"server-timing"
+
+MOST_CAUSES: Final = 8
+
+
+def decision(exchange: Exchange, now: float) -> bytes:
+    """`now` is when the answer begins."""
+    parts = [_auth(exchange)] if exchange.team or exchange.key_id or exchange.error else []
+    stand = exchange.stand() if exchange.stand else None
+    if stand:
+        parts.append(f"quota={stand.rule};used={stand.used};reserved={stand.reserved};limit={stand.limit}")
+    if exchange.cache:
+        parts.append(
+            f"cache={exchange.cache}" if exchange.age is None else f"cache={exchange.cache};age={exchange.age}"
+        )
+    if exchange.circuit:
+        parts.append(f"breaker={exchange.circuit}")
+    if exchange.upstream:
+        causes = f";causes={quoted(_causes(exchange.failed))}" if exchange.failed else ""
+        parts.append(f"route={quoted(exchange.upstream)};attempts={exchange.all_attempts}{causes}")
+    if exchange.rewrites:
+        parts.append(f"rewrites={len(exchange.rewrites)}")
+    if exchange.error:
+        parts.append(f"fault={exchange.error.fault.value};code={exchange.error.code}")
+    parts.append(f"own_us={int(own(exchange, now) * 1e6)}")
+    return ", ".join(parts).encode()
+
+
+def times(exchange: Exchange, now: float) -> bytes:
+    """`server-timing`: milliseconds, for browsers."""
+    text = f"proxy;dur={own(exchange, now) * 1e3:.2f}"
+    if exchange.called is not None:
+        text += f", upstream;dur={upstream(exchange, now) * 1e3:.2f}"
+    return text.encode()
+
+
+def quoted(text: str) -> str:
+    """A String of RFC 9651. It has no room for other characters than those of ASCII."""
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
+    plain = "".join(one if one.isascii() and one.isprintable() else "?" for one in text)
+    return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _auth(exchange: Exchange) -> str:
+    if exchange.team:
+        return f"auth={quoted(exchange.team.name)};key={quoted(exchange.key_id or '')}"
+    return f"auth=admin;key={quoted(exchange.key_id)}" if exchange.key_id else "auth=none"
+
+
+def _causes(failed: Sequence[Failed]) -> str:
+    return " ".join(one.code for one in failed[:MOST_CAUSES])

@@ -1,0 +1,197 @@
+"""Counts every request when its last byte is on its way: whoever has an answer finds it in the next scrape."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from proxy.core.exchange import Exchange
+from proxy.core.metrics import families
+from proxy.core.metrics.board import Part
+from proxy.core.metrics.families import Family
+from proxy.core.money import NANO
+from proxy.core.overhead import STAGES, stages
+from proxy.core.services import Middleware, Services
+
+MOST_KNOWN: Final = 10_000
+"""Kinds of requests whose series are remembered. There are fewer of them, but for a very large configuration."""
+
+_CLASSES: Final = {None: "none"} | {status: f"{status // 100}xx" for status in range(100, 600)}
+_LAST_NUMBER: Final = 10
+"""Attempts from this one on are counted together."""
+
+
+def build(models: Collection[str], services: Services) -> Middleware:
+    """`models` are those that the configuration names, besides those of the catalogue."""
+    names = frozenset(models)
+
+    def middleware(app: ASGIApp) -> ASGIApp:
+        return Metrics(app, names, services)
+
+    return middleware
+
+
+class Metrics:
+    def __init__(self, app: ASGIApp, models: Collection[str], services: Services) -> None:
+        self._app = app
+        self._models = models
+        self._part = services.part
+        self._traffic = services.traffic
+        self._clock = services.monotonic
+        self._model = services.catalogue.model
+        self._known: dict[tuple[Any, ...], _Kind] = {}
+        self._overhead = [_Histogram(self._part, families.OVERHEAD, stage) for stage in STAGES]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange.of(scope)
+        counted = streaming = False
+
+        async def watched(message: Message) -> None:
+            nonlocal counted, streaming
+            if message["type"] == "http.response.start":
+                if exchange.streamed:
+                    streaming = True
+                    self._traffic.streams += 1
+            elif not counted and not message.get("more_body"):
+                counted = True
+                self._count(exchange, scope)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            if streaming:
+                self._traffic.streams -= 1
+            if not counted:
+                self._count(exchange, scope)
+
+    def _count(self, exchange: Exchange, scope: Scope) -> None:
+        now = self._clock()
+        kind = self._kind(exchange, scope)
+        cells = self._part.cells
+        for at in kind.ones:
+            cells[at] += 1
+        kind.duration.add(now - exchange.started)
+        charge = exchange.charge
+        if charge:
+            cells[kind.input] += charge.prompt
+            cells[kind.output] += charge.completion
+            cells[kind.cost] += charge.cost or 0
+        for histogram, seconds in zip(self._overhead, stages(exchange), strict=True):
+            if seconds is not None:
+                histogram.add(seconds)
+        if exchange.streamed and exchange.attempts and exchange.first_byte:
+            kind.first_token.add(exchange.first_byte - exchange.started)
+        if exchange.saved:
+            cells[kind.saved] += exchange.saved
+        if exchange.gaps:
+            kind.gaps.add_all(exchange.gaps.counts, exchange.gaps.seconds)
+        if exchange.error or exchange.failed or exchange.client_gone or exchange.shadow_refusals:
+            self._count_trouble(exchange, kind)
+        if exchange.before.each:
+            self._count_others(exchange)
+
+    def _count_trouble(self, exchange: Exchange, kind: _Kind) -> None:
+        part, error = self._part, exchange.error
+        team = exchange.team.name if exchange.team else ""
+        if error:
+            part.add(families.ERRORS, kind.service, error.code or "", "true" if error.retryable else "false")
+            part.add(families.FAULTS, team, error.fault.value)
+            rule = error.detail.get("rule")
+            if rule is not None:
+                part.add(families.REFUSALS, team, rule, "enforce")
+        elif exchange.client_gone:
+            part.add(families.FAULTS, team, "caller")
+        for rule in exchange.shadow_refusals:
+            part.add(families.REFUSALS, team, rule, "shadow")
+        for failed in exchange.failed:
+            if not failed.elsewhere:
+                number = failed.number + 1
+                told = str(number) if number < _LAST_NUMBER else f"{_LAST_NUMBER}+"
+                part.add(families.RETRIES, failed.provider, told)
+        if exchange.client_gone and exchange.attempts:
+            part.add(families.CANCELS, kind.service)
+
+    def _count_others(self, exchange: Exchange) -> None:
+        """What other models have cost before this one was asked."""
+        team = exchange.team.name if exchange.team else ""
+        for model, provider, charge in exchange.before.each:
+            name = self._named(model)
+            self._part.add(families.TOKENS, provider, "input", name, amount=charge.prompt)
+            self._part.add(families.TOKENS, provider, "output", name, amount=charge.completion)
+            self._part.add(families.COST, team, name, amount=charge.cost or 0)
+
+    def _kind(self, exchange: Exchange, scope: Scope) -> _Kind:
+        route = scope.get("route")
+        status = 499 if exchange.client_gone and exchange.status is None else exchange.status
+        team = exchange.team.name if exchange.team else ""
+        key = (route, team, exchange.provider, exchange.model, status, exchange.streamed, exchange.cache)
+        kind = self._known.get(key)
+        if kind is None:
+            model = self._named(exchange.model)
+            kind = _Kind(self._part, exchange, route, model, _CLASSES[status])
+            # A name that a client has made up is not remembered.
+            if model != _OTHER and len(self._known) < MOST_KNOWN:
+                self._known[key] = kind
+        return kind
+
+    def _named(self, model: str | None) -> str:
+        if model is None:
+            return ""
+        known = self._model(model)
+        return known.id if known.known or model in self._models else _OTHER
+
+
+_OTHER: Final = "other"
+
+
+class _Kind:
+    """The series of one kind of request."""
+
+    __slots__ = ("cost", "duration", "first_token", "gaps", "input", "ones", "output", "saved", "service")
+
+    def __init__(self, part: Part, exchange: Exchange, route: Any, model: str, status: str) -> None:
+        team = exchange.team.name if exchange.team else ""
+        self.service = service = exchange.provider if exchange.team else "proxy"
+        method = route.name if route else _OTHER
+        if exchange.streamed:
+            method += "_stream"
+        self.ones = [
+            part.at(families.REQUESTS, service, method, status, model),
+            part.at(families.TEAM_REQUESTS, team, route.path if route else _OTHER, status),
+        ]
+        if exchange.cache:
+            self.ones.append(part.at(families.CACHE, team, exchange.cache))
+        self.duration = _Histogram(part, families.DURATION, service, method, status)
+        self.input = part.at(families.TOKENS, service, "input", model)
+        self.output = part.at(families.TOKENS, service, "output", model)
+        self.cost = part.at(families.COST, team, model)
+        self.saved = part.at(families.SAVED, team, model)
+        self.first_token = _Histogram(part, families.FIRST_TOKEN, model)
+        self.gaps = _Histogram(part, families.GAPS, service)
+
+
+class _Histogram:
+    """One series of a histogram."""
+
+    __slots__ = ("_at", "_bounds", "_cells")
+
+    def __init__(self, part: Part, family: Family, *labels: str) -> None:
+        self._cells, self._at, self._bounds = part.cells, part.at(family, *labels), family.bounds
+
+    def add(self, seconds: float) -> None:
+        cells, at = self._cells, self._at
+        cells[at] += int(seconds * NANO)
+        cells[at + 1 + bisect_left(self._bounds, seconds)] += 1
+
+    def add_all(self, counts: Sequence[int], seconds: float) -> None:
+        cells, at = self._cells, self._at
+        cells[at] += int(seconds * NANO)
+        for place, count in enumerate(counts, at + 1):
+            cells[place] += count
