@@ -13,6 +13,7 @@ from proxy.recount import Recounting, calendar_counters, key_ids
 from proxy.settings.model import Settings
 from proxy.upstream import open_transport, trust
 from proxy.upstream.client import Upstream
+from proxy.upstream.transport import Connections
 
 
 class Application:
@@ -78,6 +79,18 @@ class Application:
 
     def _counters(self, generation: Generation) -> set[Counter]:
         return set(calendar_counters(generation.rules, key_ids(generation.settings, self.process.issued)))
+
+    def connections(self) -> dict[str, Connections]:
+        """To each provider, of all configurations that a request still runs under. For whoever looks now and then."""
+        found: dict[str, Connections] = {}
+        seen: set[Upstream] = set()
+        for generation in (self.current, *self._earlier):
+            for name, upstream in generation.upstreams.items():
+                if upstream not in seen:
+                    seen.add(upstream)
+                    before, now = found.get(name, Connections(0, 0)), upstream.connections
+                    found[name] = Connections(before.in_use + now.in_use, before.idle + now.idle)
+        return found
 
     def redact(self, text: str) -> str:
         """Without the secrets of any configuration that a request still runs under."""

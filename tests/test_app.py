@@ -20,6 +20,7 @@ from proxy.logs import Writer
 from proxy.settings.model import Settings
 from proxy.stages import auth, body, host, model
 from proxy.upstream.config import CircuitBreaker
+from proxy.upstream.transport import Connections
 from tests.asgi import Answer, call
 from tests.e2e.upstream import completion, listener, upstream, url_of
 from tests.upstream.scripted import Peer, Received
@@ -124,6 +125,24 @@ async def test_an_old_provider_is_left_when_its_last_request_ends() -> None:
             assert (await old).status == 200
             assert not app._earlier
             await asyncio.wait_for(script.closed.acquire(), PATIENCE)  # though the connection could serve another
+
+
+async def test_the_connections_of_earlier_generations_are_counted() -> None:
+    script = Held(last=False)
+    with listener() as held:
+        async with upstream(held, script), application(base_url=url_of(held)) as (app, _):
+            old = asyncio.create_task(chat(app))
+            await script.arrived.acquire()
+            await app.replace(settings(url_of(held), teams={"other": {"keys": [Secret(KEY)]}}), None, 2)
+            assert app.connections() == {"mistral": Connections(in_use=1, idle=0)}  # a pool that both have, once
+            other = settings(url_of(held).replace("127.0.0.1", "localhost"))
+            await app.replace(other, None, 3)
+            new = asyncio.create_task(chat(app))
+            await script.arrived.acquire()
+            assert app.connections() == {"mistral": Connections(in_use=2, idle=0)}
+            script.released.set()
+            assert [(await one).status for one in (old, new)] == [200, 200]
+            assert app.connections() == {"mistral": Connections(in_use=0, idle=1)}
 
 
 async def test_connections_are_kept_while_the_provider_is_the_same() -> None:

@@ -28,7 +28,7 @@ from proxy.providers.mistral.models import MODEL, MODELS
 from proxy.stages import translate
 from proxy.upstream.client import Upstream
 from proxy.upstream.config import Config, Retry, Timeouts
-from proxy.upstream.transport import Headers, TransportError
+from proxy.upstream.transport import Connections, Headers, TransportError
 from tests.asgi import Answer, Log, call, exchange, services
 
 KEY = "provider-key-0123456789"
@@ -78,6 +78,8 @@ class Network:
         self.sent.append(Sent(method, path, dict(headers), json.loads(body) if body else None, fresh))
         found = self._replies(self.sent[-1]) if callable(self._replies) else self._replies.pop(0)
         return Call(self, found)
+
+    connections = Connections(0, 0)
 
     async def close(self) -> None:
         raise AssertionError("the pool belongs to the application")

@@ -34,7 +34,7 @@ from proxy.upstream import tls
 from proxy.upstream.config import Config
 from proxy.upstream.head import check
 from proxy.upstream.pool import Pool
-from proxy.upstream.transport import Call, Headers, TransportError
+from proxy.upstream.transport import Call, Connections, Headers, TransportError
 
 Request = tuple[bytes, bytes]
 """Head and body, as they are sent."""
@@ -72,6 +72,11 @@ class AiohttpTransport:
     def call(self, method: str, path: str, headers: Headers, body: bytes, *, fresh: bool = False) -> Call:
         """See Transport. Raises ValueError for what may not stand in the head of a request."""
         return self._pool.call((self._head(method, path, headers, body), body), fresh=fresh)
+
+    @property
+    def connections(self) -> Connections:
+        """See Transport."""
+        return self._pool.connections
 
     async def close(self) -> None:
         """See Transport. Calls under way fail with TransportError("closed")."""

@@ -14,7 +14,7 @@ from proxy.core.services import Log
 from proxy.upstream.config import Config, Timeouts
 from proxy.upstream.keys import Key, KeyPool
 from proxy.upstream.retry import Retries
-from proxy.upstream.transport import Answer, Call, Headers, Transport, TransportError
+from proxy.upstream.transport import Answer, Call, Connections, Headers, Transport, TransportError
 
 MOST_JSON = 32 << 20
 """Bytes of an answer that is read as a whole."""
@@ -68,6 +68,11 @@ class Upstream:
         self._secrets = sorted(secrets, key=len, reverse=True)  # one may begin with another
         self._escaped = _escaped(self._secrets)
         self._has_slash = any(b"/" in key for key in self._secrets)
+
+    @property
+    def connections(self) -> Connections:
+        """See Transport."""
+        return self._transport.connections
 
     def keys(self, team: str | None) -> KeyPool:
         """Those that the calls of this team are paid with."""

@@ -21,7 +21,7 @@ from proxy.upstream import tls
 from proxy.upstream.config import Config
 from proxy.upstream.head import check
 from proxy.upstream.pool import Pool
-from proxy.upstream.transport import Call, Headers, TransportError
+from proxy.upstream.transport import Call, Connections, Headers, TransportError
 
 _MOST_HEADERS = 128
 """As many as aiohttp takes. The size of a head is bounded by h11 (100 KB) and h2 (64 KB)."""
@@ -54,6 +54,11 @@ class HttpxTransport:
         exact = {"target": self._prefix + path.encode("ascii")}  # httpx2 would normalise the URL's path
         url = self._base_url + path
         return self._pool.call(httpx2.Request(method, url, headers=raw, content=body, extensions=exact), fresh=fresh)
+
+    @property
+    def connections(self) -> Connections:
+        """See Transport."""
+        return self._pool.connections
 
     async def close(self) -> None:
         """See Transport."""

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
-from proxy.upstream.transport import Answer, TransportError
+from proxy.upstream.transport import Answer, Connections, TransportError
 
 KEEP_IDLE = 30.0
 """Seconds. Most servers keep an idle connection for a minute or more; who closes first has no race to lose."""
@@ -66,6 +66,12 @@ class Pool(Generic[R]):
     def call(self, request: R, *, fresh: bool = False) -> PooledCall[R]:
         """A call that sends `request` when it is entered, if `fresh` on a new connection."""
         return PooledCall(self, request, fresh)
+
+    @property
+    def connections(self) -> Connections:
+        """Those that are idle and that their server has closed are none any more."""
+        idle = sum(connection.is_usable() for connection, _ in self._idle)
+        return Connections(len(self._open) - len(self._idle), idle)
 
     async def enter(self) -> None:
         """Take a place. Raises TransportError("pool")."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 Headers = list[tuple[str, str]]
 
@@ -31,6 +31,13 @@ class TransportError(Exception):
     def stale(self) -> bool:
         """Whether the request met an idle connection that its server had just given up. A fresh one may serve it."""
         return self.kind == "closed" and self.reused and not self.answered
+
+
+class Connections(NamedTuple):
+    """How many a pool has: held by a call, and ready for the next one."""
+
+    in_use: int
+    idle: int
 
 
 class Answer(Protocol):
@@ -61,6 +68,10 @@ class Call(Protocol):
 
 class Transport(Protocol):
     """A pool of connections to one origin."""
+
+    @property
+    def connections(self) -> Connections:
+        """Counted when asked, with a question to the system for each that is idle: no part of a request."""
 
     def call(self, method: str, path: str, headers: Headers, body: bytes, *, fresh: bool = False) -> Call:
         """Send `body` to `path` (already encoded) of the origin, if `fresh` on a connection of its own. Nothing is sent

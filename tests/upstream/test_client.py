@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from proxy.core.secret import Secret
 from proxy.upstream.client import Upstream, read
 from proxy.upstream.config import Config
-from proxy.upstream.transport import Call, Headers
+from proxy.upstream.transport import Call, Connections, Headers
 
 KEY = "pr0vider/Key+with-signs_42"
 
 
 class Network:
+    connections = Connections(0, 0)
+
     def call(self, method: str, path: str, headers: Headers, body: bytes, *, fresh: bool = False) -> Call:
         raise NotImplementedError
 

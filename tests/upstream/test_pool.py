@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from proxy.upstream.pool import KEEP_IDLE, Pool
-from proxy.upstream.transport import TransportError
+from proxy.upstream.transport import Connections, TransportError
 from tests.upstream.conftest import Authority, Open
 from tests.upstream.scripted import CHUNKED, Peer, Upstream, answer, chunk, every_request, soon, upstream, whole
 
@@ -321,6 +321,32 @@ async def exchange(pool: Pool[str], together: int = 1) -> None:
     if together:
         async with pool.call("ask"):
             await exchange(pool, together - 1)
+
+
+async def test_connections_are_counted_by_whether_a_call_has_them():
+    made: list[Plain] = []
+    pool = plain_pool(made)
+    async with pool.call("ask"):
+        assert pool.connections == Connections(in_use=1, idle=0)
+        await exchange(pool)
+        assert pool.connections == Connections(in_use=1, idle=1)
+    assert pool.connections == Connections(in_use=0, idle=2)
+    made[0].usable = False  # its server has closed it
+    assert pool.connections == Connections(in_use=0, idle=1)
+    await pool.close()
+    assert pool.connections == Connections(in_use=0, idle=0)
+
+
+@pytest.mark.parametrize("phase", ["headers", "body"])
+async def test_a_transport_tells_its_connections(open_to: Open, authority: Authority, phase: str):
+    async with stalling(phase, authority) as (staller, server):
+        transport = open_to(server.url)
+        call = asyncio.create_task(whole(transport))
+        await soon(staller.stalled.get())
+        assert transport.connections == Connections(in_use=1, idle=0)
+        call.cancel()
+        await asyncio.wait([call])
+        assert transport.connections == Connections(in_use=0, idle=0)
 
 
 async def test_the_connection_used_last_is_used_next():
