@@ -14,6 +14,7 @@ from proxy.settings.model import Settings
 from proxy.upstream import open_transport, trust
 from proxy.upstream.client import Upstream
 from proxy.upstream.transport import Connections
+from proxy.vitals import Vitals
 
 
 class Application:
@@ -28,6 +29,8 @@ class Application:
         self._earlier: set[Generation] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._recounting = Recounting(process.quotas, process.log)
+        self._vitals = Vitals(process, lambda: self.current.upstreams, self.connections)
+        process.look = self._vitals.look
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         generation = self.current
@@ -68,6 +71,7 @@ class Application:
         """Before anybody is served: a store that others use may have counted for other rules than these."""
         if self.current.settings.store.shared:
             await self._recounting.recount(self._counters(self.current), missed=False)
+        self._vitals.start()
 
     async def _count(self, before: Generation, new: Generation) -> None:
         """Bring the counters of rules that are new, or begin at other times now, up to date before anybody asks."""
@@ -105,6 +109,7 @@ class Application:
 
     async def close(self) -> None:
         """Close every connection to a provider, whose calls fail, and whatever the process keeps elsewhere."""
+        self._vitals.close()
         for upstream in self._upstreams():
             await upstream.close()
         if self._closing:

@@ -33,12 +33,14 @@ from proxy.core.services import Drainable, Services, Traffic
 from proxy.core.team_key import Issued
 from proxy.dispatch import Dispatch, Way
 from proxy.logs import Writer
-from proxy.pipeline import Configs, administration, fold, inner, outer
+from proxy.pipeline import Configs, administration, fold, inner, measuring, outer
 from proxy.providers import PROVIDERS
 from proxy.routes import Health, router
+from proxy.scrape import Scrape
 from proxy.settings.model import Settings
 from proxy.settings.rules import catalogue_of, rules_of
 from proxy.stages import admin, auth, breaker, cache, quota, translate
+from proxy.standings import Standings
 from proxy.store.memory import MemoryStore
 from proxy.upstream.client import Upstream
 from proxy.upstream.config import is_loopback
@@ -67,7 +69,7 @@ class Process:
     """What outlives every generation: the log, the counters, the ledger, who holds which issued key, the answers that
     are kept. On the `board` all processes of the proxy count, each in its `part`. `drainables` are the parts of all
     requests under way that can be ended. `owner` is this process among all that share a store; `closing` is closed when
-    its last request has ended."""
+    its last request has ended; `look` brings up to date what is told of it."""
 
     log: Writer
     quotas: Counters = field(default_factory=lambda: MemoryStore(Calendar(UTC), unix_milliseconds))
@@ -85,6 +87,7 @@ class Process:
     board: Board = field(default_factory=Board)
     part: Part = field(init=False)
     number: int = 1
+    look: Callable[[], object] = lambda: None
     closing: AsyncExitStack = field(default_factory=AsyncExitStack)
     circuits: Circuits = field(init=False)
     _count: Iterator[int] = field(default_factory=itertools.count)
@@ -179,12 +182,13 @@ class Generation:
         configs = Configs(
             trusted_proxies=settings.server.trusted_proxies,
             access_log=settings.logging,
-            models=self._named_models(),
+            named_models=self._named_models(),
             cors_origins=settings.server.cors_origins,
             loopback=is_loopback(settings.server.host),
             hosts=[*settings.server.hosts, settings.server.host],
             auth=auth.Config(settings.teams, self._process.issued, self._process.failures),
             admin=admin.Config(settings.server.admin_keys, self._process.failures),
+            public_metrics=settings.server.metrics.public,
             max_requests=settings.server.max_requests,
             max_body=settings.server.max_body,
             model=settings.models,
@@ -201,16 +205,25 @@ class Generation:
         # A path is where the main provider has it; what the others serve under it, they serve in their own way.
         endpoints = [(row, inner(configs, row, services, self._dispatch(row))) for row in PROVIDERS[MAIN].endpoints]
         for_admins = [(one, administration(configs, services, one.app)) for one in self._for_admins()]
-        return fold(outer(configs, services), router(endpoints, self._health(), for_admins))
+        metrics = measuring(configs, services, self._scrape())
+        return fold(outer(configs, services), router(endpoints, self._health(), metrics, for_admins))
 
     def _named_models(self) -> Collection[str]:
         models, resolve = self.settings.models, self._services.catalogue.resolve
-        names = [
-            *models.aliases.values(),
-            *models.prices,
-            *(name for chain in models.fallbacks.values() for name in chain),
-        ]
+        names = {*models.aliases.values(), *models.prices, *itertools.chain(*models.fallbacks.values())}
         return {resolve(name) for name in names | ({models.default} if models.default else set())}
+
+    def _scrape(self) -> Scrape:
+        process = self._process
+        standings = Standings(self.rules, process.quotas)
+        return Scrape(
+            process.board,
+            process.monotonic,
+            lambda: process.look(),
+            standings.samples,
+            generation=self.number,
+            config=self.config,
+        )
 
     def _for_admins(self) -> Sequence[Resource]:
         answers = self._services.answers

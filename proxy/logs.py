@@ -63,6 +63,8 @@ class Writer:
         self._second, self._written = -1, ""
         self._waiting: deque[bytes] = deque()
         self._bytes = self._lost = 0
+        self.lost = 0
+        """Lines, since the beginning."""
         self._flushed_by: asyncio.AbstractEventLoop | None = None
 
     def become(self, level: str, format: str) -> None:
@@ -75,6 +77,7 @@ class Writer:
             return
         if self._lost or len(self._waiting) >= MOST_LINES or self._bytes >= MOST_BYTES:
             self._lost += 1
+            self.lost += 1
         else:
             self._add(level, event, fields)
         if not self._flush_later():

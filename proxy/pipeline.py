@@ -43,13 +43,14 @@ class Configs:
 
     trusted_proxies: Sequence[str]
     access_log: access_log.Config
-    models: Collection[str]
+    named_models: Collection[str]
     cors_origins: Sequence[str]
     loopback: bool
     hosts: list[str]
     max_requests: int
     auth: auth.Config
     admin: admin.Config
+    public_metrics: bool
     max_body: int
     model: model.Config
     fallbacks: fallback.Chains
@@ -66,7 +67,7 @@ def outer(configs: Configs, services: Services) -> tuple[Middleware, ...]:
         # first: everything after it needs the Exchange, and its headers go on every answer
         begin.build(configs.trusted_proxies, services),
         access_log.build(configs.access_log, services),  # outside rescue: it logs what the client was told
-        metrics.build(configs.models, services),  # outside rescue, as the log
+        metrics.build(configs.named_models, services),  # outside rescue, as the log
         cors.build(configs.cors_origins, services),  # outside rescue: a page must be able to read errors, too
         rescue.build(services),  # every error of everything below becomes an answer here
         host.build(configs.loopback, configs.hosts, services),  # before any route: an unknown Host learns nothing
@@ -121,6 +122,11 @@ def answering(configs: Configs, endpoint: Endpoint, services: Services) -> tuple
 def administration(configs: Configs, services: Services, end: ASGIApp) -> ASGIApp:
     """The stages of what is for admins alone."""
     return fold((gate.build(configs.max_requests, services), admin.build(configs.admin, services)), end)
+
+
+def measuring(configs: Configs, services: Services, end: ASGIApp) -> ASGIApp:
+    """The stages of what a monitoring system asks for; no gate: that it is crowded is what it is to see."""
+    return end if configs.public_metrics else fold((admin.build(configs.admin, services, near=configs.loopback),), end)
 
 
 def fold(stages: tuple[Middleware | None, ...], end: ASGIApp) -> ASGIApp:

@@ -41,15 +41,19 @@ UNSERVED = {
 
 
 def router(
-    endpoints: Iterable[tuple[Endpoint, ASGIApp]], health: Health, admin: Iterable[tuple[Resource, ASGIApp]] = ()
+    endpoints: Iterable[tuple[Endpoint, ASGIApp]],
+    health: Health,
+    metrics: ASGIApp,
+    admin: Iterable[tuple[Resource, ASGIApp]] = (),
 ) -> Router:
     """Deny by default: what is not in this list is 404. The endpoints come first, since routes are tried in order."""
     listed = [
-        *(Exact(row.path, app, methods=[row.method]) for row, app in endpoints),
-        Exact("/health", health.status, methods=["GET"]),
-        Exact("/health/live", health.live, methods=["GET"]),
-        Exact("/health/ready", health.ready, methods=["GET"]),
-        *(Exact(resource.path, app, methods=resource.methods) for resource, app in admin),
+        *(Exact(row.path, app, methods=[row.method], name=row.operation) for row, app in endpoints),
+        Exact("/health", health.status, methods=["GET"], name="health"),
+        Exact("/health/live", health.live, methods=["GET"], name="health"),
+        Exact("/health/ready", health.ready, methods=["GET"], name="health"),
+        Exact("/metrics", metrics, methods=["GET"], name="metrics"),
+        *(Exact(resource.path, app, methods=resource.methods, name="admin") for resource, app in admin),
     ]
     # A redirect would carry the client's key to a URL made of its Host header.
     return Router(listed, redirect_slashes=False, default=_not_found)
@@ -61,8 +65,8 @@ class Exact(Route):
     anything for an id, a way up included.
     """
 
-    def __init__(self, path: str, endpoint: Callable[..., Any], *, methods: Sequence[str]) -> None:
-        super().__init__(path, endpoint, methods=methods)
+    def __init__(self, path: str, endpoint: Callable[..., Any], *, methods: Sequence[str], name: str) -> None:
+        super().__init__(path, endpoint, methods=methods, name=name)
         self._plain = path.encode()
         with_id = re.escape(path).replace(r"\{id\}", "(?P<id>[^/]+)").encode()
         self._pattern = re.compile(with_id) if "{" in path else None

@@ -13,6 +13,7 @@ from proxy.core.metrics import families
 from proxy.core.metrics.families import Family
 from proxy.generation import Process
 from proxy.upstream.client import Upstream
+from proxy.upstream.transport import Connections
 
 EVERY: Final = 1.0
 """Seconds."""
@@ -21,12 +22,19 @@ _STATES: Final = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 
 
 class Vitals:
-    """`upstreams` are those that are called now, by their provider's name."""
+    """`upstreams` are those that are called now, by their provider's name; `connections` are those to each, also of
+    configurations that requests still run under."""
 
-    def __init__(self, process: Process, upstreams: Callable[[], Mapping[str, Upstream]]) -> None:
+    def __init__(
+        self,
+        process: Process,
+        upstreams: Callable[[], Mapping[str, Upstream]],
+        connections: Callable[[], Mapping[str, Connections]],
+    ) -> None:
         self._process = process
         self._part = process.part
         self._upstreams = upstreams
+        self._connections = connections
         self._timer: asyncio.TimerHandle | None = None
         self._lost: dict[str, int] = {}
 
@@ -50,15 +58,15 @@ class Vitals:
         part.beat(ceil(process.monotonic()))
         part.set(families.STREAMS, value=process.traffic.streams)
         part.set(families.IN_FLIGHT, value=process.traffic.requests)
-        part.set(families.CONNECTIONS, value=process.traffic.connections())
         part.set(families.TASKS, value=len(asyncio.all_tasks()))
-        part.set(families.LEDGER, value=process.ledger.waiting if process.ledger else 0)
+        part.set(families.LEDGER, value=process.ledger.rows_waiting if process.ledger else 0)
         for name, upstream in self._upstreams().items():
             part.set(families.CIRCUIT, name, value=self._worst(name))
-            part.set(families.UPSTREAM, name, "busy", value=upstream.connections.busy)
-            part.set(families.UPSTREAM, name, "idle", value=upstream.connections.idle)
             for label, usable in upstream.usable_keys():
                 part.set(families.KEYS, name, label, value=usable)
+        for name, connections in self._connections().items():
+            part.set(families.UPSTREAM, name, "in_use", value=connections.in_use)
+            part.set(families.UPSTREAM, name, "idle", value=connections.idle)
         self._add_lost(families.LOG_LOST, process.log.lost)
         self._add_lost(families.SERIES_LOST, part.lost)
 

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from proxy import data
 from proxy.core.circuit import Circuits
 from proxy.core.exchange import Exchange
+from proxy.core.metrics.board import Board
 from proxy.core.redact import Redactor
 from proxy.core.services import Services
 
@@ -63,6 +64,7 @@ def services(log: Log | None = None, catalogue: Any = None, **more: Any) -> Serv
     redact = Redactor(data.read("redaction.yaml"))
     given: dict[str, Any] = {
         "monotonic": Ticks(), "quotas": None, "ledger": None, "wall": lambda: 0, "next_call": lambda: "test-0",
+        "part": Board().parts[0],
         "circuits": Circuits(time.monotonic, log or Log()),
     }  # fmt: skip
     return Services(log=log or Log(), redact=redact, catalogue=catalogue, **(given | more))

@@ -37,10 +37,12 @@ def configs(**options: Any) -> Configs:
     return Configs(
         trusted_proxies=[],
         access_log=access_log.Config(),
+        named_models=(),
         cors_origins=options.get("cors_origins", []),
         loopback=options.get("loopback", True),
         hosts=options.get("hosts", []),
         max_requests=2_000,
+        public_metrics=False,
         admin=admin.Config(options.get("admin_keys", ())),
         auth=auth.Config(teams={"research": auth.Team(keys=keys, models=["mistral-*"])}),
         max_body=options.get("max_body", 200),
@@ -185,7 +187,7 @@ async def test_c18_without_a_setting_there_is_no_header_of_cors() -> None:
     for headers in ([*HOST, PAGE], [*HOST, PAGE, (b"access-control-request-method", b"POST")]):
         answer = await call(around(ok), "OPTIONS", headers=headers)
         assert not [name for name, _ in answer.headers if name == b"vary" or name.startswith(b"access-control-")]
-    assert len(outer(configs(), services(catalogue=CATALOGUE))) == 4
+    assert len(outer(configs(), services(catalogue=CATALOGUE))) == 5
 
 
 @pytest.mark.parametrize("host", [b"localhost", b"evil.example"])

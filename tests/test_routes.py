@@ -37,7 +37,7 @@ class State:
 
 def app(state: State | None = None, configured: bool = True) -> Router:
     health = Health(configured=configured, draining=lambda: bool(state and state.draining))
-    return router([(row, End()) for row in ENDPOINTS], health)
+    return router([(row, End()) for row in ENDPOINTS], health, End())
 
 
 async def ask(path: str, method: str = "GET", raw_path: bytes | None = None, **options: Any) -> Answer:

@@ -142,6 +142,10 @@ class Circuits:
         circuit = self._circuits.get(name)
         return circuit.state if circuit else State.CLOSED
 
+    def states(self) -> list[tuple[str, State]]:
+        """Of all circuits that are not closed, by name."""
+        return [(name, one.state) for name, one in self._circuits.items() if one.state is not State.CLOSED]
+
     def left(self, name: str) -> float:
         """Seconds for which no call will be let in; 0 if one may be."""
         circuit = self._circuits.get(name)

@@ -67,7 +67,11 @@ class LedgerFull(Exception):
 
 
 class Ledger(Protocol):
-    """Rows are on their way to the database when these return, and outlive the death of the process."""
+    """Rows are on their way to the database when these return, and outlive the death of the process. `rows_waiting`
+    have not got there yet."""
+
+    @property
+    def rows_waiting(self) -> int: ...
 
     def open(self, intent: Intent) -> None:
         """Raises LedgerFull. Never waits."""

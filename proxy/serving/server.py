@@ -19,6 +19,7 @@ import uvicorn
 import uvloop
 
 from proxy.app import Application
+from proxy.core.metrics.board import Board
 from proxy.core.provider import MAIN
 from proxy.core.secret import Secret
 from proxy.generation import Process
@@ -67,10 +68,12 @@ requests has under way: it would look at all of them again and again, and find n
 
 class Leader(Protocol):
     """Who says what a server serves, and when it is to end: the `plan` to begin with and its `generation`; `always` are
-    fields of every log line."""
+    fields of every log line. `board` is where this process counts, in the part of its `number`."""
 
     plan: Plan
     generation: int
+    number: int
+    board: Board
     always: Mapping[str, Any]
 
     def server(self, app: Application, log: Writer) -> Server: ...
@@ -83,7 +86,8 @@ class ByFiles:
     """A process by itself is led by its files and by signals."""
 
     def __init__(self, plan: Plan, listener: socket.socket) -> None:
-        self.plan, self.generation = plan, 1
+        self.plan, self.generation, self.number = plan, 1, 1
+        self.board = Board()
         self.always: Mapping[str, Any] = {}
         self._banner = banner(plan, listener.getsockname()[1])
 
@@ -143,7 +147,7 @@ async def serve(leader: Leader, listener: socket.socket) -> None:
         aim = pointed_at(await _simulator(stack)) if plan.simulate else lambda settings: settings
         settings = aim(plan.settings)
         log = Writer(sys.stdout.buffer, level=settings.logging.level, format=settings.logging.format, **leader.always)
-        process = await stack.enter_async_context(opened(plan, log))
+        process = await stack.enter_async_context(opened(leader, log))
         app = Application(settings, plan.sources.digest, process, leader.generation)
         await app.start()
         logging.getLogger().addHandler(FromLibraries(log, app.redact))
@@ -157,10 +161,11 @@ async def serve(leader: Leader, listener: socket.socket) -> None:
 
 
 @asynccontextmanager
-async def opened(plan: Plan, log: Writer) -> AsyncIterator[Process]:
+async def opened(leader: Leader, log: Writer) -> AsyncIterator[Process]:
     """What the process is made of, with its stores. They are closed at the end of the application, or of this block if
     there never is one. Raises CannotStart."""
-    process = Process(log, simulated=plan.simulate)
+    plan = leader.plan
+    process = Process(log, simulated=plan.simulate, board=leader.board, number=leader.number)
     opener = Opener(
         plan.settings,
         plan.sources.environ,

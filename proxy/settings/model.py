@@ -152,6 +152,12 @@ def _team_name(name: str) -> str:
     return name
 
 
+class Metrics(Strict):
+    """`server.metrics` of proxy.yaml. `public`: whoever gets there may read them."""
+
+    public: bool = False
+
+
 class Server(Strict):
     """`server` of proxy.yaml.
 
@@ -159,7 +165,7 @@ class Server(Strict):
     Port 0 takes any free port. A worker serves `max_requests` at a time. `time_zone` is where the days, weeks and
     months of quotas begin; `key_pepper` keys the hashes under which issued team keys are stored. `admin_keys` open
     `/admin`, which is not there without any. Pages of `cors_origins` may call the API from a browser; `trusted_proxies`
-    are addresses and networks whose `x-forwarded-for` says who sent a request.
+    are addresses and networks whose `x-forwarded-for` says who sent a request. `metrics` says who may read /metrics.
     """
 
     host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
@@ -171,6 +177,7 @@ class Server(Strict):
     time_zone: Annotated[str, AfterValidator(_zone)] = "UTC"
     key_pepper: Annotated[SecretText, AfterValidator(_pepper)] | None = None
     admin_keys: list[WrittenKey] = Field(default_factory=list)
+    metrics: Metrics = Metrics()
     hosts: list[Annotated[str, AfterValidator(_host_header)]] = Field(default_factory=list)
     cors_origins: Annotated[list[Annotated[str, AfterValidator(_origin)]], AfterValidator(_everyone_alone)] = Field(
         default_factory=list
@@ -310,7 +317,6 @@ class Settings(Strict):
 
 LATER: dict[type[Strict], frozenset[str]] = {
     Settings: frozenset({"tracing"}),
-    Server: frozenset({"metrics"}),
 }
 """Keys of features that do not exist yet. They are refused as unknown keys are, and told apart from a misspelling."""
 

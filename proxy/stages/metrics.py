@@ -131,11 +131,12 @@ class Metrics:
         route = scope.get("route")
         status = 499 if exchange.client_gone and exchange.status is None else exchange.status
         team = exchange.team.name if exchange.team else ""
-        key = (route, team, exchange.provider, exchange.model, status, exchange.streamed, exchange.cache)
+        path, method = (route.path, route.name) if route else (_OTHER, _OTHER)
+        key = (path, method, team, exchange.provider, exchange.model, status, exchange.streamed, exchange.cache)
         kind = self._known.get(key)
         if kind is None:
             model = self._named(exchange.model)
-            kind = _Kind(self._part, exchange, route, model, _CLASSES[status])
+            kind = _Kind(self._part, exchange, path, method, model, _CLASSES[status])
             # A name that a client has made up is not remembered.
             if model != _OTHER and len(self._known) < MOST_KNOWN:
                 self._known[key] = kind
@@ -156,15 +157,14 @@ class _Kind:
 
     __slots__ = ("cost", "duration", "first_token", "gaps", "input", "ones", "output", "saved", "service")
 
-    def __init__(self, part: Part, exchange: Exchange, route: Any, model: str, status: str) -> None:
+    def __init__(self, part: Part, exchange: Exchange, path: str, method: str, model: str, status: str) -> None:
         team = exchange.team.name if exchange.team else ""
         self.service = service = exchange.provider if exchange.team else "proxy"
-        method = route.name if route else _OTHER
         if exchange.streamed:
             method += "_stream"
         self.ones = [
             part.at(families.REQUESTS, service, method, status, model),
-            part.at(families.TEAM_REQUESTS, team, route.path if route else _OTHER, status),
+            part.at(families.TEAM_REQUESTS, team, path, status),
         ]
         if exchange.cache:
             self.ones.append(part.at(families.CACHE, team, exchange.cache))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -73,6 +73,12 @@ class Upstream:
     def connections(self) -> Connections:
         """See Transport."""
         return self._transport.connections
+
+    def usable_keys(self) -> Iterator[tuple[str, bool]]:
+        """Each key by its label, and whether it pays for anything at the moment."""
+        for pool in (self._shared, *self._own.values()):
+            now = pool.now()
+            yield from ((key.label, key.is_usable(now)) for key in pool.keys)
 
     def keys(self, team: str | None) -> KeyPool:
         """Those that the calls of this team are paid with."""

@@ -54,6 +54,10 @@ class Key:
         left = max(self._until(model)) - now
         return left if left > NEARLY else 0.0
 
+    def is_usable(self, now: float) -> bool:
+        """Whether it is known to pay for some model, or nothing is known against it."""
+        return self._out.get(None, 0.0) <= now
+
     def _until(self, model: str) -> tuple[float, float, float]:
         return self._rests.get(model, 0.0), self._out.get(model, 0.0), self._out.get(None, 0.0)
 

@@ -22,6 +22,7 @@ from proxy.core.secret import Secret
 from proxy.routes import Health, router
 from proxy.serving.server import AFTER_DRAIN
 from proxy.settings.model import Settings
+from tests.asgi import ok
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -109,7 +110,7 @@ def test_the_health_check_asks_for_something_that_is_served() -> None:
     url = re.search(r"http://127\.0\.0\.1:(\d+)(/[\w/]+)", check)
     assert url
     assert url[1] == last("EXPOSE")
-    served = router([], Health(configured=True, draining=lambda: False)).routes
+    served = router([], Health(configured=True, draining=lambda: False), ok).routes
     paths = {route.path for route in served if isinstance(route, Route)}
     assert url[2] in paths
     words = json.loads(check[check.index("[") :])

@@ -29,7 +29,7 @@ async def test_c11_an_admins_key_is_compared_as_a_teams_is(key: bytes, monkeypat
     monkeypatch.setattr(hmac, "compare_digest", compare)
     found = exchange([(b"authorization", b"Bearer " + key)])
     with nullcontext() if key == b"key-one" else pytest.raises(InvalidApiKey):
-        await call(admin.Admin(ok, ids, Failures(), lambda: 0.0), exchange=found)
+        await call(admin.Admin(ok, ids, False, Failures(), lambda: 0.0), exchange=found)
     sent = hashlib.sha256(key).digest()
     assert ids.asked == [sent]
     assert compared == [(digest if key == b"key-one" else bytes(32), sent)]

@@ -159,14 +159,11 @@ QUOTA_RESERVED: Final = _gauge(
     "mistral_proxy_quota_reserved", "team rule", "What requests under way may still use of a quota."
 )
 QUOTA_LIMIT: Final = _gauge("mistral_proxy_quota_limit", "team rule", "What a quota allows.")
-CONNECTIONS: Final = _gauge("mistral_proxy_client_connections", "", "Open connections of clients.")
 UPSTREAM: Final = _gauge(
-    "mistral_proxy_upstream_connections", "service state", "Open connections to a provider, in use or idle."
+    "mistral_proxy_upstream_connections", "service state", "Open connections to a provider, in_use or idle."
 )
 TASKS: Final = _gauge("mistral_proxy_tasks", "", "Tasks of the event loops.")
-LEDGER: Final = _gauge(
-    "mistral_proxy_ledger_waiting", "", "Entries of the ledger's journal that are not in its database yet."
-)
+LEDGER: Final = _gauge("mistral_proxy_ledger_waiting", "", "Entries of the ledger that its database does not have yet.")
 WORKERS: Final = _gauge("mistral_proxy_workers", "", "Workers that are alive.")
 BUILD: Final = _gauge("mistral_proxy_build_info", "version python", "Always 1.")
 CONFIG: Final = _gauge("mistral_proxy_config_info", "config generation", "The configuration in force; always 1.")
@@ -180,6 +177,6 @@ SERIES_LOST: Final = _counter("mistral_proxy_series_lost_total", "", "Series for
 FAMILIES: Final = (
     REQUESTS, TOKENS, ERRORS, RETRIES, DURATION, FIRST_TOKEN, TEAM_REQUESTS, FAULTS, COST, CACHE, SAVED, REFUSALS,
     OVERHEAD, GAPS, CANCELS, STREAMS, IN_FLIGHT, CIRCUIT, KEYS, LEFT, QUOTA_USED, QUOTA_RESERVED, QUOTA_LIMIT,
-    CONNECTIONS, UPSTREAM, TASKS, LEDGER, WORKERS, BUILD, CONFIG, LOG_LOST, SPANS_LOST, SERIES_LOST,
+    UPSTREAM, TASKS, LEDGER, WORKERS, BUILD, CONFIG, LOG_LOST, SPANS_LOST, SERIES_LOST,
 )  # fmt: skip
 """In the order in which they are told."""

@@ -125,9 +125,12 @@ class LedgerStore:
         return await asyncio.to_thread(self._end, seconds)
 
     @property
+    def rows_waiting(self) -> int:
+        return self._queue.taken - self._queue.written
+
+    @property
     def backlog(self) -> Backlog:
-        rows = self._queue.taken - self._queue.written
-        return Backlog(rows, self._journal.segments, self._writer.gone, self._full)
+        return Backlog(self.rows_waiting, self._journal.segments, self._writer.gone, self._full)
 
     def _end(self, seconds: float) -> bool:
         written = self._writer.stop(seconds)
