@@ -35,6 +35,9 @@ class Counted:
     async def reserve(self, call: str, claims: Any) -> Verdict:
         raise NotImplementedError
 
+    async def look(self, claims: Any) -> Verdict:
+        raise NotImplementedError
+
     async def caught_up(self) -> None: ...
 
     def settle(self, call: str, claims: Any, used: Any) -> None:

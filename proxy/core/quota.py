@@ -142,6 +142,10 @@ class QuotaStore(Protocol):
         """Grant all of `claims`, or none. Raises StoreGone. When it is cancelled or raises, nothing stays reserved."""
         ...
 
+    async def look(self, claims: Sequence[Claim]) -> Verdict:
+        """What `reserve` would say of these now; nothing is reserved. Raises StoreGone where that does."""
+        ...
+
     def settle(self, call: str, claims: Sequence[Claim], used: Sequence[int]) -> None:
         """What a granted call has `used`, in the order of its claims; slots come back. What was reserved beyond that
         returns to the windows it was taken from. Never waits and never fails; a second time it does nothing."""

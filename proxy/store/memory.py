@@ -82,9 +82,19 @@ class MemoryStore:
     async def caught_up(self) -> None:
         """It always is."""
 
+    async def look(self, claims: Sequence[Claim]) -> Verdict:
+        """Raises StoreGone. Of what is counted it changes nothing; a calendar's counter is kept, though, once the
+        ledger had to be asked for it."""
+        tallies = await self._seen(claims)
+        waits = self._waits(tallies, claims)
+        if _refused(waits, claims):
+            return Verdict(False, _standings(tallies, waits))
+        each = zip(tallies, claims, waits, strict=True)
+        return Verdict(True, tuple([tally.with_more(claim.amount, wait) for tally, claim, wait in each]))
+
     async def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...]:
-        """What `reserve` would find. Raises StoreGone."""
-        tallies, _ = self._found(claims) or await self._made(claims)
+        """How the counters are, without the claims. Raises StoreGone."""
+        tallies = await self._seen(claims)
         return _standings(tallies, self._waits(tallies, claims))
 
     async def recount(self, counter: Counter, *, missed: bool) -> bool:
@@ -164,6 +174,20 @@ class MemoryStore:
             tallies.append(tally)
         return tallies, fit
 
+    async def _seen(self, claims: Sequence[Claim]) -> list[Tally]:
+        """The tallies of claims as of now. What nobody has counted yet is as a new one, and need not be kept."""
+        while True:
+            now, known, tallies = self._advance(), self._tallies, list[Tally]()
+            for claim in claims:
+                tally = known.get(claim.counter.name) or _empty(claim.counter)
+                if tally is None:
+                    await self._make(claim.counter)
+                    break
+                tally.advance(now)
+                tallies.append(tally)
+            else:
+                return tallies
+
     async def _made(self, claims: Sequence[Claim]) -> tuple[list[Tally], bool]:
         while True:
             for claim in claims:
@@ -175,14 +199,13 @@ class MemoryStore:
                 return found
 
     async def _make(self, counter: Counter) -> None:
-        window = counter.window
-        if window is None:
-            self._tallies[counter.name] = Slots()
-        elif window.span is not None:
-            self._tallies[counter.name] = SlidingLog(window.span)
-        else:
-            async with self._held(counter):
-                await self._bear(counter, window)
+        empty = _empty(counter)
+        if empty is not None:
+            self._tallies[counter.name] = empty
+            return
+        assert counter.window
+        async with self._held(counter):
+            await self._bear(counter, counter.window)
 
     async def _bear(self, counter: Counter, window: Window) -> None:
         if counter.name in self._tallies:
@@ -211,6 +234,13 @@ class MemoryStore:
                 del self._tallies[name]
             elif isinstance(tally, PeriodTotal):
                 self._sweep_at = min(self._sweep_at, tally.period.end)
+
+
+def _empty(counter: Counter) -> Tally | None:
+    """A new one; None: the ledger knows how it begins."""
+    if counter.window is None:
+        return Slots()
+    return None if counter.window.span is None else SlidingLog(counter.window.span)
 
 
 def _refused(waits: list[int | None], claims: Sequence[Claim]) -> bool:

@@ -39,7 +39,6 @@ class Remote(QuotaStore, Protocol):
 
     calendar: Calendar
 
-    async def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...]: ...
     async def recount(self, counter: Counter, *, missed: bool) -> bool: ...
     async def hold(self, calls: Mapping[str, Sequence[Claim]]) -> None:
         """Take the slots of calls that were let in without it; they are given back as they are settled. May be said
@@ -114,11 +113,19 @@ class WithOutage:
         self._ours[call] = [claim for claim in claims if claim.counter.window is None]
         return verdict
 
-    async def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...]:
-        """How the counters are, with nothing reserved. Raises StoreGone."""
-        if self.gone:
-            raise StoreGone
-        return await self._store.standing(claims)
+    async def look(self, claims: Sequence[Claim]) -> Verdict:
+        """That the store is gone is noticed here too: what a request would be told depends on it."""
+        if not claims:
+            return Verdict(True, ())
+        if not self.gone:
+            try:
+                return await self._store.look(claims)
+            except HistoryGone:
+                raise  # as above
+            except StoreGone:
+                self._lose()
+        self._check_mode(claims)
+        return await self._share.look(claims) if self.mode == "local" else _uncounted(claims)
 
     async def recount(self, counter: Counter, *, missed: bool) -> bool:
         """As the store has it. Raises StoreGone."""
@@ -150,13 +157,17 @@ class WithOutage:
 
     async def _without(self, call: str, claims: Sequence[Claim]) -> Verdict:
         """What is granted without the store. Raises StoreGone for all else: it is not the team that is to blame."""
-        binding = [claim for claim in claims if not claim.counter.shadow]
-        if binding and (self.mode == "closed" or any(claim.counter.unit is Unit.SPEND for claim in binding)):
-            raise StoreGone
+        self._check_mode(claims)
         if self.mode == "local":
             return await self._share.reserve(call, claims)
         self._missed.update((claim.counter.name, claim.counter) for claim in claims if _is_calendar(claim.counter))
-        return Verdict(True, (_UNCOUNTED,) * len(claims))
+        return _uncounted(claims)
+
+    def _check_mode(self, claims: Sequence[Claim]) -> None:
+        """Raises StoreGone for what is never granted without the store."""
+        binding = [claim for claim in claims if not claim.counter.shadow]
+        if binding and (self.mode == "closed" or any(claim.counter.unit is Unit.SPEND for claim in binding)):
+            raise StoreGone
 
     def _lose(self) -> None:
         if self.gone or self._closed:
@@ -253,6 +264,10 @@ async def _together(steps: Sequence[Step]) -> None:
     async with asyncio.TaskGroup() as group:
         for step in steps:
             group.create_task(one(step))
+
+
+def _uncounted(claims: Sequence[Claim]) -> Verdict:
+    return Verdict(True, (_UNCOUNTED,) * len(claims))
 
 
 def _in_steps(owed: Sequence[Claim]) -> list[Sequence[Claim]]:

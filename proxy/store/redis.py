@@ -41,6 +41,9 @@ _ROUNDS: Final = 8
 """Questions for one reservation at most; more than one only after an outage or at the turn of a period."""
 
 
+_Asks = Callable[[Sequence[Claim]], Awaitable[Verdict]]
+
+
 class StoreUnfit(Exception):
     """This Redis would throw counters away. The text says what to change there."""
 
@@ -166,13 +169,24 @@ class RedisStore:
         return self._peers
 
     async def reserve(self, call: str, claims: Sequence[Claim]) -> Verdict:
-        verdict = await self._reserve(call, claims)
+        return await self._patiently(partial(self._reserve, call), claims)
+
+    async def look(self, claims: Sequence[Claim]) -> Verdict:
+        """Calendar counters that Redis does not have are made, as `reserve` makes them."""
+        return await self._patiently(self._look, claims)
+
+    async def _patiently(self, ask: _Asks, claims: Sequence[Claim]) -> Verdict:
+        verdict = await ask(claims)
         if not verdict.granted and _lacks_slots_alone(claims, verdict):
             # Slots come back behind the answer: who has had that, and asks again at once, must not find them taken.
             await self._settlements.passed(GRACE)
             await self._sleep(GRACE)
-            verdict = await self._reserve(call, claims)
+            verdict = await ask(claims)
         return verdict
+
+    async def _look(self, claims: Sequence[Claim]) -> Verdict:
+        _, answer = await self._answer(False, claims, Ask())
+        return Verdict(answer[0] == _OK, _standings(answer))
 
     async def _reserve(self, call: str, claims: Sequence[Claim]) -> Verdict:
         ask = Ask()
@@ -189,11 +203,6 @@ class RedisStore:
 
     async def caught_up(self) -> None:
         await self._settlements.all_passed(GRACE)
-
-    async def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...]:
-        """How the counters are, with nothing reserved. Raises StoreGone."""
-        _, answer = await self._answer(False, claims, Ask())
-        return _standings(answer)
 
     async def recount(self, counter: Counter, *, missed: bool) -> bool:
         """Have a calendar counter count no less than the ledger knows, if there is one. Where it is known that it has

@@ -97,16 +97,20 @@ class Share:
 
     async def reserve(self, call: str, claims: Sequence[Claim]) -> Verdict:
         """Raises StoreGone where the share is used up: the team may well have more left."""
-        mine = [Claim(claim.counter, self._of(claim), claim.amount) for claim in claims]
+        mine = self._mine(claims)
         grants = self._now
-        verdict = await grants.local.reserve(call, mine)
-        if not verdict.granted:
-            raise StoreGone
+        verdict = _of_the_whole(claims, mine, await grants.local.reserve(call, mine))
         grants.counters.update((claim.counter.name, claim.counter) for claim in claims if claim.counter.window)
         slots = [(claim.counter.name, claim.amount) for claim in claims if claim.counter.window is None]
         if slots:
             self._open[call] = slots
-        return Verdict(True, tuple(map(_as_of_the_whole, claims, mine, verdict.standings)))
+        return verdict
+
+    async def look(self, claims: Sequence[Claim]) -> Verdict:
+        """What `reserve` would say now; nothing is granted. Raises StoreGone where that does."""
+        mine = self._mine(claims)
+        verdict = await self._now.local.look(mine)
+        return _of_the_whole(claims, mine, verdict)
 
     def settle(self, call: str, claims: Sequence[Claim], used: Sequence[int]) -> None:
         """A call that was granted here, or by the store; any other is ignored."""
@@ -123,6 +127,9 @@ class Share:
         for name, amount in slots:
             self._slots[name] = self._slots.get(name, 0) + amount
 
+    def _mine(self, claims: Sequence[Claim]) -> list[Claim]:
+        return [Claim(claim.counter, self._of(claim), claim.amount) for claim in claims]
+
     def _of(self, claim: Claim) -> int:
         counter, peers = claim.counter, max(1, self._peers())
         if counter.window is None:
@@ -138,6 +145,13 @@ class Share:
         if window.span is not None:
             return later - earlier < window.span
         return self.calendar.period(window, later).start <= earlier
+
+
+def _of_the_whole(claims: Sequence[Claim], mine: Sequence[Claim], verdict: Verdict) -> Verdict:
+    """Raises StoreGone for what was not granted: the team may well have more left."""
+    if not verdict.granted:
+        raise StoreGone
+    return Verdict(True, tuple(map(_as_of_the_whole, claims, mine, verdict.standings)))
 
 
 def _as_of_the_whole(claim: Claim, mine: Claim, standing: Standing) -> Standing:

@@ -81,6 +81,13 @@ class SlidingLog:
             return entry, Standing(self.used, self.reserved, self.span)
         return entry, self.standing(0)
 
+    def with_more(self, amount: int, wait: int | None) -> Standing:
+        newest = self._entries[-1] if self._entries else None
+        joins = newest is not None and (self.now - newest.first) * GRAINS < self.span
+        if amount or (newest and joins and (newest.used or newest.reserved)):
+            return Standing(self.used, self.reserved + amount, self.span, wait)
+        return self.standing(wait)
+
     def settle(self, place: Entry, reserved: int, used: int) -> None:
         """An entry that is too old to count stays so."""
         place.reserved -= reserved

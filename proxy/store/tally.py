@@ -35,6 +35,9 @@ class Tally(Protocol):
     def take(self, now: int, amount: int) -> tuple[Any, Standing]:
         """Reserve it, fit or not: where it lies from now on, for `settle` and nobody else, and how that leaves it."""
 
+    def with_more(self, amount: int, wait: int | None) -> Standing:
+        """As `take` would leave it, at the moment of the last `advance`."""
+
     def settle(self, place: Any, reserved: int, used: int) -> None:
         """Of what was `reserved` in a place so much was `used`, be it more."""
 
@@ -67,6 +70,10 @@ class PeriodTotal:
         self.reserved += amount
         reset = self.period.end - now if self.used or self.reserved else 0
         return None, Standing(self.used, self.reserved, reset)
+
+    def with_more(self, amount: int, wait: int | None) -> Standing:
+        reserved = self.reserved + amount
+        return Standing(self.used, reserved, self.period.end - self.now if self.used or reserved else 0, wait)
 
     def settle(self, place: None, reserved: int, used: int) -> None:
         self.reserved -= reserved
@@ -101,6 +108,9 @@ class Slots:
     def take(self, now: int, amount: int) -> tuple[None, Standing]:
         self.reserved += amount
         return None, Standing(0, self.reserved, 0)
+
+    def with_more(self, amount: int, wait: int | None) -> Standing:
+        return Standing(0, self.reserved + amount, 0, wait)
 
     def settle(self, place: None, reserved: int, used: int) -> None:
         self.reserved -= reserved

@@ -2,8 +2,8 @@
 
 All that a store must agree on:
 
-- `now` is the largest time, in Unix milliseconds, that the store's clock has shown when it was asked to reserve or for
-  a standing: the clock may go back, `now` does not.
+- `now` is the largest time, in Unix milliseconds, that the store's clock has shown when it was asked to reserve or to
+  look: the clock may go back, `now` does not.
 - No call makes two claims on one counter, and no call reserves twice.
 - SLIDING (second, minute, hour). Amounts lie in entries with a `first` and a `last` moment. A new amount joins the
   counter's newest entry while `(now - first) * 100 < span`, and `last` becomes `now`; else it opens a new entry. All
@@ -21,6 +21,7 @@ All that a store must agree on:
   `wait` is as before the claim was reserved: 0 if it fits; None if `amount > limit`; SLOT_WAIT for CONCURRENCY; the
   rest of the period; or milliseconds until so much has aged that it fits. A shadow claim that would be refused has it
   too.
+- Looking says what reserving would say, and changes nothing.
 """
 
 from __future__ import annotations
@@ -101,9 +102,16 @@ class Oracle:
             amount.reserved = 0
             amount.used = 0 if claim.counter.unit is Unit.CONCURRENCY else much
 
-    def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...]:
-        self._look()
-        return tuple(self._standing(claim.counter, self.wait(claim)) for claim in claims)
+    def look(self, claims: Sequence[Claim]) -> Verdict:
+        """Reserve, and take it back."""
+        log = list(self.log)
+        lasts = [(one.place, one.place.last) for one in log if isinstance(one.place, Entry)]
+        verdict = self.reserve("look", claims)
+        self.log = log
+        self.open.discard("look")
+        for place, last in lasts:
+            place.last = last
+        return verdict
 
     def _look(self) -> None:
         self.now = max(self.now, self.shown)
@@ -179,9 +187,7 @@ class Subject(Protocol):
 
     def reserve(self, call: str, claims: Sequence[Claim]) -> Verdict: ...
     def settle(self, call: str, claims: Sequence[Claim], used: Sequence[int]) -> None: ...
-    def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...] | None:
-        """None: it has no such operation."""
-
+    def look(self, claims: Sequence[Claim]) -> Verdict: ...
     def close(self) -> None: ...
 
 
@@ -293,12 +299,15 @@ def machine(opened: Callable[[Calendar, Past], Subject], *, backwards: bool = Tr
         def settle_again(self, call: tuple[str, list[Claim]], used: list[int]) -> None:
             self.store.settle(call[0], call[1], used[: len(call[1])])
 
+        @rule(claims=claims())
+        def look(self, claims: list[Claim]) -> None:
+            assert self.store.look(claims) == self.oracle.look(claims)
+
         @invariant()
         def they_agree(self) -> None:
             if hasattr(self, "store"):
                 asked = [Claim(counter, 5, 2) for counter in COUNTERS]
-                told = self.store.standing(asked)
-                assert told is None or told == self.oracle.standing(asked)
+                assert self.store.look(asked) == self.oracle.look(asked)
 
         def teardown(self) -> None:
             if hasattr(self, "store"):

@@ -90,7 +90,7 @@ def impatient(store: RedisStore) -> Iterator[None]:
 async def numbers(store: RedisStore, *counters: Counter) -> list[tuple[int, int]]:
     """(used, reserved) of each."""
     asked = [Claim(counter, 10**15, 0) for counter in counters]
-    return [(one.used, one.reserved) for one in await store.standing(asked)]
+    return [(one.used, one.reserved) for one in (await store.look(asked)).standings]
 
 
 async def grant(store: RedisStore, call: str, claims: Sequence[Claim]) -> None:

@@ -72,6 +72,9 @@ class Bench:
     def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...]:
         return now(self.store.standing(claims))
 
+    def look(self, claims: Sequence[Claim]) -> Verdict:
+        return now(self.store.look(claims))
+
     def close(self) -> None:
         """All memory is bounded by what is alive: nothing is, after the longest window without a call."""
         for call in list(self.store._open):
@@ -207,6 +210,14 @@ def test_a_refund_never_goes_to_the_next_period() -> None:
     bench.reserve("b", claims)
     bench.settle("a", claims, [90])
     assert bench.standing(claims)[0] == Standing(0, 60, 23 * 3_600_000, 23 * 3_600_000)
+
+
+def test_a_look_leaves_nothing_behind() -> None:
+    bench = Bench()
+    claims = [Claim(TOKENS, 100, 60), Claim(REQUESTS, 1, 1), Claim(SLOTS, 1, 1)]
+    assert [bench.look(claims) for _ in range(200)] == [Bench().reserve("a", claims)] * 200
+    assert not bench.store._tallies
+    assert not bench.store._open
 
 
 # Born from the ledger.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
@@ -58,9 +58,10 @@ class Scene:
         await self._far()
         return await self.shared.reserve(call, claims)
 
-    async def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...]:
+    async def look(self, claims: Sequence[Claim]) -> Verdict:
+        self.asked += 1
         await self._far()
-        return await self.shared.standing(claims)
+        return await self.shared.look(claims)
 
     async def recount(self, counter: Counter, *, missed: bool) -> bool:
         await self._far()
@@ -163,7 +164,7 @@ async def test_while_the_store_is_there_it_decides() -> None:
     verdict = await worker.reserve("more", claims)
     assert not verdict.granted
     worker.settle("call", claims, [2])
-    assert (await worker.standing(claims))[0].used == 2
+    assert (await worker.look(claims)).standings[0].used == 2
     assert scene.lines == []
     await worker.close()
 
@@ -185,7 +186,7 @@ async def test_it_is_said_once_and_nobody_asks_it_again_until_it_is_back(mode: M
     asked = scene.asked
     await refused(worker, Claim(SPEND, 1, 1))
     with pytest.raises(StoreGone):
-        await worker.standing([Claim(SPEND, 1, 1)])
+        await worker.look([Claim(SPEND, 1, 1)])
     assert scene.asked == asked
     scene.clock += 2_500
     await scene.night()  # still gone
@@ -647,7 +648,7 @@ async def test_a_call_is_settled_with_whoever_granted_it() -> None:
     assert [call for call in scene.settled if not call.startswith("outage-")] == ["after", "before"]
     assert not worker._ours
     # What was under way when the store came back was told for the most that it could use.
-    assert (await worker.standing(claims))[0] == Standing(12, 0, 12 * HOURS)
+    assert (await worker.look([Claim(DAILY, 100, 0)])).standings[0] == Standing(12, 0, 12 * HOURS)
     await worker.close()
 
 
@@ -696,6 +697,52 @@ def test_the_sum_of_all_workers_holds_in_every_span(
         for begin, _ in log:
             assert sum(amount for at, amount in log if begin <= at < begin + 60_000) <= limit
         for worker in workers:
+            await worker.close()
+
+    asyncio.run(story())
+
+
+ASKED = st.lists(
+    st.builds(Claim, st.sampled_from([REQUESTS, DAILY, SLOTS]), st.sampled_from([3, 20, 100]), st.integers(0, 5)),
+    min_size=1, max_size=3, unique_by=lambda claim: claim.counter.name,
+)  # fmt: skip
+EVENTS = st.lists(st.tuples(st.sampled_from(["ask", "ask", "settle", "go", "come"]), ASKED, st.integers(0, 50_000)))
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(["local", "open", "closed"]), EVENTS, ASKED)
+def test_a_look_says_what_a_request_would_be_told_and_changes_nothing(
+    mode: Mode, events: list[tuple[str, list[Claim], int]], asked: list[Claim]
+) -> None:
+    """One of two workers with the same history is looked at before each request; both say the same to all of them."""
+
+    async def told(answer: Awaitable[Verdict]) -> Verdict | None:
+        try:
+            return await answer
+        except StoreGone:
+            return None
+
+    async def story() -> None:
+        scenes = [Scene(), Scene()]
+        watched, other = (scene.worker(mode, peers=2) for scene in scenes)
+        calls: list[tuple[str, list[Claim]]] = []
+        for number, (what, claims, step) in enumerate([*events, ("ask", asked, 0)]):
+            for scene in scenes:
+                scene.clock += step
+                if what in ("go", "come"):
+                    scene.gone = StoreGone() if what == "go" else None
+                    await scene.night()
+            if what == "ask":
+                seen = [await told(watched.look(claims)) for _ in range(2)]
+                answers = [await told(worker.reserve(f"{number}", claims)) for worker in (watched, other)]
+                assert [*seen, answers[0]] == [answers[1]] * 3
+                if answers[0] and answers[0].granted:
+                    calls.append((f"{number}", claims))
+            elif what == "settle" and calls:
+                call, claimed = calls.pop(step % len(calls))
+                for worker in (watched, other):
+                    worker.settle(call, claimed, [step % 7] * len(claimed))
+        for worker in (watched, other):
             await worker.close()
 
     asyncio.run(story())

@@ -10,8 +10,9 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
+import redis
 
-from proxy.core.quota import WINDOWS, Claim, Counter, HistoryGone, Unit
+from proxy.core.quota import WINDOWS, Claim, Counter, HistoryGone, Standing, Unit
 from proxy.store.redis import PREFIX, RedisStore, StoreUnfit
 from tests.redis_server import RedisServer, eventually
 from tests.store.redis_parts import (
@@ -47,6 +48,28 @@ async def test_a_refused_request_consumes_nothing(server: RedisServer):
         verdict = await store.reserve("w1-3", ONE_OF_EACH)
         assert not verdict.granted
         assert [one.wait for one in verdict.standings] == [0, 0, 1000]
+        assert await numbers(store, MINUTE, MONTH, SLOTS) == [(0, 20), (0, 600), (0, 2)]
+
+
+async def test_a_look_says_what_a_request_would_be_told_and_writes_nothing(server: RedisServer):
+    def timeless(standing: Standing) -> tuple[int, int, int | None]:
+        return standing.used, standing.reserved, standing.wait
+
+    def everything() -> dict[bytes, bytes]:
+        with redis.Redis.from_url(server.url.reveal()) as client:
+            return {key: client.dump(key) for key in client.keys("*") if b":peers" not in key}  # whoever is alive
+
+    async with opened(server.url, timing=replace(QUICK, beat=3600.0)) as store:
+        await grant(store, "w1-1", ONE_OF_EACH)
+        before = everything()
+        seen = [await store.look(ONE_OF_EACH) for _ in range(50)]
+        assert everything() == before
+        granted = await store.reserve("w1-2", ONE_OF_EACH)
+        for verdict in seen:
+            assert verdict.granted
+            assert [timeless(one) for one in verdict.standings] == [timeless(one) for one in granted.standings]
+        too_much = await store.look([*ONE_OF_EACH[:2], Claim(SLOTS, 2, 1)])
+        assert (too_much.granted, [one.wait for one in too_much.standings]) == (False, [0, 0, 1000])
         assert await numbers(store, MINUTE, MONTH, SLOTS) == [(0, 20), (0, 600), (0, 2)]
 
 
@@ -359,7 +382,7 @@ async def test_slots_of_calls_that_were_let_in_without_it(server: RedisServer):
 async def test_a_slot_that_is_given_back_while_it_is_taken_stays_free(server: RedisServer):
     slots = [Claim(SLOTS, 3, 1)]
     async with opened(server.url, "w1") as one:
-        await one.standing(slots)
+        await one.look(slots)
         for n in range(20):
             taking = asyncio.create_task(one.hold({f"w1-{n}": slots}))
             for _ in range(n):
@@ -424,12 +447,12 @@ async def test_a_counter_that_has_missed_something_counts_what_the_ledger_knows(
         for total, counted in ((10, 30), (30, 30), (130, 130), (50, 130)):  # never less than it has counted itself
             ledger.rows[claim.counter.name] = total
             assert await store.recount(claim.counter, missed=True)
-            [standing] = await store.standing([claim])
-            assert (standing.used + standing.reserved, standing.reserved) == (counted, 30)
+            [(used, reserved)] = await numbers(store, claim.counter)
+            assert (used + reserved, reserved) == (counted, 30)
         ledger.rows["blue|tokens|day"] = 9
         blue = Claim(Counter("blue", Unit.TOKENS, WINDOWS["day"]), 1000, 1)
         assert await store.recount(blue.counter, missed=True)  # which is not there yet
-        assert (await store.standing([blue]))[0].used == 9
+        assert await numbers(store, blue.counter) == [(9, 0)]
     async with opened(server.url, owner="w2") as store:
         assert not await store.recount(claim.counter, missed=True)
 

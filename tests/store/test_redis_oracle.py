@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from proxy.core.calendar import Calendar
-from proxy.core.quota import WINDOWS, Claim, Counter, Standing, Unit, Verdict
+from proxy.core.quota import WINDOWS, Claim, Counter, Unit, Verdict
 from proxy.store import redis_link
 from proxy.store.redis import RedisStore, Timing
 from tests.redis_server import RedisServer
@@ -82,8 +82,8 @@ class Driven:
 
         assert self._loop.run_until_complete(whole())
 
-    def standing(self, claims: Sequence[Claim]) -> tuple[Standing, ...]:
-        return self._loop.run_until_complete(self._store.standing(claims))
+    def look(self, claims: Sequence[Claim]) -> Verdict:
+        return self._loop.run_until_complete(self._store.look(claims))
 
     def close(self) -> None:
         self._loop.run_until_complete(self._store.close())

@@ -225,7 +225,7 @@ async def test_a_settlement_waits_until_the_store_is_back(server: RedisServer):
 
 async def test_i5_a_reservation_whose_answer_was_lost_is_taken_back(server: RedisServer):
     async with Relay(server.port) as relay, opened(relay.url, timing=replace(QUICK, beat=3600.0)) as store:
-        await store.standing(CLAIMS)
+        await store.look(CLAIMS)
         with impatient(store):
             relay.drop = True
             assert await gone(store) == "TimeoutError"
@@ -257,7 +257,7 @@ async def test_a_cancelled_reservation_leaves_nothing(server: RedisServer, steps
 async def test_one_that_is_taken_back_before_it_arrives_is_never_granted(server: RedisServer):
     """Two connections may overtake each other."""
     async with opened(server.url, "w1") as store:
-        await store.standing(CLAIMS)
+        await store.look(CLAIMS)
         store._undo("w1-late", CLAIMS)
         assert await store.drain(20)
         assert await gone(store, "w1-late") == "NoVerdict"

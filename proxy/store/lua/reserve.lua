@@ -1,4 +1,4 @@
--- Checks every claim, then reserves all of them or none; without a call it only looks.
+-- Checks every claim, then reserves all of them or none; without a call it answers the same and reserves nothing.
 --
 -- {owner, root, call, {{SLIDING, counter, limit, amount, shadow, span}
 --                      {CALENDAR, counter, limit, amount, shadow, start, end = start, end = start, end}
@@ -158,15 +158,21 @@ take[SLOTS] = function(claim)
     return 0
 end
 
-if granted == OK and call then
+if granted == OK then
     local record = {root}
     for place, claim in ipairs(claims) do
         local state = of[place]
-        record[place + 1] = take[claim[1]](claim, state)
+        if call then
+            record[place + 1] = take[claim[1]](claim, state)
+        elseif claim[1] == SLIDING then
+            push(state.entries, claim[6], claim[4]) -- which nobody writes back
+        end
         state.total = state.total + claim[4]
         state.reserved = state.reserved + claim[4]
     end
-    redis.call('SET', call_key(call), cmsgpack.pack(record), 'PX', RECORD_MS)
+    if call then
+        redis.call('SET', call_key(call), cmsgpack.pack(record), 'PX', RECORD_MS)
+    end
 end
 
 local function reset(claim, state)
