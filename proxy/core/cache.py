@@ -5,6 +5,7 @@ The cache never fails: what goes wrong with it is a miss, and a line in the log.
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Literal, NamedTuple, Protocol
@@ -91,6 +92,14 @@ class Backend(Protocol):
         told from elsewhere, its end included."""
         ...
 
+    def peek(self, key: str) -> Entry | None:
+        """What `at_hand` would give; it counts as no use of it."""
+        ...
+
+    async def would_find(self, key: str, since: int) -> Found:
+        """What `look` would find now. Nobody leads for that, and nobody follows."""
+        ...
+
     async def keep(self, key: str, entry: Entry, flight: Flight, *, lead: bool) -> None:
         """The flight has ended with this entry, which is to be kept unless it is too large. `lead`: it was looked for
         before, and others may follow."""
@@ -127,4 +136,4 @@ class Answers:
 
     backend: Backend
     secret: bytes
-    flights: dict[str, Flight] = field(default_factory=dict)
+    flights: MutableMapping[str, Flight] = field(default_factory=dict)

@@ -78,6 +78,10 @@ class Probes(Protocol):
         worker decides for itself."""
         ...
 
+    async def free(self, name: str, most: int) -> bool:
+        """Whether `take` would find one now. Never raises."""
+        ...
+
     def give(self, name: str, place: str) -> None:
         """It may be well, and others may find out more."""
         ...
@@ -92,6 +96,9 @@ class Alone:
 
     async def take(self, name: str, most: int, seconds: float) -> str | None:
         return ""
+
+    async def free(self, name: str, most: int) -> bool:
+        return True
 
     def give(self, name: str, place: str) -> None:
         """There is nobody to tell."""
@@ -127,6 +134,14 @@ class Pass:
     ends: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a call would meet: the `state` of a circuit, and after how many seconds to come again; 0: it is let in."""
+
+    state: State
+    wait: float = 0.0
+
+
 class Circuits:
     """Those of a worker that are not as they are at first: of all others nothing is kept, so that they are as many as
     there is trouble. They outlive a reload."""
@@ -155,6 +170,18 @@ class Circuits:
         """What is known, and what calls under way will tell, is about another address or another key."""
         self._circuits.clear()
         self._epoch += 1
+
+    async def look(self, name: str, rules: Rules) -> Sight:
+        """What `enter` would do now. Nothing is changed, and no place is taken."""
+        circuit = self._circuits.get(name)
+        if circuit is None or circuit.state is State.CLOSED:
+            return Sight(State.CLOSED)
+        left = self.left(name)
+        if left:
+            return Sight(State.OPEN, left)
+        now, most = self._now(), rules.half_open_max_requests
+        may = sum(ends > now for ends in circuit.probes) < most and await self.probes.free(name, most)
+        return Sight(State.HALF_OPEN, 0.0 if may else SOON)
 
     async def enter(self, name: str, rules: Rules) -> Pass | float:
         """Let a call in, or say after how many seconds to come again. `leave` must follow."""

@@ -10,11 +10,11 @@ from starlette.types import ASGIApp
 
 from proxy.core.cache import Answers
 from proxy.core.catalogue import Catalogue
-from proxy.core.circuit import Circuits
 from proxy.core.ledger import Ledger
 from proxy.core.metrics.board import Part
 from proxy.core.quota import QuotaStore
 from proxy.core.redact import Redactor
+from proxy.core.switches import Switches
 
 Middleware = Callable[[ASGIApp], ASGIApp]
 """What a stage's `build` returns: the stage, waiting for what comes after it."""
@@ -59,7 +59,7 @@ class Services:
     quotas: QuotaStore
     ledger: Ledger | None
     wall: Callable[[], int]
-    circuits: Circuits
+    circuits: Switches
     next_call: Callable[[], str]
     part: Part
     answers: Answers | None = None

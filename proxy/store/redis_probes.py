@@ -28,6 +28,13 @@ class RedisProbes:
             return place
         return place if answer[0] == _OK else None
 
+    async def free(self, name: str, most: int) -> bool:
+        try:
+            answer = await self._link.run_script(PROBE, (name, "", 0, most), apart=True)
+        except StoreGone:
+            return True
+        return bool(answer[0] == _OK)
+
     def give(self, name: str, place: str) -> None:
         self._tell(name, place, 0)
 

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.circuit import MOST, NEXT, SOON, Circuits, Event, Pass, State, verdict, verdict_on_key
+from proxy.core.circuit import MOST, NEXT, SOON, Circuits, Event, Pass, Sight, State, verdict, verdict_on_key
 from proxy.core.errors import (
     BadRequest,
     ClientGone,
@@ -45,6 +46,10 @@ class Places:
         self.taken += 1
         return "place"
 
+    async def free(self, name: str, most: int) -> bool:
+        assert most == RULES.half_open_max_requests
+        return not self.full
+
     def give(self, name: str, place: str) -> None:
         assert place == "place"
         self.given += 1
@@ -64,7 +69,12 @@ class Scene:
         self.circuits = Circuits(lambda: self.clock, self.log, self.places)
 
     def enter(self, name: str = NAME) -> Pass | float:
-        return now(self.circuits.enter(name, RULES))
+        """Whoever has looked before knows how it will end."""
+        sight = now(self.circuits.look(name, RULES))
+        assert sight == now(self.circuits.look(name, RULES))
+        found = now(self.circuits.enter(name, RULES))
+        assert sight.wait == (0.0 if isinstance(found, Pass) else found)
+        return found
 
     def call(self, success: bool | None, name: str = NAME) -> bool:
         """Whether a call with such an end was let in."""
@@ -103,6 +113,21 @@ def test_it_says_how_long_and_lets_nobody_in_until_then() -> None:
     scene.clock += 0.5
     assert isinstance(scene.enter(), Pass)
     assert scene.state is State.HALF_OPEN
+
+
+def test_a_look_takes_no_place_and_moves_nothing() -> None:
+    scene = Scene()
+    look = partial(scene.circuits.look, NAME, RULES)
+    assert now(look()) == Sight(State.CLOSED)
+    assert not scene.circuits._circuits
+    scene.opened()
+    assert now(look()) == Sight(State.OPEN, 30.0)
+    scene.clock += 30
+    assert [now(look()) for _ in range(500)] == [Sight(State.HALF_OPEN)] * 500
+    assert (scene.state, scene.places.taken) == (State.OPEN, 0)
+    assert [line[1] for line in scene.log.lines] == ["circuit_opened"]
+    assert isinstance(scene.enter(), Pass)
+    assert now(look()) == Sight(State.HALF_OPEN, SOON)
 
 
 def test_f8_one_at_a_time_finds_out() -> None:

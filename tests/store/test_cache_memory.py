@@ -184,6 +184,14 @@ class Machine(RuleBasedStateMachine):
         found = self.find(key)
         assert self.scene.look(key, since) == Found(Role.DONE if found and found.created >= since else Role.LEAD, found)
 
+    @rule(key=KEYS, age=st.integers(0, 3_000))
+    def would_find(self, key: str, age: int) -> None:
+        known, since = self.known.get(key), self.wall - age
+        there = known.entry if known and known.entry.created + self.bounds.life > self.wall else None
+        assert self.scene.cache.peek(key) is there
+        fresh = there is not None and there.created >= since
+        assert now(self.scene.cache.would_find(key, since)) == Found(Role.DONE if fresh else Role.LEAD, there)
+
     @rule(key=KEYS)
     def look_for_one_as_young(self, key: str) -> None:
         if found := self.find(key):

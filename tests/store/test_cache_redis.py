@@ -22,6 +22,7 @@ from proxy.store.cache.redis import AROUND, PREFIX, RedisCache
 from tests.redis_server import RedisServer, eventually
 from tests.store.cache_redis_parts import (
     BOUNDS,
+    IMPATIENT,
     KEY,
     LATER,
     MISS,
@@ -38,7 +39,7 @@ from tests.store.cache_redis_parts import (
     opened,
     wall,
 )
-from tests.store.redis_parts import Log
+from tests.store.redis_parts import Log, Relay
 
 ENTRY = entry_of(b'{"answer": 42}')
 SEALED = SEALER.seal(KEY, ENTRY)
@@ -64,6 +65,30 @@ async def test_what_is_not_young_enough_comes_with_the_lead(server: RedisServer,
         await keep(cache, KEY, ENTRY)
         assert await cache.look(KEY, ENTRY.created + 1, flight_of()) == Found(Role.LEAD, ENTRY)
         assert (books.lease(KEY) or "").endswith(":w1")
+
+
+async def test_what_would_be_found_is_and_nothing_is_taken_for_it(server: RedisServer, books: Books) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        kept, old = entry_of(b"answer"), entry_of(b"old", created=wall() - 60_000)
+        await keep(one, KEY, kept)
+        await keep(one, key_of(2), old)
+        server.client.set(f"{PREFIX}{key_of(3)}", b"no entry")
+        before = books.keys
+        for cache in (one, other) * 3:
+            assert cache.peek(KEY) is None
+            assert await cache.would_find(KEY, 0) == Found(Role.DONE, kept)
+            assert await cache.would_find(key_of(2), wall() - 1_000) == Found(Role.LEAD, old)
+            assert [await cache.would_find(key_of(number), 0) for number in (3, 4)] == [MISS, MISS]
+        assert (books.keys, books.lease(KEY), books.lease(key_of(4))) == (before, None, None)
+        flight = await led(one, key_of(5))
+        assert await other.would_find(key_of(5), 0) == Found(Role.FOLLOW, None)
+        assert await one.would_find(key_of(5), 0) == MISS  # which its own flights know better
+        one.drop(key_of(5), flight)
+        await eventually(lambda: not server.command("EXISTS", f"{PREFIX}=lease/{key_of(5)}"), "nobody makes it")
+        assert await other.would_find(key_of(5), 0) == MISS
+    async with Relay(server.port) as relay, opened(relay.url, timing=IMPATIENT) as cut:
+        relay.refuse()
+        assert await cut.would_find(KEY, 0) == MISS
 
 
 @pytest.mark.parametrize("created", [0, 127, 2**31, 2**32 - 1, 2**32, 2**53 - 1])

@@ -65,3 +65,19 @@ async def test_f15_without_a_redis_each_worker_finds_out_by_itself(server: Redis
         assert place
         store.probes.give(NAME, place)
         await store.probes.close()
+
+
+async def test_f8_a_look_for_a_place_takes_none(server: RedisServer) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        assert [await store.probes.free(NAME, 1) for _ in range(3) for store in (one, other)] == [True] * 6
+        place = await one.probes.take(NAME, 1, LONG)
+        assert place
+        assert [await store.probes.free(NAME, 1) for store in (one, other)] == [False, False]
+        assert await other.probes.free(NAME, 2)
+        one.probes.give(NAME, place)
+        await one.probes.close()
+        assert await other.probes.free(NAME, 1)
+    async with Relay(server.port) as relay, opened(relay.url) as store:
+        relay.refuse()
+        with impatient(store):
+            assert await store.probes.free(NAME, 1)

@@ -104,8 +104,17 @@ class MemoryCache:
             self._chain(kept)
         return kept.entry
 
+    def peek(self, key: str) -> Entry | None:
+        kept = self._find(key)
+        return kept.entry if kept and kept.entry.created + self._life > self._wall() else None
+
     async def look(self, key: str, since: int, flight: Flight) -> Found:
-        entry = self.at_hand(key)
+        return self._found(self.at_hand(key), since)
+
+    async def would_find(self, key: str, since: int) -> Found:
+        return self._found(self.peek(key), since)
+
+    def _found(self, entry: Entry | None, since: int) -> Found:
         fresh = entry is not None and since <= entry.created <= self._wall() + SKEW
         return Found(Role.DONE if fresh else Role.LEAD, entry)
 

@@ -109,6 +109,9 @@ class RedisCache:
     def at_hand(self, key: str) -> Entry | None:
         return None
 
+    def peek(self, key: str) -> Entry | None:
+        return None
+
     async def look(self, key: str, since: int, flight: Flight) -> Found:
         lead = self._leads.begin(key, flight)
         entry: Entry | None = None
@@ -132,23 +135,39 @@ class RedisCache:
         lead.held = True
         return Found(Role.LEAD, entry)
 
+    async def would_find(self, key: str, since: int) -> Found:
+        try:
+            entry, holder = await self._ask(key, since, b"", self._sealer.open)
+            if holder is None and not self._is_fresh(entry, since):  # as above
+                entry, holder = await self._ask(key, 1 << 62, b"", self._sealer.open)
+        except CacheGone:
+            return Found(Role.LEAD, None)
+        if holder is None:
+            return Found(Role.DONE, entry)
+        follows = self._lines.ear.up and self._follows.may(holder)
+        return Found(Role.FOLLOW if follows else Role.LEAD, entry)
+
     def _is_fresh(self, entry: Entry | None, since: int) -> bool:
         return entry is not None and since <= entry.created <= self._wall() + SKEW
 
     async def _look(self, key: str, since: int, lead: Lead) -> tuple[Entry | None, str | None]:
-        """What is kept, and who else makes the call: '' if nobody does; None if the entry is said to be fresh."""
         lease = self._leads.lease(lead).encode() if self._lines.ear.up else b""  # else nobody could follow
+        return await self._ask(key, since, lease, self._open)
+
+    async def _ask(
+        self, key: str, since: int, lease: bytes, opened: Callable[[str, bytes], Entry | None]
+    ) -> tuple[Entry | None, str | None]:
+        """What is kept, and who else makes the call: '' if nobody does; None if the entry is said to be fresh. With no
+        lease nothing is taken."""
         answer = await self._lines.question(LOOK, key.encode(), b"%d" % since, lease, self._lease)
         if not isinstance(answer, list) or not answer or not all(type(one) in (bytes, type(None)) for one in answer):
             raise CacheGone("NoAnswer")
-        entry = self._open(key, answer[0])
+        entry = None if answer[0] is None else opened(key, answer[0])
         if entry and entry.created + self._bounds.life <= self._wall():
             entry = None  # kept when life was longer
         return entry, (answer[1] or b"").decode(errors="replace") if len(answer) > 1 else None
 
-    def _open(self, key: str, data: bytes | None) -> Entry | None:
-        if data is None:
-            return None
+    def _open(self, key: str, data: bytes) -> Entry | None:
         entry = self._sealer.open(key, data)
         if entry is None:
             self._report("cache_entry_rejected")
@@ -236,7 +255,8 @@ class RedisCache:
             self._follows.heard(message)
 
     async def _fetch(self, key: str) -> Entry | None:
-        return self._open(key, await self._lines.get(key))
+        data = await self._lines.get(key)
+        return None if data is None else self._open(key, data)
 
     async def _beat(self) -> None:
         while True:

@@ -3,6 +3,7 @@
 -- time begins anew.
 --
 -- {name, place, milliseconds, most} -> {OK, now} or {REFUSED, now}
+-- {name, '', 0, most}               -> {OK, now} or {REFUSED, now}   whether there is a place; none is taken
 -- {name, place, milliseconds}       -> {OK, now}                      it is kept for so long, or with 0 given back
 local key, place, last, most = prefix .. 'probes:' .. arg[1], arg[2], arg[3], arg[4]
 redis.call('ZREMRANGEBYSCORE', key, '-inf', digits(now))
