@@ -28,6 +28,7 @@ from proxy.core.catalogue import Catalogue
 from proxy.core.charge import charge
 from proxy.core.circuit import Circuits
 from proxy.core.exchange import Exchange, Team
+from proxy.core.metrics.board import Board
 from proxy.core.redact import Redactor
 from proxy.core.services import Services
 from proxy.generation import unix_milliseconds
@@ -60,6 +61,7 @@ def services(**more: Any) -> Services:
         "wall": unix_milliseconds,
         "circuits": Circuits(time.monotonic, silent),
         "next_call": str,
+        "part": Board().parts[0],
     }
     return Services(**(given | more))
 

@@ -25,6 +25,7 @@ from proxy.core.errors import (
     UpstreamRefusal,
 )
 from proxy.core.exchange import Exchange
+from proxy.core.gaps import Gaps
 from proxy.core.json import Json
 from proxy.core.provider import Provider
 from proxy.core.services import Services
@@ -84,6 +85,7 @@ class Dispatch:
         try:
             if endpoint.events and body and body.get("stream"):
                 exchange.streamed = True
+                exchange.gaps = guard.gaps = Gaps()
                 await responder.stream(body, endpoint.events(context), send)
             else:
                 await responder.answer(body, send)
@@ -95,7 +97,7 @@ class Dispatch:
             _forget_frames(gone)
             exchange.client_gone = True
         finally:
-            exchange.end, exchange.gaps = guard.ends, guard.gaps
+            exchange.end = guard.ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,17 +135,24 @@ class Responder:
         await send_json(send, self.way.upstream.scrub(json.encode(answer)))
 
     async def stream(self, body: Json, events: EventStream, send: Send) -> None:
-        metered = False
-
-        def meter() -> None:
-            nonlocal metered
-            if not metered:
-                metered = True
-                self._metered(events.usage, tier=events.tier, delivered=events.delivered)
-
-        relay = Relay(events, self.guard, send, self.way.upstream.scrub, meter)
+        charged = False
         ended: BaseException | None = None
         stuck = False
+
+        def charge() -> None:
+            """Once, and before the client has the last of it."""
+            nonlocal charged
+            if charged:
+                return
+            charged = True
+            if events.done:
+                self._metered(events.usage, tier=events.tier, delivered=events.delivered)
+            else:
+                # While a client does not read, its provider goes on into the buffers between: nobody knows how far.
+                delivered = None if stuck else events.delivered
+                self._charge(events.usage, tier=events.tier, delivered=delivered, ended=ended)
+
+        relay = Relay(events, self.guard, send, self.way.upstream.scrub, charge)
         try:
             async with self.guard:
                 await self.calls.call(body, relay.run)
@@ -159,17 +168,13 @@ class Responder:
                 raise
             self.way.clean(error)
             self.exchange.error = error
+            charge()
             await relay.fail(error)
         except BaseException as error:
             ended, stuck = error, bool(relay.unsent)
             raise
         finally:
-            if events.done:
-                meter()
-            else:
-                # While a client does not read, its provider goes on into the buffers between: nobody knows how far.
-                delivered = None if stuck else events.delivered
-                self._charge(events.usage, tier=events.tier, delivered=delivered, ended=ended)
+            charge()
 
     async def _answer_parts(self, batch: Batch, body: Json, answered: list[tuple[Json, Json]]) -> None:
         """One part of a batch, and its answer, are added; it is halved for as long as the provider says that it is too

@@ -82,7 +82,7 @@ class Guard(Interruptible):
         self._group = group
         self.on_silence: Callable[[], object] | None = None
         self.gaps: Gaps | None = None
-        """Between the pieces of the answer."""
+        """If they are wanted: between the pieces of the answer."""
 
     async def __aenter__(self) -> Guard:
         self._loop = loop = self.begin().get_loop()
@@ -134,9 +134,7 @@ class Guard(Interruptible):
         """The client is being sent something, and may take its time: until `sent`, the upstream's silence is not its
         fault."""
         self._paused = True
-        if self.gaps is None:
-            self.gaps = Gaps()
-        else:
+        if self.gaps and self._phase == "idle":
             self.gaps.add(self._loop.time() - self._last)
 
     def sent(self) -> None:

@@ -86,11 +86,11 @@ class Metrics:
         for histogram, seconds in zip(self._overhead, stages(exchange), strict=True):
             if seconds is not None:
                 histogram.add(seconds)
-        if exchange.streamed and exchange.attempts and exchange.first_byte:
+        if kind.first_token and exchange.attempts and exchange.first_byte:
             kind.first_token.add(exchange.first_byte - exchange.started)
         if exchange.saved:
             cells[kind.saved] += exchange.saved
-        if exchange.gaps:
+        if kind.gaps and exchange.gaps:
             kind.gaps.add_all(exchange.gaps.counts, exchange.gaps.seconds)
         if exchange.error or exchange.failed or exchange.client_gone or exchange.shadow_refusals:
             self._count_trouble(exchange, kind)
@@ -132,7 +132,10 @@ class Metrics:
         status = 499 if exchange.client_gone and exchange.status is None else exchange.status
         team = exchange.team.name if exchange.team else ""
         path, method = (route.path, route.name) if route else (_OTHER, _OTHER)
-        key = (path, method, team, exchange.provider, exchange.model, status, exchange.streamed, exchange.cache)
+        key = (
+            path, method, team, exchange.provider, exchange.model, status, exchange.streamed, exchange.cache,
+            exchange.charge is None,
+        )  # fmt: skip
         kind = self._known.get(key)
         if kind is None:
             model = self._named(exchange.model)
@@ -150,10 +153,11 @@ class Metrics:
 
 
 _OTHER: Final = "other"
+_NOWHERE: Final = 0
 
 
 class _Kind:
-    """The series of one kind of request."""
+    """The series of one kind of request. What it cannot add to has none: `_NOWHERE`, where nobody looks."""
 
     __slots__ = ("cost", "duration", "first_token", "gaps", "input", "ones", "output", "saved", "service")
 
@@ -169,12 +173,17 @@ class _Kind:
         if exchange.cache:
             self.ones.append(part.at(families.CACHE, team, exchange.cache))
         self.duration = _Histogram(part, families.DURATION, service, method, status)
-        self.input = part.at(families.TOKENS, service, "input", model)
-        self.output = part.at(families.TOKENS, service, "output", model)
-        self.cost = part.at(families.COST, team, model)
-        self.saved = part.at(families.SAVED, team, model)
-        self.first_token = _Histogram(part, families.FIRST_TOKEN, model)
-        self.gaps = _Histogram(part, families.GAPS, service)
+        self.input = self.output = self.cost = self.saved = _NOWHERE
+        if exchange.charge and model:
+            self.input = part.at(families.TOKENS, service, "input", model)
+            self.output = part.at(families.TOKENS, service, "output", model)
+            self.cost = part.at(families.COST, team, model)
+            self.saved = part.at(families.SAVED, team, model)
+        self.first_token: _Histogram | None = None
+        self.gaps: _Histogram | None = None
+        if exchange.streamed:
+            self.first_token = _Histogram(part, families.FIRST_TOKEN, model)
+            self.gaps = _Histogram(part, families.GAPS, service)
 
 
 class _Histogram:
