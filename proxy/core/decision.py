@@ -16,19 +16,23 @@ own_us    microseconds that the proxy itself has taken
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
+from proxy.core.errors import Headers
 from proxy.core.exchange import Exchange, Failed
 from proxy.core.overhead import own, upstream
-
-NAME: Final = b"x-proxy-decision"
-TIMES: Final = b"server-timing"
 
 MOST_CAUSES: Final = 8
 
 
-def decision(exchange: Exchange, now: float) -> bytes:
-    """`now` is when the answer begins."""
+def headers(exchange: Exchange, now: float) -> Headers:
+    """`x-proxy-decision`, and `server-timing` for browsers. `now` is when the answer begins."""
+    seconds = own(exchange, now)
+    return [(b"x-proxy-decision", _decision(exchange, seconds)), (b"server-timing", _times(exchange, seconds, now))]
+
+
+def _decision(exchange: Exchange, seconds: float) -> bytes:
     parts = [_auth(exchange)] if exchange.team or exchange.key_id or exchange.error else []
     stand = exchange.stand() if exchange.stand else None
     if stand:
@@ -46,18 +50,18 @@ def decision(exchange: Exchange, now: float) -> bytes:
         parts.append(f"rewrites={len(exchange.rewrites)}")
     if exchange.error:
         parts.append(f"fault={exchange.error.fault.value};code={exchange.error.code}")
-    parts.append(f"own_us={int(own(exchange, now) * 1e6)}")
+    parts.append(f"own_us={int(seconds * 1e6)}")
     return ", ".join(parts).encode()
 
 
-def times(exchange: Exchange, now: float) -> bytes:
-    """`server-timing`: milliseconds, for browsers."""
-    text = f"proxy;dur={own(exchange, now) * 1e3:.2f}"
-    if exchange.called is not None:
-        text += f", upstream;dur={upstream(exchange, now) * 1e3:.2f}"
-    return text.encode()
+def _times(exchange: Exchange, seconds: float, now: float) -> bytes:
+    """In milliseconds."""
+    if exchange.called is None:
+        return b"proxy;dur=%.2f" % (seconds * 1e3)
+    return b"proxy;dur=%.2f, upstream;dur=%.2f" % (seconds * 1e3, upstream(exchange, now) * 1e3)
 
 
+@lru_cache(4096)  # mostly they are the names of the configuration
 def quoted(text: str) -> str:
     """A String of RFC 9651. It has no room for other characters than those of ASCII."""
     if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:

@@ -6,6 +6,7 @@ Most teams have one sheet for all of their requests; one that limits a model apa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
 from typing import Final
 
 from proxy.core.charge import NOTHING, Charge, Estimate
@@ -76,6 +77,7 @@ class Sheet:
         self.lines = tuple(lines)
         self.spends = any(line.rule.unit is Unit.SPEND and not line.rule.shadow for line in self.lines)
         self._ready: dict[str, _Ready] = {}
+        self._enforced = [(at, line.rule.limit) for at, line in enumerate(self.lines) if not line.rule.shadow]
         self._shadows = [at for at, line in enumerate(self.lines) if line.rule.shadow]
         self._shown = Shown([line.rule for line in self.lines])
         counted = [line for line in self.lines if line.rule.unit is not Unit.SPEND]
@@ -109,15 +111,13 @@ class Sheet:
 
     def stand(self, standings: Sequence[Standing]) -> Stand | None:
         """With the rule that has refused a request or, of those that have not, has the smallest part left."""
-        nearest, least = None, 2.0
-        for line, standing in zip(self.lines, standings, strict=True):
-            rule = line.rule
-            left = (rule.limit - standing.used - standing.reserved) / rule.limit if rule.limit else -1.0
-            if standing.wait != 0:
-                left -= 2.0
-            if left < least and not rule.shadow:
-                nearest, least = (line, standing), left
-        return nearest and nearest[0].stand(nearest[1])
+        nearest, least = None, inf
+        for at, limit in self._enforced:
+            standing = standings[at]
+            left = (limit - standing.used - standing.reserved) / limit if standing.wait == 0 else -1.0
+            if left < least:
+                nearest, least = at, left
+        return None if nearest is None else self.lines[nearest].stand(standings[nearest])
 
     def headers(self, standings: Sequence[Standing]) -> Headers:
         return self._shown.headers(standings)

@@ -22,19 +22,19 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from proxy.core.errors import BadFraming, Overloaded, ProxyError, RequestTimeout
+from proxy.http.answer import Answer
 from proxy.http.crowd import Crowd
 from proxy.http.framing import Limits, check, peer, refusal, uri_too_long
 from proxy.http.offer import declined
 from proxy.http.outgoing import Outgoing
 from proxy.http.progress import BODY, ENDED, HEAD, QUIET, Progress
-from proxy.http.together import Together
-from proxy.http.unframed import unframed
 
 Refused = Callable[[int, str | None, str, str], None]
 """Told of every request that is refused here: the status, the error code, the request id of the answer, the client."""
@@ -69,7 +69,6 @@ class Protocol(HttpToolsProtocol):
     _out: Outgoing
     _progress: Progress
     _running: RequestResponseCycle | None = None
-    _written: Together
     """The request that is answered, or was last."""
     _ready: tuple[RequestResponseCycle, Any] | None = None
     """Is started when the bytes that it came in turn out to hold no fault."""
@@ -270,12 +269,40 @@ class Protocol(HttpToolsProtocol):
             self.crowd.asks(self)
         if version == "1.0":
             self.expect_100_continue = False
-        super().on_headers_complete()
+        self._asked(method, version)
         progress.head_ends(chunked, method, url, headers)
         self.headers = []  # trailers go here, and are forgotten
         self._reusable, self.cycle.keep_alive = self.cycle.keep_alive and not crowded, False
         if self.pipeline:
             self.flow.resume_reading()  # only who reads learns that the client has left
+
+    def _asked(self, method: bytes, version: str) -> None:
+        """A request is here: it begins, or waits in line. As uvicorn does it, but for the answer, which is ours."""
+        scope = self.scope
+        path, _, query = self.url.partition(b"?")
+        text = path.decode("ascii")
+        scope["method"], scope["http_version"] = method.decode("ascii"), version
+        scope["path"], scope["raw_path"] = unquote(text) if "%" in text else text, path
+        scope["query_string"] = query
+        before = self.cycle
+        self.cycle = Answer(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     def _has_no_place(self, url: bytes) -> bool:
         """Whether this is a probe that is answered, but keeps no place. Raises Overloaded for anything else that has
@@ -320,16 +347,12 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        self._written = cycle.transport = Together(cycle, self.transport)
-        if cycle.scope["http_version"] == "1.0":
-            app = unframed(app, cycle)
         if self._parsing:
             self._ready = cycle, app
         else:
             super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        self._written.flush()
         if self._refusal is not None and not self.pipeline and not self.transport.is_closing():
             self.server_state.total_requests += 1
             self._answer(self._refusal)

@@ -162,6 +162,4 @@ def _headers(exchange: Exchange, now: float) -> list[tuple[bytes, bytes]]:
     charge = exchange.charge and exchange.whole_charge
     if charge and charge.cost is not None:
         headers.append((b"x-proxy-cost-usd", decimal(charge.cost).encode() if charge.cost else b"0"))
-    headers.append((decision.NAME, decision.decision(exchange, now)))
-    headers.append((decision.TIMES, decision.times(exchange, now)))
-    return headers + exchange.quota_headers + exchange.answer_headers
+    return headers + decision.headers(exchange, now) + exchange.quota_headers + exchange.answer_headers

@@ -25,6 +25,8 @@ class Wire(asyncio.Transport):
     def __init__(self, client: str = "192.0.2.7") -> None:
         super().__init__({"peername": (client, 4711), "sockname": ("127.0.0.1", 8080)})
         self.written = bytearray()
+        self.writes: list[int] = []
+        """How many bytes each time."""
         self.unsent = 0
         self.closed = self.aborted = self.half_closed = False
         self.reading = True
@@ -32,6 +34,7 @@ class Wire(asyncio.Transport):
     def write(self, data: Any) -> None:
         assert not self.half_closed
         assert not self.closed
+        self.writes.append(len(data))
         self.written += data
 
     def write_eof(self) -> None:

@@ -1,0 +1,139 @@
+"""One answer on its way to a client: its head, how its end is found, and the body's pieces.
+
+It takes the place of what uvicorn does with an application's messages, because most of what is done for an answer that
+is there already was done there: each header was looked at by two regular expressions, and head and body were written
+apart, each by a call of the system, which wakes whoever reads. Here a head is checked as a whole, and goes with the
+first piece.
+
+    length      the answer has said how many bytes it has, and must have so many
+    chunks      it has not: HTTP/1.1 marks the end
+    connection  it has not, and HTTP/1.0 knows no chunks: the end is that of the connection (RFC 9112, section 6.3)
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final
+
+from starlette.types import ASGIApp, Message
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from proxy.core.errors import Headers
+
+LARGE: Final = 1 << 16
+"""Bytes of a first piece that is not copied to stand behind its head."""
+
+_STATUS: Final = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+_NO_BODY: Final = (204, 304)
+
+_ALLOWED: Final = bytes({*range(0x20, 0x7F), *range(0x80, 0x100), 0x09})
+"""What a header may have in it: anything but control characters."""
+
+_TOKEN: Final = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
+"""What its name may have in it. In capitals none is sent."""
+
+
+class Answer(RequestResponseCycle):
+    """uvicorn's cycle of one request and its answer; `send` and `run_asgi` are ours."""
+
+    _head = b""
+    """Held until the body begins, which in this program it does at once: whoever begins an answer has a part of it."""
+    _names: set[bytes] = set()  # noqa: RUF012  (of all answers)
+    """Names that have been looked at. They are ours, and few."""
+    _by_connection = False
+
+    async def run_asgi(self, app: ASGIApp) -> None:  # type: ignore[override]
+        try:
+            await app(self.scope, self.receive, self.send)  # type: ignore[arg-type]
+            if not self.response_complete and not self.disconnected:
+                raise RuntimeError("the application ended without a whole answer")
+        except BaseException as error:
+            self.logger.error("Exception in ASGI application", exc_info=error)
+            if not self.response_started:
+                await self.send_500_response()
+            else:
+                self._flush()
+                self.transport.close()
+        finally:
+            self.on_response = _nothing
+
+    async def send(self, message: Message) -> None:  # type: ignore[override]
+        """Raises RuntimeError for what is no answer, or not the one that its head has announced."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        kind = message["type"]
+        if kind == "http.response.body" and self.response_started and not self.response_complete:
+            self._go_on(message.get("body", b""), message.get("more_body", False))
+        elif kind == "http.response.start" and not self.response_started:
+            self._begin(message["status"], message.get("headers", ()))
+        else:
+            raise RuntimeError(f"{kind} is out of place in an answer")
+
+    def _begin(self, status: int, headers: Headers) -> None:
+        lines = [_STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        for name, value in (*self.default_headers, *headers):
+            if name not in self._names:
+                self._check(name)
+            lines.append(b"%b: %b\r\n" % (name, value))
+            if name == b"content-length":
+                self.expected_content_length, self.chunked_encoding = int(value), False
+            elif name == b"connection" and b"close" in value.lower():
+                self.keep_alive = False
+                lines.pop()
+        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in _NO_BODY:
+            self.chunked_encoding = self.scope["http_version"] != "1.0"
+            self._by_connection = not self.chunked_encoding
+            if self.chunked_encoding:
+                lines.append(b"transfer-encoding: chunked\r\n")
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        head = b"".join(lines)
+        if head.translate(None, _ALLOWED) != b"\r\n" * len(lines):
+            raise RuntimeError("a header has a control character")
+        self._head = head
+        self.response_started = True
+        self.waiting_for_100_continue = False
+
+    def _check(self, name: bytes) -> None:
+        """Raises RuntimeError unless it can be a header's. How the end is found is said here and nowhere else."""
+        if not name or not _TOKEN.issuperset(name) or name == b"transfer-encoding":
+            raise RuntimeError("an answer has no such header")
+        self._names.add(name)
+
+    def _go_on(self, body: bytes, more: bool) -> None:
+        if self.scope["method"] == "HEAD":
+            body, self.expected_content_length = b"", 0
+        elif self.chunked_encoding:
+            body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
+        elif not self._by_connection:
+            self.expected_content_length -= len(body)
+            if self.expected_content_length < 0 or (self.expected_content_length and not more):
+                raise RuntimeError("the body is not as long as its head has said")
+        self._write(body)
+        if not more:
+            self._flush()
+            self.response_complete = True
+            self.message_event.set()
+            if not self.keep_alive:
+                self.transport.close()
+            self.on_response()
+
+    def _write(self, data: bytes) -> None:
+        head, self._head = self._head, b""
+        if head and len(data) <= LARGE:
+            data = head + data
+        elif head:
+            self.transport.write(head)
+        if data:
+            self.transport.write(data)
+
+    def _flush(self) -> None:
+        if self._head:
+            self._write(b"")
+
+
+def _nothing() -> None:
+    """An answer that has ended tells nobody more."""
