@@ -114,7 +114,7 @@ class Sheet:
         nearest, least = None, inf
         for at, limit in self._enforced:
             standing = standings[at]
-            left = (limit - standing.used - standing.reserved) / limit if standing.wait == 0 else -1.0
+            left = (limit - standing.used - standing.reserved) / (limit or 1) if standing.wait == 0 else -1.0
             if left < least:
                 nearest, least = at, left
         return None if nearest is None else self.lines[nearest].stand(standings[nearest])
