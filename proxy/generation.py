@@ -25,6 +25,7 @@ from proxy.core.endpoint import Endpoint
 from proxy.core.failures import Failures
 from proxy.core.ledger import Ledger
 from proxy.core.metrics.board import Board, Part
+from proxy.core.notices import Notices
 from proxy.core.provider import MAIN
 from proxy.core.quota import Counter, QuotaStore, Rule
 from proxy.core.redact import Redactor
@@ -88,6 +89,7 @@ class Process:
     part: Part = field(init=False)
     number: int = 1
     look: Callable[[], object] = lambda: None
+    notices: Notices = field(default_factory=Notices)
     closing: AsyncExitStack = field(default_factory=AsyncExitStack)
     circuits: Circuits = field(init=False)
     _count: Iterator[int] = field(default_factory=itertools.count)
@@ -172,6 +174,7 @@ class Generation:
             generation=number,
             drainables=process.drainables,
             traffic=process.traffic,
+            notices=process.notices,
         )
         self.rules = parts.rules
         self.calendar = parts.calendar
@@ -186,7 +189,7 @@ class Generation:
             cors_origins=settings.server.cors_origins,
             loopback=is_loopback(settings.server.host),
             hosts=[*settings.server.hosts, settings.server.host],
-            auth=auth.Config(settings.teams, self._process.issued, self._process.failures),
+            auth=auth.Config(settings.teams, self._process.issued, self._process.failures, settings.logging.characters),
             admin=admin.Config(settings.server.admin_keys, self._process.failures),
             public_metrics=settings.server.metrics.public,
             max_requests=settings.server.max_requests,

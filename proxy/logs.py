@@ -151,14 +151,16 @@ class Writer:
             line = self._waiting.popleft()
             if size < len(line):
                 self._waiting.appendleft(line[size:])
-            size -= min(size, len(line))
+                return
+            size -= len(line)
 
     def _timestamp(self) -> str:
         """UTC, with milliseconds. The calendar is asked once a second, not once a line."""
-        second, fraction = divmod(self._now(), 1)
+        now = self._now()
+        second = int(now)
         if second != self._second:
-            self._second, self._written = int(second), time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._written}.{int(fraction * 1000):03d}Z"
+            self._second, self._written = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._written}.{int((now - second) * 1000):03d}Z"
 
 
 # Where they go.

@@ -20,6 +20,8 @@ from proxy.stages import (
     cache,
     context,
     cors,
+    deprecated,
+    details,
     estimate,
     fallback,
     gate,
@@ -33,6 +35,7 @@ from proxy.stages import (
     recall,
     replay,
     rescue,
+    started,
     translate,
 )
 
@@ -66,8 +69,10 @@ def outer(configs: Configs, services: Services) -> tuple[Middleware, ...]:
     stages = (
         # first: everything after it needs the Exchange, and its headers go on every answer
         begin.build(configs.trusted_proxies, services),
-        access_log.build(configs.access_log, services),  # outside rescue: it logs what the client was told
+        # outside rescue: it logs what the client was told
+        access_log.build(configs.access_log, services, content=configs.auth.log_content),
         metrics.build(configs.named_models, services),  # outside rescue, as the log
+        details.build(configs.access_log.level, services),  # inside access_log: a request's last line is that one's
         cors.build(configs.cors_origins, services),  # outside rescue: a page must be able to read errors, too
         rescue.build(services),  # every error of everything below becomes an answer here
         host.build(configs.loopback, configs.hosts, services),  # before any route: an unknown Host learns nothing
@@ -90,6 +95,7 @@ def finding(
     return (
         gate.build(configs.max_requests, services),  # before all that costs something
         auth.build(configs.auth, endpoint, services),  # before the body: an unknown key uploads nothing
+        started.build(configs.access_log.level, endpoint, services),  # of those who may come in, before all that lasts
         body.build(configs.max_body, endpoint, services),
         # before anything is made of the body: what has been understood before, and answered, need not be again
         recall.build(policy, player, endpoint, services, answered, on=configs.cache.on),
@@ -97,6 +103,7 @@ def finding(
         model.build(configs.model, endpoint, services),  # after the body, which names the model
         # around all that is done for one model: each that is asked has its own
         fallback.build(configs.fallbacks, endpoint, services),
+        deprecated.build(configs.access_log.level, endpoint, services),  # of each model that is asked
         # before anything is reckoned: what is cut costs nothing
         context.build(configs.context, configs.model.default_max_tokens, endpoint, services),
         translate.build(configs.translate, endpoint, services),  # of what is left

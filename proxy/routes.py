@@ -48,12 +48,12 @@ def router(
 ) -> Router:
     """Deny by default: what is not in this list is 404. The endpoints come first, since routes are tried in order."""
     listed = [
-        *(Exact(row.path, app, methods=[row.method], name=row.operation) for row, app in endpoints),
-        Exact("/health", health.status, methods=["GET"], name="health"),
-        Exact("/health/live", health.live, methods=["GET"], name="health"),
-        Exact("/health/ready", health.ready, methods=["GET"], name="health"),
-        Exact("/metrics", metrics, methods=["GET"], name="metrics"),
-        *(Exact(resource.path, app, methods=resource.methods, name="admin") for resource, app in admin),
+        *(Exact(row.path, app, methods=[row.method], operation=row.operation) for row, app in endpoints),
+        Exact("/health", health.status, methods=["GET"], operation="health"),
+        Exact("/health/live", health.live, methods=["GET"], operation="health"),
+        Exact("/health/ready", health.ready, methods=["GET"], operation="health"),
+        Exact("/metrics", metrics, methods=["GET"], operation="metrics"),
+        *(Exact(resource.path, app, methods=resource.methods, operation="admin") for resource, app in admin),
     ]
     # A redirect would carry the client's key to a URL made of its Host header.
     return Router(listed, redirect_slashes=False, default=_not_found)
@@ -62,11 +62,12 @@ def router(
 class Exact(Route):
     """A path as it is written in the request line, letter by letter, but for `{id}`: that is decoded once, and what
     comes out must be an id. Starlette's own comparison takes `%2f` for a slash, a line break at the end for nothing and
-    anything for an id, a way up included.
+    anything for an id, a way up included. `operation` says what it is for.
     """
 
-    def __init__(self, path: str, endpoint: Callable[..., Any], *, methods: Sequence[str], name: str) -> None:
-        super().__init__(path, endpoint, methods=methods, name=name)
+    def __init__(self, path: str, endpoint: Callable[..., Any], *, methods: Sequence[str], operation: str) -> None:
+        super().__init__(path, endpoint, methods=methods)
+        self.operation = operation
         self._plain = path.encode()
         with_id = re.escape(path).replace(r"\{id\}", "(?P<id>[^/]+)").encode()
         self._pattern = re.compile(with_id) if "{" in path else None

@@ -95,15 +95,16 @@ async def test_an_endpoint_without_a_body_has_only_the_stages_that_it_needs() ->
     every = configs(fallbacks={"a": ["b"]})
 
     def lacks(row: Any) -> list[str]:
-        stages = ["gate", "auth", "body", "recall", "parse", "model", "fallback", "context", "translate", "cache"]
-        stages += ["pass_over", "estimate", "quota", "ledger", "replay", "breaker"]
+        stages = ["gate", "auth", "started", "body", "recall", "parse", "model", "fallback", "deprecated", "context"]
+        stages += ["translate", "cache", "pass_over", "estimate", "quota", "ledger", "replay", "breaker"]
         built = [*finding(every, row, made, ok), *answering(every, row, made)]
         return [name for name, stage in zip(stages, built, strict=True) if stage is None]
 
     without_a_body = ["body", "recall", "parse", "fallback", "context", "cache", "pass_over", "ledger", "replay"]
     assert lacks(CHAT) == ["ledger"]
     assert lacks(MODEL) == without_a_body
-    assert lacks(MODELS) == [*without_a_body[:3], "model", *without_a_body[3:]]
+    without_a_model = [*without_a_body[:3], "model", "fallback", "deprecated", *without_a_body[4:]]
+    assert lacks(MODELS) == without_a_model
     kept = services(catalogue=CATALOGUE, ledger=object())
     assert [stage is not None for stage in answering(configs(), MODELS, kept)][-3]
 

@@ -66,6 +66,10 @@ class Catalogue:
         """
         return self._decided.get(name) or self._decide(name)
 
+    def has(self, name: str) -> bool:
+        """Whether this very name is one of the catalogue, or an alias: then no client has made it up."""
+        return name in self._decided
+
     def place(self, name: str) -> tuple[str, str]:
         """The provider of a model, and the name that it has there. A name with a slash begins with a provider's: it may
         be that of none of the `providers`."""

@@ -24,11 +24,12 @@ Replay = Callable[[Receive, Send], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """Who pays. `allows(model)` is the team's allow-list, asked with the name after aliasing."""
+    """Who pays. `allows(model)` is the team's allow-list, asked with the name after aliasing. Of each of its prompts
+    and answers as many characters as `log_content` are logged; 0: nothing is."""
 
     name: str
     allows: Callable[[str], bool]
-    log_content: bool = False
+    log_content: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,11 @@ class Model:
     replacement: str | None = None
 
     @property
+    def is_deprecated(self) -> bool:
+        """Whether it has ended, or the day is known on which it will."""
+        return self.retirement is not None or self.state == "retired"
+
+    @property
     def reasons(self) -> bool:
         """Whether thinking may be sent to it and asked of it."""
         return bool(self.efforts) or "reasoning" in self.capabilities

@@ -30,6 +30,8 @@ _GRAM: Final = _SHORTEST_SECRET
 _SHORTEST_TOKEN, _LONGEST_TOKEN = 16, 512
 _MOST_PASSES: Final = 8
 _DEEPEST: Final = 64
+_MOST_NESTED: Final = 3
+"""JSON that is text in JSON, as the arguments of a tool are, and once more."""
 
 # An escape before a token (a new line in JSON, an encoded `=`) ends in letters that are not the token's.
 _RUN: Final = re.compile(r"(?:\\[bfnrt]|%[0-9A-Fa-f]{2})?([A-Za-z0-9._~+/=-]+)")
@@ -236,8 +238,10 @@ def _spellings(secret: str) -> Iterator[str]:
     escaped = json.encode(secret).decode()[1:-1]
     ascii_only = re.sub("[^ -~]", _json_escape, escaped)
     for written in (escaped, ascii_only):
-        yield written
-        yield written.replace("/", "\\/")
+        for _ in range(_MOST_NESTED):
+            yield written
+            yield written.replace("/", "\\/")
+            written = json.encode(written).decode()[1:-1]
     for encoded in _base64(secret.encode()):
         yield encoded
         yield encoded.translate({ord("+"): "-", ord("/"): "_"})

@@ -12,6 +12,7 @@ from proxy.core.cache import Answers
 from proxy.core.catalogue import Catalogue
 from proxy.core.ledger import Ledger
 from proxy.core.metrics.board import Part
+from proxy.core.notices import Notices
 from proxy.core.quota import QuotaStore
 from proxy.core.redact import Redactor
 from proxy.core.switches import Switches
@@ -49,7 +50,8 @@ class Services:
     outside fit for a log. `quotas` holds the counters of all teams, `circuits` what is known of providers that fail;
     `ledger` is None when none is kept, `answers` when no answers are. `next_call` makes an id that no other request
     has, in any process; `part` is where this one counts what it does. `generation` is the number of the configuration
-    that all this was made for. Whoever lasts is in `drainables` for as long.
+    that all this was made for. Whoever lasts is in `drainables` for as long. `notices` are those that have been given
+    today.
     """
 
     monotonic: Callable[[], float]
@@ -66,4 +68,5 @@ class Services:
     simulated: bool = False
     generation: int = 1
     traffic: Traffic = field(default_factory=Traffic)
+    notices: Notices = field(default_factory=Notices)
     drainables: set[Drainable] = field(default_factory=set)

@@ -3,56 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.core import json
 from proxy.core.config import Strict
+from proxy.core.errors import InvalidApiKey, TooManyAuthFailures
+from proxy.core.excerpt import Excerpts
 from proxy.core.exchange import Exchange
+from proxy.core.log_content import Content, TeamContent
+from proxy.core.money import decimal
 from proxy.core.services import Middleware, Services
 
 _MOST_CONTENT = 100_000
 """Characters of one prompt or answer that are ever logged: redaction takes about 20 ms for so many."""
 
-_MOST_LOOKED_AT, _MOST_SHOWN = 2000, 256
-"""Characters of a client's text (a path, a name) that are redacted, and that a line shows of it. With these a line
-without content stays below 8 KiB, whatever was sent."""
-
 _MOST_CAPTURED = 1 << 20
 """Bytes of an answer that are kept for the log; an event has many more of them than characters that it says."""
 
+_WRONG_KEYS: Final = (InvalidApiKey.code, TooManyAuthFailures.code)
+
 
 class Config(Strict):
-    """`logging` of proxy.yaml. `content` is how prompts and answers of teams with `log_content: true` are logged."""
+    """`logging` of proxy.yaml. `content` is how prompts and answers of teams with `log_content: true` are logged,
+    `content_max_chars` how much of those that are `truncated`."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "console"] = "json"
-    content: Literal["none", "truncated", "full"] = "none"
+    content: Content = "none"
     content_max_chars: int = Field(200, ge=1, le=_MOST_CONTENT)
 
+    def characters(self, said: TeamContent) -> int:
+        """How many of a prompt or an answer are logged for a team that says this; 0: none."""
+        mode = self.content if said is True else said or "none"
+        return {"none": 0, "truncated": self.content_max_chars, "full": _MOST_CONTENT}[mode]
 
-def build(config: Config, services: Services) -> Middleware:
-    limit = {"none": 0, "truncated": config.content_max_chars, "full": _MOST_CONTENT}[config.content]
+
+def build(config: Config, services: Services, *, content: bool) -> Middleware:
+    """`content`: there is a team that has prompts and answers logged."""
 
     def middleware(app: ASGIApp) -> ASGIApp:
-        return AccessLog(app, services, limit)
+        return AccessLog(app, services, content)
 
     return middleware
 
 
 class AccessLog:
-    """`limit` is how many characters of content a line may have; 0 never looks at content at all."""
+    """Without `content` it never looks at any at all."""
 
-    def __init__(self, app: ASGIApp, services: Services, limit: int) -> None:
+    def __init__(self, app: ASGIApp, services: Services, content: bool) -> None:
         self._app = app
         self._log = services.log
-        self._redact = services.redact
-        self._model = services.catalogue.model
+        self._excerpts = Excerpts(services.redact)
+        self._is_known = services.catalogue.has
         self._clock = services.monotonic
         self._generation = services.generation
-        self._limit = limit
+        self._content = content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,13 +69,14 @@ class AccessLog:
         exchange = Exchange.of(scope)
         answer = bytearray()
         try:
-            await self._app(scope, receive, self._listening(exchange, send, answer) if self._limit else send)
+            await self._app(scope, receive, self._listening(exchange, send, answer) if self._content else send)
         finally:
             fields = self._fields(exchange, scope)
-            if self._limit and exchange.team and exchange.team.log_content:
-                fields["request_content"] = self._content(json.encode(exchange.body))
+            if self._content and exchange.team and (most := exchange.team.log_content):
+                fields["request_content"] = self._said(json.encode(exchange.body), most)
                 cut = len(answer) >= _MOST_CAPTURED or exchange.client_gone or exchange.error is not None
-                fields["answer_content"] = self._content(_joined(answer, cut) if exchange.streamed else bytes(answer))
+                told = _joined(answer, cut) if exchange.streamed else bytes(answer)
+                fields["answer_content"] = self._said(told, most)
             self._log(_level(exchange, fields["endpoint"]), "request", **fields)
 
     def _fields(self, exchange: Exchange, scope: Scope) -> dict[str, Any]:
@@ -78,7 +87,8 @@ class AccessLog:
             "key_id": exchange.key_id,
             "method": exchange.method,
             # A path that is no endpoint's is the client's text; of the others only the template is told.
-            "endpoint": route.path if route else self._shown(exchange.path),
+            "endpoint": route.path if route else self._excerpts.name(exchange.path),
+            "operation": route.operation if route else None,
             "model": self._name(exchange.model),
             "upstream": exchange.upstream and exchange.upstream.partition("/")[0],
             "status_code": _status(exchange),
@@ -91,10 +101,14 @@ class AccessLog:
             "generation": self._generation,
         }
         if exchange.model_asked and exchange.model_asked != exchange.model:
-            fields["model_asked"] = self._shown(exchange.model_asked)
+            fields["model_asked"] = self._name(exchange.model_asked)
         if exchange.usage:
             fields["prompt_tokens"] = _count(exchange.usage.get("prompt_tokens"))
             fields["completion_tokens"] = _count(exchange.usage.get("completion_tokens"))
+            fields["total_tokens"] = _count(exchange.usage.get("total_tokens"))
+        charge = exchange.whole_charge
+        if charge and charge.cost is not None:
+            fields["cost_usd"] = decimal(charge.cost)
         if exchange.cache:
             fields["cache"] = exchange.cache
         if exchange.shadow_refusals:
@@ -103,17 +117,14 @@ class AccessLog:
             fields["rewrites"] = ", ".join(exchange.rewrites)
         if exchange.error:
             fields["error_type"], fields["error_code"] = exchange.error.type, exchange.error.code
-            fields["error_param"] = exchange.error.param and self._shown(exchange.error.param)
+            fields["error_param"] = exchange.error.param and self._excerpts.name(exchange.error.param)
         if exchange.client_gone:
             fields["client_gone"] = True
         return fields
 
     def _name(self, model: str | None) -> str | None:
         # Names of the catalogue are harmless; any other is the client's text, and could be a key in the wrong place.
-        return model if model is None or self._model(model).known else self._shown(model)
-
-    def _shown(self, text: str) -> str:
-        return self._whole(text, _MOST_LOOKED_AT)[:_MOST_SHOWN] or "…"
+        return model if model is None or self._is_known(model) else self._excerpts.name(model)
 
     def _listening(self, exchange: Exchange, send: Send, answer: bytearray) -> Callable[[Message], Any]:
         async def listening(message: Message) -> None:
@@ -123,16 +134,9 @@ class AccessLog:
 
         return listening
 
-    def _content(self, data: bytes) -> str:
-        text = self._whole(data.decode(errors="replace"), self._limit * 4 + 4096)
-        return text if len(text) <= self._limit else text[: self._limit] + "…"
-
-    def _whole(self, text: str, most: int) -> str:
-        """The redacted beginning of a text. Where it is cut, the last word goes too: it could be half a secret, and
-        marks that are shorter than what they replace would move it into view."""
-        if len(text) > most:
-            text = " ".join(text[:most].split(" ")[:-1])
-        return self._redact.text(text)
+    def _said(self, data: bytes, most: int) -> str:
+        text = self._excerpts.of(data.decode(errors="replace"), most * 4 + 4096)
+        return text if len(text) <= most else text[:most] + "…"
 
 
 def _joined(events: bytearray, cut: bool) -> bytes:
@@ -168,7 +172,8 @@ def _status(exchange: Exchange) -> int | None:
 
 def _level(exchange: Exchange, endpoint: str) -> str:
     status = exchange.status or 0
-    if status >= 500 or (exchange.error and exchange.error.status >= 500):
+    error = exchange.error
+    if status >= 500 or (error and (error.status >= 500 or error.code in _WRONG_KEYS)):
         return "error"
     if status >= 400:
         return "warning"

@@ -17,6 +17,7 @@ from proxy.core.errors import StoreUnavailable
 from proxy.core.exchange import Exchange
 from proxy.core.exchange import Team as Caller
 from proxy.core.failures import Failures
+from proxy.core.log_content import TeamContent
 from proxy.core.quota import StoreGone
 from proxy.core.services import Middleware, Services
 from proxy.core.team_key import Issued
@@ -28,17 +29,23 @@ class Team(Strict):
     keys: list[WrittenKey] = Field(default_factory=list)
     models: list[str] = Field(default_factory=lambda: ["*"], min_length=1)
     providers: Annotated[list[str], Field(min_length=1)] | None = None
-    log_content: bool = False
+    log_content: TeamContent = False
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     """`issued` are the keys that no file names; None: there are none. `failures` outlive a configuration, or a reload
-    would forgive them."""
+    would forgive them. `characters` is how many of a prompt or an answer are logged for a team that says so."""
 
     teams: Mapping[str, Team]
     issued: Issued | None = None
     failures: Failures = field(default_factory=Failures)
+    characters: Callable[[TeamContent], int] = lambda said: 0
+
+    @property
+    def log_content(self) -> bool:
+        """Whether any team has prompts and answers logged."""
+        return any(self.characters(team.log_content) for team in self.teams.values())
 
 
 Known = tuple[Caller, str]
@@ -47,7 +54,11 @@ Known = tuple[Caller, str]
 
 def build(config: Config, endpoint: Endpoint, services: Services) -> Middleware:
     teams = {
-        name: Caller(name, allow_list(team.models, team.providers, services.catalogue), team.log_content)
+        name: Caller(
+            name,
+            allow_list(team.models, team.providers, services.catalogue),
+            config.characters(team.log_content),
+        )
         for name, team in config.teams.items()
     }
     written = {key.digest: (teams[name], key.id) for name, team in config.teams.items() for key in team.keys}

@@ -131,7 +131,7 @@ class Metrics:
         route = scope.get("route")
         status = 499 if exchange.client_gone and exchange.status is None else exchange.status
         team = exchange.team.name if exchange.team else ""
-        path, method = (route.path, route.name) if route else (_OTHER, _OTHER)
+        path, method = (route.path, route.operation) if route else (_OTHER, _OTHER)
         key = (
             path, method, team, exchange.provider, exchange.model, status, exchange.streamed, exchange.cache,
             exchange.charge is None,

@@ -93,6 +93,25 @@ logging: {{level: debug, content_max_chars: 10}}
     assert "sk-" not in repr(settings)
 
 
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        *[(word, word) for word in ("none", "truncated", "full", '"full"')],
+        *[(word, True) for word in ("true", "True", "yes", "on", '"${LOUD}"')],
+        *[(word, False) for word in ("false", "FALSE", "no", "off", '"${QUIET:-no}"')],
+    ],
+)
+def test_what_is_logged_of_a_team_is_a_word_that_means_what_it_says(read, written, said):
+    settings = read(f"teams: {{a: {{keys: ['${{A}}'], log_content: {written}}}}}", {"A": "sk-a", "LOUD": "yes"})
+    assert settings.teams["a"].log_content == (said.strip('"') if isinstance(said, str) else said)
+
+
+@pytest.mark.parametrize("written", ["maybe", "null", "1", "''", "[full]", "{mode: full}"])
+def test_what_is_logged_of_a_team_is_no_other_word(refusals, written):
+    told = refusals(f"teams: {{a: {{keys: ['${{A}}'], log_content: {written}}}}}", {"A": "sk-a"})
+    assert [one.partition(": ")[2].partition(": ")[0] for one in told] == ["teams.a.log_content"]
+
+
 REFUSED = [
     # keys
     ("sevrer: {}", ["1: sevrer: unknown key (did you mean 'server'?)"]),
@@ -426,7 +445,7 @@ tracing: {}
         "7: providers.mistral.api_keys[1]: environment variable NONE is not set",
         "8: providers.mistral.timeouts.idle: expected a duration such as 250ms, 30s, 5m, 1h or 7d",
         "14: teams.other.keys[0]: the same key as teams.research.keys[0]",
-        "15: teams.other.log_content: expected true or false",
+        "15: teams.other.log_content: expected true, false, none, truncated or full",
         "17: models.aliases.x: an alias of itself",
         "18: models.default_temperature: must be at most 1.5",
         "19: models.aliases: given twice, first on line 17",

@@ -33,7 +33,8 @@ CONFIG = auth.Config(
     teams={
         "research": auth.Team(keys=[Secret("key-one"), Secret("key-two")], models=["mistral-*", "codestral-latest"]),  # type: ignore[list-item]
         "support": auth.Team(keys=["sha256:" + hashlib.sha256(b"key-three").hexdigest()], log_content=True),  # type: ignore[list-item]
-    }
+    },
+    characters=lambda said: 40 if said else 0,
 )
 
 
@@ -56,7 +57,7 @@ async def test_c7_a_key_leads_to_its_team_however_the_scheme_is_written(value: b
     found = await ask(value)
     assert found.team
     assert found.team.name == team
-    assert found.team.log_content == (team == "support")
+    assert found.team.log_content == (40 if team == "support" else 0)
     assert found.key_id
     assert found.key_id not in value.decode()
 
@@ -167,7 +168,7 @@ CATALOGUE = Catalogue(data.read("models.yaml"), providers=("mistral", "openai"))
 def stage(
     issued: Issued | None = None, failures: Failures | None = None, now: Callable[[], float] = lambda: 0.0
 ) -> Any:
-    config = auth.Config(CONFIG.teams, issued, failures or Failures())
+    config = auth.Config(CONFIG.teams, issued, failures or Failures(), CONFIG.characters)
     return auth.build(config, None, services(monotonic=now))(ok)  # type: ignore[arg-type]
 
 
@@ -187,7 +188,7 @@ async def refusal(stage: Any, token: bytes | None, client: str = "192.0.2.7") ->
 async def test_an_issued_key_leads_to_its_team() -> None:
     found = await sent(stage(Issued(KNOWN)), ISSUED)
     assert found.team
-    assert (found.team.name, found.team.log_content, found.key_id) == ("support", True, "key_aaaaaaaa")
+    assert (found.team.name, found.team.log_content, found.key_id) == ("support", 40, "key_aaaaaaaa")
 
 
 async def test_a_key_of_the_configuration_needs_nobody_else() -> None:
@@ -335,3 +336,9 @@ def test_a_pinned_team_goes_nowhere_else() -> None:
     assert not allows("openai/my-large-one")
     assert not allows("other/my-large-one")
     assert not allows("mistral-small-latest")
+
+
+def test_whether_any_team_has_its_content_logged() -> None:
+    assert CONFIG.log_content
+    assert not auth.Config({"research": CONFIG.teams["research"]}, characters=CONFIG.characters).log_content
+    assert not auth.Config(CONFIG.teams).log_content
