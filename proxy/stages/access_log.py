@@ -73,7 +73,8 @@ class AccessLog:
         finally:
             fields = self._fields(exchange, scope)
             if self._content and exchange.team and (most := exchange.team.log_content):
-                fields["request_content"] = self._said(json.encode(exchange.body), most)
+                if exchange.body is not None:
+                    fields["request_content"] = self._said(json.encode(exchange.body), most)
                 cut = len(answer) >= _MOST_CAPTURED or exchange.client_gone or exchange.error is not None
                 told = _joined(answer, cut) if exchange.streamed else bytes(answer)
                 fields["answer_content"] = self._said(told, most)
