@@ -29,6 +29,7 @@ from proxy.core.charge import charge
 from proxy.core.circuit import Circuits
 from proxy.core.exchange import Exchange, Team
 from proxy.core.metrics.board import Board
+from proxy.core.records import Records
 from proxy.core.redact import Redactor
 from proxy.core.services import Services
 from proxy.generation import unix_milliseconds
@@ -62,6 +63,7 @@ def services(**more: Any) -> Services:
         "circuits": Circuits(time.monotonic, silent),
         "next_call": str,
         "part": Board().parts[0],
+        "ring": Records().rings[0],
     }
     return Services(**(given | more))
 

@@ -28,6 +28,7 @@ from proxy.core.metrics.board import Board, Part
 from proxy.core.notices import Notices
 from proxy.core.provider import MAIN
 from proxy.core.quota import Counter, QuotaStore, Rule
+from proxy.core.records import Records
 from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
 from proxy.core.services import Drainable, Services, Traffic
@@ -68,9 +69,10 @@ def unix_milliseconds() -> int:
 @dataclass(slots=True)
 class Process:
     """What outlives every generation: the log, the counters, the ledger, who holds which issued key, the answers that
-    are kept. On the `board` all processes of the proxy count, each in its `part`. `drainables` are the parts of all
-    requests under way that can be ended. `owner` is this process among all that share a store; `closing` is closed when
-    its last request has ended; `look` brings up to date what is told of it."""
+    are kept. On the `board` all processes of the proxy count, each in its `part`; `records` are of what became of their
+    requests. `drainables` are the parts of all requests under way that can be ended. `owner` is this process among all
+    that share a store; `closing` is closed when its last request has ended; `look` brings up to date what is told of
+    it."""
 
     log: Writer
     quotas: Counters = field(default_factory=lambda: MemoryStore(Calendar(UTC), unix_milliseconds))
@@ -87,6 +89,7 @@ class Process:
     failures: Failures = field(default_factory=Failures)
     board: Board = field(default_factory=Board)
     part: Part = field(init=False)
+    records: Records = field(default_factory=Records)
     number: int = 1
     look: Callable[[], object] = lambda: None
     notices: Notices = field(default_factory=Notices)
@@ -169,6 +172,7 @@ class Generation:
             circuits=process.circuits,
             next_call=process.next_call,
             part=process.part,
+            ring=process.records.rings[process.number - 1],
             answers=process.answers,
             simulated=process.simulated,
             generation=number,

@@ -15,6 +15,7 @@ from proxy import data
 from proxy.core.circuit import Circuits
 from proxy.core.exchange import Exchange
 from proxy.core.metrics.board import Board
+from proxy.core.records import Records
 from proxy.core.redact import Redactor
 from proxy.core.services import Services
 
@@ -64,7 +65,7 @@ def services(log: Log | None = None, catalogue: Any = None, **more: Any) -> Serv
     redact = Redactor(data.read("redaction.yaml"))
     given: dict[str, Any] = {
         "monotonic": Ticks(), "quotas": None, "ledger": None, "wall": lambda: 0, "next_call": lambda: "test-0",
-        "part": Board().parts[0],
+        "part": Board().parts[0], "ring": Records().rings[0],
         "circuits": Circuits(time.monotonic, log or Log()),
     }  # fmt: skip
     return Services(log=log or Log(), redact=redact, catalogue=catalogue, **(given | more))

@@ -29,7 +29,8 @@ MOST_CAUSES: Final = 8
 def headers(exchange: Exchange, now: float) -> Headers:
     """`x-proxy-decision`, and `server-timing` for browsers. `now` is when the answer begins."""
     seconds = own(exchange, now)
-    return [(b"x-proxy-decision", _decision(exchange, seconds)), (b"server-timing", _times(exchange, seconds, now))]
+    exchange.decision = _decision(exchange, seconds)
+    return [(b"x-proxy-decision", exchange.decision), (b"server-timing", _times(exchange, seconds, now))]
 
 
 def _decision(exchange: Exchange, seconds: float) -> bytes:

@@ -105,6 +105,7 @@ class Exchange:
     started: float
     status: int | None = None
     begun: float | None = None
+    decision: bytes | None = None
     first_byte: float | None = None
     last_byte: float | None = None
     bytes_out: int = 0

@@ -14,6 +14,7 @@ from proxy.core.ledger import Ledger
 from proxy.core.metrics.board import Part
 from proxy.core.notices import Notices
 from proxy.core.quota import QuotaStore
+from proxy.core.records import Ring
 from proxy.core.redact import Redactor
 from proxy.core.switches import Switches
 
@@ -49,7 +50,8 @@ class Services:
     """`monotonic` gives seconds for durations, `wall` the time of day in Unix milliseconds, `redact` makes text from
     outside fit for a log. `quotas` holds the counters of all teams, `circuits` what is known of providers that fail;
     `ledger` is None when none is kept, `answers` when no answers are. `next_call` makes an id that no other request
-    has, in any process; `part` is where this one counts what it does. `generation` is the number of the configuration
+    has, in any process; `part` is where this one counts what it does, `ring` where it
+    keeps what became of its requests. `generation` is the number of the configuration
     that all this was made for. Whoever lasts is in `drainables` for as long. `notices` are those that have been given
     today.
     """
@@ -64,6 +66,7 @@ class Services:
     circuits: Switches
     next_call: Callable[[], str]
     part: Part
+    ring: Ring
     answers: Answers | None = None
     simulated: bool = False
     generation: int = 1

@@ -21,6 +21,7 @@ import uvloop
 from proxy.app import Application
 from proxy.core.metrics.board import Board
 from proxy.core.provider import MAIN
+from proxy.core.records import Records
 from proxy.core.secret import Secret
 from proxy.generation import Process
 from proxy.http.descriptors import limits_within, raised
@@ -68,12 +69,14 @@ requests has under way: it would look at all of them again and again, and find n
 
 class Leader(Protocol):
     """Who says what a server serves, and when it is to end: the `plan` to begin with and its `generation`; `always` are
-    fields of every log line. `board` is where this process counts, in the part of its `number`."""
+    fields of every log line. `board` and `records` are where this process counts, and keeps what became of requests,
+    at the place of its `number`."""
 
     plan: Plan
     generation: int
     number: int
     board: Board
+    records: Records
     always: Mapping[str, Any]
 
     def server(self, app: Application, log: Writer) -> Server: ...
@@ -87,7 +90,7 @@ class ByFiles:
 
     def __init__(self, plan: Plan, listener: socket.socket) -> None:
         self.plan, self.generation, self.number = plan, 1, 1
-        self.board = Board()
+        self.board, self.records = Board(), Records()
         self.always: Mapping[str, Any] = {}
         self._banner = banner(plan, listener.getsockname()[1])
 
@@ -165,7 +168,7 @@ async def opened(leader: Leader, log: Writer) -> AsyncIterator[Process]:
     """What the process is made of, with its stores. They are closed at the end of the application, or of this block if
     there never is one. Raises CannotStart."""
     plan = leader.plan
-    process = Process(log, simulated=plan.simulate, board=leader.board, number=leader.number)
+    process = Process(log, simulated=plan.simulate, board=leader.board, records=leader.records, number=leader.number)
     opener = Opener(
         plan.settings,
         plan.sources.environ,

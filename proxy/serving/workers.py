@@ -17,6 +17,7 @@ from proxy import supervisor
 from proxy.app import Application
 from proxy.core.errors import Overloaded, place_of
 from proxy.core.metrics.board import Board
+from proxy.core.records import Records
 from proxy.generation import prepare
 from proxy.http.framing import peer, refusal
 from proxy.logs import Writer
@@ -36,7 +37,7 @@ def run(plan: Plan) -> NoReturn:
     log = Writer(sys.stdout.buffer, level=logging.level, format=logging.format)
     text = banner(plan, listener.getsockname()[1])
     report(log, "warning", "config_warning", plan.warnings)
-    board = Board(server.workers)
+    board, records = Board(server.workers), Records(server.workers)
     shared = Shared(replace(plan, warnings=()), log)
     # What is imported now is in memory once, for all workers.
     for transport in {provider.transport for provider in plan.settings.providers.values()}:
@@ -44,7 +45,7 @@ def run(plan: Plan) -> NoReturn:
 
     def work(worker: supervisor.Worker) -> None:
         try:
-            run_open(serve(ByOrders(worker, shared.current, board), listener))
+            run_open(serve(ByOrders(worker, shared.current, board, records), listener))
         except CannotStart as error:
             raise CannotServe(str(error)) from None
 
@@ -114,9 +115,9 @@ class Shared:
 class ByOrders:
     """A worker is led by the supervisor."""
 
-    def __init__(self, worker: supervisor.Worker, current: Current, board: Board) -> None:
+    def __init__(self, worker: supervisor.Worker, current: Current, board: Board, records: Records) -> None:
         self.plan, self.generation = current.plan, current.generation
-        self.board, self.number = board, worker.number
+        self.board, self.records, self.number = board, records, worker.number
         self.always: Mapping[str, Any] = {"worker": worker.number}
         self._worker = worker
 

@@ -10,11 +10,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.core import json
 from proxy.core.config import Strict
-from proxy.core.errors import InvalidApiKey, TooManyAuthFailures
+from proxy.core.errors import Fault, InvalidApiKey, TooManyAuthFailures
 from proxy.core.excerpt import Excerpts
 from proxy.core.exchange import Exchange
+from proxy.core.json import Json
 from proxy.core.log_content import Content, TeamContent
 from proxy.core.money import decimal
+from proxy.core.overhead import STAGES, stages
 from proxy.core.services import Middleware, Services
 
 _MOST_CONTENT = 100_000
@@ -22,6 +24,9 @@ _MOST_CONTENT = 100_000
 
 _MOST_CAPTURED = 1 << 20
 """Bytes of an answer that are kept for the log; an event has many more of them than characters that it says."""
+
+_THEN: Final = {False: "again", True: "another model"}
+"""What came after an attempt that failed."""
 
 _WRONG_KEYS: Final = (InvalidApiKey.code, TooManyAuthFailures.code)
 
@@ -59,6 +64,8 @@ class AccessLog:
         self._excerpts = Excerpts(services.redact)
         self._is_known = services.catalogue.has
         self._clock = services.monotonic
+        self._wall = services.wall
+        self._ring = services.ring
         self._generation = services.generation
         self._content = content
 
@@ -72,6 +79,7 @@ class AccessLog:
             await self._app(scope, receive, self._listening(exchange, send, answer) if self._content else send)
         finally:
             fields = self._fields(exchange, scope)
+            self._ring.keep(fields | self._more(exchange))
             if self._content and exchange.team and (most := exchange.team.log_content):
                 if exchange.body is not None:
                     fields["request_content"] = self._said(json.encode(exchange.body), most)
@@ -118,10 +126,30 @@ class AccessLog:
             fields["rewrites"] = ", ".join(exchange.rewrites)
         if exchange.error:
             fields["error_type"], fields["error_code"] = exchange.error.type, exchange.error.code
+            fields["fault"] = exchange.error.fault.value
             fields["error_param"] = exchange.error.param and self._excerpts.name(exchange.error.param)
         if exchange.client_gone:
             fields["client_gone"] = True
+            fields.setdefault("fault", Fault.CALLER.value)
         return fields
+
+    def _more(self, exchange: Exchange) -> Json:
+        """What is kept of a request besides its line, for whoever asks for it by its id (core/records.py)."""
+        decision = exchange.decision.decode() if exchange.decision else None
+        if decision and exchange.model and not self._is_known(exchange.model):
+            decision = self._excerpts.of(decision, len(decision))  # the client's text is in there
+        took = zip(STAGES, stages(exchange), strict=True)
+        more: Json = {
+            "ended": self._wall(),
+            "decision": decision,
+            "stages_us": {name: round(seconds * 1e6) for name, seconds in took if seconds is not None},
+        }
+        if exchange.failed:
+            more["failed"] = [
+                {"provider": one.provider, "attempt": one.number, "code": one.code, "then": _THEN[one.elsewhere]}
+                for one in exchange.failed
+            ]
+        return more
 
     def _name(self, model: str | None) -> str | None:
         # Names of the catalogue are harmless; any other is the client's text, and could be a key in the wrong place.

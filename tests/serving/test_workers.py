@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from proxy.core.metrics.board import Board
+from proxy.core.records import Records
 from proxy.logs import Writer
 from proxy.serving import workers
 from proxy.serving.plan import Plan, plan
@@ -120,7 +121,7 @@ async def obeyed(folder: Path, obeying: Obeying, change: Any, *orders: Drain | E
     ours, theirs = socket.socketpair()
     with theirs:
         channel = Channel(ours)
-        leader = ByOrders(Worker(1, theirs), current, Board())
+        leader = ByOrders(Worker(1, theirs), current, Board(), Records())
         assert leader.always == {"worker": 1}
         channel.send(Reload(7, replace(sources, data=change).changes()))
         task = asyncio.ensure_future(leader.lead(cast(Any, obeying), cast(Any, obeying)))
