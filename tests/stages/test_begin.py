@@ -71,7 +71,7 @@ async def test_simulated_answers_say_so() -> None:
 async def test_status_times_and_size_are_recorded() -> None:
     exchange = (await call(stage())).exchange
     assert (exchange.status, exchange.bytes_out) == (200, 2)
-    assert (exchange.started, exchange.first_byte, exchange.last_byte) == (1, 2, 3)
+    assert (exchange.started, exchange.begun, exchange.first_byte, exchange.last_byte) == (1, 2, 3, 4)
 
 
 async def test_c16_a_header_with_an_underscore_does_not_exist() -> None:
