@@ -3,7 +3,6 @@
 import asyncio
 import mmap
 import os
-import random
 import re
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench import guard, mischief, reload, report, soak, stages
+from bench import guard, reload, report, stages
 from bench.load import Route, TargetFailedError, burst, connections, once, open_streams, take_turns
 from bench.measure import Cores, Processes, clock_id, on_cores
 from bench.report import figure, guard_table, headroom, markdown, table, text, warnings
@@ -370,51 +369,6 @@ def test_what_the_guard_adds_is_a_difference_within_the_round():
     assert guard_table(samples)[1:] == [
         [guard.WHOLE, "20.0 (15.0–25.0)", "24.0 (19.0–59.0)", "1.40 (1.30–2.27)", "4.0 (4.0–34.0)", "≤ 10 met"]
     ]
-
-
-# --- soak
-
-
-@asynccontextmanager
-async def soaking(upstream):
-    """The soak's clients, straight at an upstream in this process."""
-    async with await asyncio.start_server(upstream, "127.0.0.1", 0) as server:
-        route = Route(server.sockets[0].getsockname()[1], {"authorization": "Bearer x"})
-        yield mischief.Clients(route, random.Random(1))
-
-
-async def test_the_soaks_clients_find_their_own_answers():
-    async with soaking(mischief.Upstream(random.Random(1)).serve) as clients:
-        await clients.good()
-        await clients.good_stream()
-    assert clients.seen == {"answer": 1, "stream": 1}
-    assert clients.wrong == []
-
-
-@pytest.mark.parametrize("kind", ["good", "good_stream"])
-async def test_the_soaks_clients_find_somebody_elses_answer(kind):
-    async def another(reader, writer):
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + mischief._completion("good 2") + b"\n" + mischief._event("good 2"))
-        writer.close()
-
-    async with soaking(another) as clients:
-        await getattr(clients, kind)()
-    [wrong] = clients.wrong
-    assert "good 2" in wrong
-
-
-async def test_every_kind_of_the_soaks_clients_comes_and_goes():
-    async with soaking(mischief.Upstream(random.Random(1)).serve) as clients:
-        for kind in (clients.leaves, clients.leaves_a_stream, clients.garbage):
-            await kind()
-
-
-def test_growth_is_told_per_hour():
-    samples = [soak.Sample(second, 50 + second / 60, 7, 1) for second in (0, 60, 120)]
-    assert soak.slope(samples, lambda sample: sample.rss) == pytest.approx(60)
-    assert soak.slope(samples, lambda sample: sample.files) == 0
-    assert soak.slope(samples[:1], lambda sample: sample.rss) == 0
 
 
 # --- the whole

@@ -523,6 +523,6 @@ LEFT_OUT = {
     "J9": "a ledger of millions of rows: `python -m bench.ledger` measures it, the suite looks at the query plans",
     "J11": "a log that nobody reads or whose reader is gone: see K12",
     "K11": "replicas whose clocks differ: time is that of Redis; its own tests show it",
-    "K13": "growth over days: `python -m bench.soak` looks for it, the suite has not the time",
+    "K13": "growth over days: `scripts/soak` looks for it, the suite has not the time",
 }
 """Rows that have no test, and why."""
