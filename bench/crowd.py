@@ -63,7 +63,7 @@ class Crowd:
         """One client of this kind, from its coming to its leaving."""
         try:
             await kind.client(self, kind)
-        except (OSError, asyncio.IncompleteReadError) as error:
+        except Exception as error:  # no connection, or an answer that cannot be read: the run goes on and tells of it
             self.judge(kind, type(error).__name__, detail=str(error))
 
     async def come_and_go(self, end: float, pause: float) -> None:

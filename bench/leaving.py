@@ -113,7 +113,7 @@ async def trial(route: Route, call: Upstream, situation: Situation, number: int)
 
 def leave(writer: asyncio.StreamWriter, *, reset: bool) -> None:
     """Close, as a program that ends does; or reset, as one that was killed with bytes unread."""
-    if reset:
+    if reset and not writer.transport.is_closing():
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
 

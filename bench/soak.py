@@ -122,9 +122,9 @@ async def _soak(proxy: Soaked, crowd: Crowd, plan: Plan, say: Callable[[str], No
     await asyncio.gather(*map(crowd.one, KINDS))
     crowd.leave()
     await asyncio.sleep(1)
-    start = time.monotonic()
-    found = Found(await sample(proxy, start))
+    found = Found(await sample(proxy, time.monotonic()))
     say(line(found.before, crowd, proxy))
+    start = time.monotonic()
     end = start + plan.minutes * 60
 
     async def look() -> None:
@@ -149,7 +149,11 @@ async def _soak(proxy: Soaked, crowd: Crowd, plan: Plan, say: Callable[[str], No
             if seconds:
                 group.create_task(_repeat(seconds, last, work))
     crowd.leave()
-    found.after, left = await settle(proxy, found.before, plan.patience, start)
+    try:
+        found.after, left = await settle(proxy, found.before, plan.patience, start)
+    except OSError as error:
+        found.after, left = found.before, []
+        found.wrong.append(f"the proxy does not answer any more ({error}), its exit code is {proxy.process.returncode}")
     say(f"{line(found.after, crowd, proxy)}  when all have gone")
     found.wrong += [f"left behind: {one}" for one in left]
     if plan.minutes >= LONG_ENOUGH:

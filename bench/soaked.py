@@ -82,14 +82,22 @@ class Soaked:
     reloads: int = 0
     kills: int = 0
 
+    @property
+    def ended(self) -> bool:
+        return self.process.returncode is not None
+
     def reload(self) -> None:
         """Another configuration, with another transport to one of its providers."""
+        if self.ended:
+            return
         self.reloads += 1
         self._config.write(self.reloads)
         self.process.send_signal(signal.SIGHUP)
 
     def kill(self) -> bool:
         """The youngest worker, at once; whether there is one besides."""
+        if self.ended:
+            return False
         workers = sorted(psutil.Process(self.process.pid).children(), key=lambda child: child.create_time())
         if len(workers) > 1:
             workers[-1].kill()

@@ -27,7 +27,7 @@ START = "from proxy.cli import main; main()"
 
 def plan(code, **options):
     """A soak of two seconds with a proxy that keeps idle connections only for a moment, and begins with this code."""
-    usual: dict[str, Any] = {"minutes": 1 / 30, "every": 0.5, "reload": 1.0, "patience": Patience(all=8.0, idle=8.0)}
+    usual: dict[str, Any] = {"minutes": 1 / 30, "every": 0.5, "reload": 0.5, "patience": Patience(all=8.0, idle=8.0)}
     return soak.Plan(**usual | options, command=(sys.executable, "-c", BRIEF + code + START))
 
 
@@ -39,6 +39,7 @@ async def test_a_short_soak_finds_nothing_and_shows_what_it_saw():
     assert "WRONG" not in printed
     assert all(f"\n{kind.name} " in printed for kind in crowd.KINDS)
     assert "when all have gone" in printed
+    assert re.search(r"reloads [1-9], workers killed 0", printed)
     assert re.search(r"log lines [1-9][\d,]*, lost 0", printed)
 
 
@@ -48,6 +49,15 @@ async def test_a_soak_finds_connections_that_are_not_given_back():
     assert await soak.soak(plan(LEAK, **options), said.append) == 1
     [wrong] = [line for line in said if line.startswith("WRONG: left behind: connections")]
     assert int(wrong.rpartition(" ")[2]) > 5
+
+
+async def test_a_soak_whose_proxy_ends_says_so():
+    said: list[str] = []
+    dies = "import os; from proxy.app import Application; Application.replace = lambda *_: os._exit(9)\n"  # at a reload
+    code = await soak.soak(plan(dies, workers=1), said.append)
+    assert code == 1, "\n".join(said)
+    [wrong] = [line for line in said if "does not answer any more" in line]
+    assert wrong.endswith("exit code is 9")
 
 
 @asynccontextmanager
@@ -95,6 +105,13 @@ async def test_every_client_of_the_soak_that_leaves_comes_and_goes(name, monkeyp
         await clients.one(kind(name))
     assert clients.seen == {(name, crowd.LEFT): 1}
     assert not clients.wrong
+
+
+async def test_an_answer_that_cannot_be_read_is_wrong(monkeypatch):
+    monkeypatch.setattr(moody, "completion", lambda text: b"{")
+    async with soaking(moody.Upstream(random.Random(1)).serve) as clients:
+        await clients.one(kind("chat"))
+    assert clients.wrong == {("chat", "DecodeError"): 1}
 
 
 async def test_an_unexpected_status_is_wrong_but_for_what_a_killed_worker_takes_with_it():
