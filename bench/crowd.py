@@ -299,5 +299,5 @@ KINDS: Final = (
     _kind("leaves joiners", 2, _leaves_others, 200, LEFT),
     _kind("garbage", 3, _garbage, LEFT),
     _kind("drips", 1, _drips, LEFT),
-    _kind("bad body", 2, _bad_body, 200, 400, 404, 413),
+    _kind("bad body", 2, _bad_body, 200, 400, 403, 404, 413),  # 403: a model whose price nobody knows
 )
