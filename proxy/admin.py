@@ -25,11 +25,12 @@ Work = Callable[[Backend, str | None], Awaitable[Report]]
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One path, and what can be done there."""
+    """One path, and what can be done there. `reads`: it takes a body."""
 
     path: str
     methods: tuple[str, ...]
     app: ASGIApp
+    reads: bool = False
 
 
 def resources(backend: Backend) -> list[Resource]:

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from starlette.types import ASGIApp
 
-from proxy import data
+from proxy import data, explain
 from proxy.admin import Resource, resources
 from proxy.core.cache import Answers
 from proxy.core.calendar import Calendar
@@ -211,7 +211,9 @@ class Generation:
         )
         # A path is where the main provider has it; what the others serve under it, they serve in their own way.
         endpoints = [(row, inner(configs, row, services, self._dispatch(row))) for row in PROVIDERS[MAIN].endpoints]
-        for_admins = [(one, administration(configs, services, one.app)) for one in self._for_admins()]
+        for_admins = [
+            (one, administration(configs, services, one.app, reads=one.reads)) for one in self._for_admins(configs)
+        ]
         metrics = measuring(configs, services, self._scrape())
         return fold(outer(configs, services), router(endpoints, self._health(), metrics, for_admins))
 
@@ -232,10 +234,13 @@ class Generation:
             config=self.config,
         )
 
-    def _for_admins(self) -> Sequence[Resource]:
+    def _for_admins(self, configs: Configs) -> Sequence[Resource]:
+        if not self.settings.server.admin_keys:
+            return ()
         answers = self._services.answers
         # Also while nothing is answered with it: what was kept before has to be found and forgotten.
-        return resources(answers.backend) if self.settings.server.admin_keys and answers else ()
+        of_cache = resources(answers.backend) if answers else []
+        return [*of_cache, explain.resource(configs, self._services, PROVIDERS[MAIN].endpoints)]
 
     def _dispatch(self, row: Endpoint) -> Dispatch:
         return Dispatch(ways=dict(self._ways(row)), services=self._services)

@@ -83,15 +83,31 @@ def outer(configs: Configs, services: Services) -> tuple[Middleware, ...]:
 def inner(configs: Configs, endpoint: Endpoint, services: Services, end: ASGIApp) -> ASGIApp:
     """The stages of one endpoint, around what calls the provider."""
     answered = fold(answering(configs, endpoint, services), end)
-    return fold(finding(configs, endpoint, services, answered), answered)
-
-
-def finding(
-    configs: Configs, endpoint: Endpoint, services: Services, answered: ASGIApp
-) -> tuple[Middleware | None, ...]:
-    """Who asks what, and whether the answer is there; None where a stage does not apply. `answered` comes next."""
-    policy = configs.cache.config.policy(services.wall)
     player = Player(configs.cache.config.cadence, services.drainables, services.wall)
+    stages = (
+        *entering(configs, endpoint, services, player, answered),
+        *understanding(configs, endpoint, services),
+        deprecated.build(configs.access_log.level, endpoint, services),  # of each model that is asked
+        *finding(configs, endpoint, services, player),
+    )
+    return fold(stages, answered)
+
+
+def explaining(
+    configs: Configs, endpoint: Endpoint, services: Services, player: Player, each: Middleware, end: ASGIApp
+) -> ASGIApp:
+    """The same for a request whose sender and body are known, in place of a call. `each` is around all that is done for
+    one model."""
+    answered = fold(answering(configs, endpoint, services), end)
+    found = fold(finding(configs, endpoint, services, player), answered)
+    return fold((*understanding(configs, endpoint, services), each), found)
+
+
+def entering(
+    configs: Configs, endpoint: Endpoint, services: Services, player: Player, answered: ASGIApp
+) -> tuple[Middleware | None, ...]:
+    """Who asks; None where a stage does not apply. `answered` is where a request goes whose answer is there."""
+    policy = configs.cache.config.policy(services.wall)
     return (
         gate.build(configs.max_requests, services),  # before all that costs something
         auth.build(configs.auth, endpoint, services),  # before the body: an unknown key uploads nothing
@@ -99,11 +115,23 @@ def finding(
         body.build(configs.max_body, endpoint, services),
         # before anything is made of the body: what has been understood before, and answered, need not be again
         recall.build(policy, player, endpoint, services, answered, on=configs.cache.on),
+    )
+
+
+def understanding(configs: Configs, endpoint: Endpoint, services: Services) -> tuple[Middleware | None, ...]:
+    """What is asked."""
+    return (
         parse.build(endpoint, services),
         model.build(configs.model, endpoint, services),  # after the body, which names the model
         # around all that is done for one model: each that is asked has its own
         fallback.build(configs.fallbacks, endpoint, services),
-        deprecated.build(configs.access_log.level, endpoint, services),  # of each model that is asked
+    )
+
+
+def finding(configs: Configs, endpoint: Endpoint, services: Services, player: Player) -> tuple[Middleware | None, ...]:
+    """What would be sent, and whether its answer is there."""
+    policy = configs.cache.config.policy(services.wall)
+    return (
         # before anything is reckoned: what is cut costs nothing
         context.build(configs.context, configs.model.default_max_tokens, endpoint, services),
         translate.build(configs.translate, endpoint, services),  # of what is left
@@ -126,9 +154,10 @@ def answering(configs: Configs, endpoint: Endpoint, services: Services) -> tuple
     )
 
 
-def administration(configs: Configs, services: Services, end: ASGIApp) -> ASGIApp:
-    """The stages of what is for admins alone."""
-    return fold((gate.build(configs.max_requests, services), admin.build(configs.admin, services)), end)
+def administration(configs: Configs, services: Services, end: ASGIApp, *, reads: bool = False) -> ASGIApp:
+    """The stages of what is for admins alone. `reads`: it takes a body."""
+    reading = body.reading(configs.max_body, services) if reads else None
+    return fold((gate.build(configs.max_requests, services), admin.build(configs.admin, services), reading), end)
 
 
 def measuring(configs: Configs, services: Services, end: ASGIApp) -> ASGIApp:

@@ -19,10 +19,12 @@ from proxy.core.cache import Answers
 from proxy.core.catalogue import Catalogue
 from proxy.core.errors import BodyTooLarge, HostNotAllowed, InvalidApiKey, ModelNotAllowed, ProxyError
 from proxy.core.exchange import Exchange
-from proxy.pipeline import Configs, answering, finding, fold, inner, outer
+from proxy.core.services import Middleware, Services
+from proxy.pipeline import Configs, answering, entering, finding, fold, inner, outer, understanding
+from proxy.player import Player
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.models import MODEL, MODELS
-from proxy.stages import access_log, admin, auth, breaker, cache, model, quota, translate
+from proxy.stages import access_log, admin, auth, breaker, cache, deprecated, model, quota, translate
 from proxy.store.cache.memory import MemoryCache
 from proxy.upstream.config import CircuitBreaker
 from tests.asgi import Answer, Headers, Log, call, exchange, ok, services
@@ -90,6 +92,13 @@ async def test_the_body_comes_before_the_model() -> None:
     assert await raised(CHAT, GOOD, b'{"model": "other"' + b" " * 200 + b"}") is BodyTooLarge
 
 
+def stages_of(configs: Configs, row: Any, made: Services) -> list[Middleware | None]:
+    player = Player("immediate", set(), made.wall)
+    before = [*entering(configs, row, made, player, ok), *understanding(configs, row, made)]
+    before.append(deprecated.build("info", row, made))
+    return [*before, *finding(configs, row, made, player), *answering(configs, row, made)]
+
+
 async def test_an_endpoint_without_a_body_has_only_the_stages_that_it_needs() -> None:
     made = services(catalogue=CATALOGUE, answers=Answers(MemoryCache(cache.Config().bounds, 10, lambda: 0), b"secret"))
     every = configs(fallbacks={"a": ["b"]})
@@ -97,7 +106,7 @@ async def test_an_endpoint_without_a_body_has_only_the_stages_that_it_needs() ->
     def lacks(row: Any) -> list[str]:
         stages = ["gate", "auth", "started", "body", "recall", "parse", "model", "fallback", "deprecated", "context"]
         stages += ["translate", "cache", "pass_over", "estimate", "quota", "ledger", "replay", "breaker"]
-        built = [*finding(every, row, made, ok), *answering(every, row, made)]
+        built = stages_of(every, row, made)
         return [name for name, stage in zip(stages, built, strict=True) if stage is None]
 
     without_a_body = ["body", "recall", "parse", "fallback", "context", "cache", "pass_over", "ledger", "replay"]
@@ -113,7 +122,7 @@ async def test_a_cache_that_is_off_is_no_stage() -> None:
     answers = Answers(MemoryCache(cache.Config().bounds, 10, lambda: 0), b"secret")
     made = services(catalogue=CATALOGUE, answers=answers)
     off = replace(configs(), cache=replace(configs().cache, config=cache.Config(mode="off")))
-    built = [[*finding(each, CHAT, made, ok), *answering(each, CHAT, made)] for each in (configs(), off)]
+    built = [stages_of(each, CHAT, made) for each in (configs(), off)]
     gone = [on is not None and without is None for on, without in zip(*built, strict=True)]
     assert gone.count(True) == 3
 

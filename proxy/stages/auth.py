@@ -53,14 +53,7 @@ Known = tuple[Caller, str]
 
 
 def build(config: Config, endpoint: Endpoint, services: Services) -> Middleware:
-    teams = {
-        name: Caller(
-            name,
-            allow_list(team.models, team.providers, services.catalogue),
-            config.characters(team.log_content),
-        )
-        for name, team in config.teams.items()
-    }
+    teams = callers(config, services.catalogue)
     written = {key.digest: (teams[name], key.id) for name, team in config.teams.items() for key in team.keys}
     keys = Keys(written, teams, config.issued)
 
@@ -68,6 +61,13 @@ def build(config: Config, endpoint: Endpoint, services: Services) -> Middleware:
         return Auth(app, keys, config.failures, services.monotonic)
 
     return middleware
+
+
+def callers(config: Config, catalogue: Catalogue) -> dict[str, Caller]:
+    return {
+        name: Caller(name, allow_list(team.models, team.providers, catalogue), config.characters(team.log_content))
+        for name, team in config.teams.items()
+    }
 
 
 def allow_list(patterns: list[str], providers: list[str] | None, catalogue: Catalogue) -> Callable[[str], bool]:

@@ -36,8 +36,11 @@ class Pace:
 
 def build(max_body: int, endpoint: Endpoint, services: Services, pace: Pace = Pace()) -> Middleware | None:
     """`max_body` is in bytes."""
-    if endpoint.request is None:
-        return None
+    return None if endpoint.request is None else reading(max_body, services, pace)
+
+
+def reading(max_body: int, services: Services, pace: Pace = Pace()) -> Middleware:
+    """The same, of whatever takes a body."""
 
     def middleware(app: ASGIApp) -> ASGIApp:
         return Body(app, max_body, Arrivals(pace, services.drainables), services.monotonic)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from proxy.core.catalogue import Catalogue
 from proxy.core.endpoint import Endpoint, ModelFrom
 from proxy.core.errors import CircuitOpen, Draining, Elsewhere, ProxyError
 from proxy.core.exchange import Exchange, Failed, Stale
@@ -25,13 +26,18 @@ def build(chains: Chains, endpoint: Endpoint, services: Services) -> Middleware 
     """`chains` may call their models by any name."""
     if endpoint.model is not ModelFrom.BODY or not chains:
         return None
-    resolve, model = services.catalogue.resolve, services.catalogue.model
-    known = {model(resolve(name)).id: [resolve(other) for other in others] for name, others in chains.items()}
+    known = chains_by_id(chains, services.catalogue)
 
     def middleware(app: ASGIApp) -> ASGIApp:
         return Fallback(app, known, services)
 
     return middleware
+
+
+def chains_by_id(chains: Chains, catalogue: Catalogue) -> Chains:
+    """By the catalogue's id of the model whose place the others take; those by the names that the proxy knows."""
+    resolve, model = catalogue.resolve, catalogue.model
+    return {model(resolve(name)).id: [resolve(other) for other in others] for name, others in chains.items()}
 
 
 class Fallback:

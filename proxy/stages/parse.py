@@ -51,13 +51,15 @@ class Parse:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        exchange.body, exchange.raw = self._parse(exchange.raw or b""), None  # one of them is enough to keep
+        exchange.body, exchange.raw = read(exchange.raw or b"", self._fields), None  # one of them is enough to keep
         await self._app(scope, receive, send)
 
-    def _parse(self, data: Data) -> Json:
-        try:
-            return strict_json.parse(data)
-        except Malformed as error:
-            key = error.key if isinstance(error, strict_json.Duplicate) else None
-            param = key if key in self._fields else None
-            raise _ERRORS[type(error)](f"The body cannot be read: {error}.", param=param) from None
+
+def read(data: Data, fields: Container[str]) -> Json:
+    """The object that a body is. Raises BadRequest."""
+    try:
+        return strict_json.parse(data)
+    except Malformed as error:
+        key = error.key if isinstance(error, strict_json.Duplicate) else None
+        param = key if key in fields else None
+        raise _ERRORS[type(error)](f"The body cannot be read: {error}.", param=param) from None

@@ -220,6 +220,17 @@ def test_a_look_leaves_nothing_behind() -> None:
     assert not bench.store._open
 
 
+@pytest.mark.parametrize("later", [0, 599, 600, 30_000, 59_999, 60_000])
+@pytest.mark.parametrize("amount", [0, 1])
+def test_a_look_after_a_while_tells_when_nothing_will_count_any_more(later: int, amount: int) -> None:
+    benches = [Bench(), Bench()]
+    for bench in benches:
+        bench.reserve("first", [Claim(TOKENS, 100, 60)])
+        bench.at(BEGIN + later)
+    claims = [Claim(TOKENS, 100, amount)]
+    assert benches[0].look(claims) == benches[1].reserve("second", claims)
+
+
 # Born from the ledger.
 
 
