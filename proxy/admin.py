@@ -72,7 +72,7 @@ class OfCache:
         self._backend = backend
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = _query(scope, self._parameters)
+        asked = query(scope, self._parameters)
         team = asked.get("team")
         if team is not None and not is_team_name(team):
             raise BadRequest(f"This can be no team: {RULE}.", param="team")
@@ -85,7 +85,7 @@ class OfCache:
         await send_json(send, json.encode(report), (b"cache-control", b"no-store"))
 
 
-def _query(scope: Scope, parameters: frozenset[str]) -> Mapping[str, str]:
+def query(scope: Scope, parameters: frozenset[str]) -> Mapping[str, str]:
     """Each once. What is misspelled must not be ignored: all entries would be deleted in place of a team's."""
     pairs = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
     names = [name for name, _ in pairs]

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from starlette.types import ASGIApp
 
-from proxy import data, explain
+from proxy import data, explain, remembered
 from proxy.admin import Resource, resources
 from proxy.core.cache import Answers
 from proxy.core.calendar import Calendar
@@ -240,7 +240,12 @@ class Generation:
         answers = self._services.answers
         # Also while nothing is answered with it: what was kept before has to be found and forgotten.
         of_cache = resources(answers.backend) if answers else []
-        return [*of_cache, explain.resource(configs, self._services, PROVIDERS[MAIN].endpoints)]
+        process = self._process
+        return [
+            *of_cache,
+            explain.resource(configs, self._services, PROVIDERS[MAIN].endpoints),
+            remembered.resource(process.records, process.wall),
+        ]
 
     def _dispatch(self, row: Endpoint) -> Dispatch:
         return Dispatch(ways=dict(self._ways(row)), services=self._services)

@@ -17,7 +17,8 @@
     ├── ModelNotAllowed             403  permission_error       model_not_allowed
     ├── NotFound                    404  invalid_request_error  unknown_url
     │   ├── UnsupportedEndpoint                                 unsupported_endpoint
-    │   └── ModelNotFound                                       model_not_found
+    │   ├── ModelNotFound                                       model_not_found
+    │   └── UnknownRequest                                      unknown_request
     ├── MethodNotAllowed            405  invalid_request_error  method_not_allowed
     ├── RequestTimeout              408  invalid_request_error  request_timeout
     ├── BodyTooLarge                413  invalid_request_error  body_too_large
@@ -236,6 +237,10 @@ class UnsupportedEndpoint(NotFound):
 
 class ModelNotFound(NotFound):
     code = "model_not_found"
+
+
+class UnknownRequest(NotFound):
+    code = "unknown_request"
 
 
 class MethodNotAllowed(ProxyError):

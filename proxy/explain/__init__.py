@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proxy.admin import Resource
+from proxy.admin import Resource, query
 from proxy.core import json
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import ProxyError
@@ -63,6 +63,7 @@ class Explain:
         self._clock = services.monotonic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        query(scope, frozenset())
         outer = Exchange.of(scope)
         asked, outer.raw = self._asking.read(outer.raw or b""), None
         exchange = self._exchange(outer, asked)

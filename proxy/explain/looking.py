@@ -75,6 +75,9 @@ class _Circuits:
             noted().circuits[name] = Sight(State.OPEN, left)
         return left
 
+    def state(self, name: str) -> State:
+        return self._circuits.state(name)
+
     async def look(self, name: str, rules: Rules) -> Sight:
         return await self._circuits.look(name, rules)
 

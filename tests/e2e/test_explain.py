@@ -249,6 +249,7 @@ async def test_two_hundred_explanations_change_nothing(deployment: Deployment, h
             *(ask(deployment.url, asking("limits", "kept", temperature=0)) for _ in range(2))
         )
         assert [one.header("x-proxy-cache") for one in answers] == ["hit", "hit"]
+        await rows_of(deployment.book, "limits", 2 + 2)
 
 
 def timeless(said: Any) -> Any:
@@ -444,9 +445,12 @@ async def test_what_is_wrong_with_the_question_is_an_error_of_its_own(deployment
     for key in (key_of("free"), "sk-wrong"):
         answer = await explaining(deployment, {"team": "free", "request": {}}, key)
         assert (answer.status, answer.error()["code"]) == (401, "invalid_api_key")
+    asked = request("POST", "/admin/explain?team=free", b"{}", authorization=f"Bearer {ADMIN}")
+    assert (await ask(deployment.url, asked)).error()["code"] == "unknown_parameter"
     got = await ask(deployment.url, request("GET", "/admin/explain", authorization=f"Bearer {ADMIN}"))
     assert got.status == 405
-    line = deployment.program.line(endpoint="/admin/explain", status_code=200)
+    assert (await explained(deployment, "free", body_of()))["team"] == "free"
+    line = await asyncio.to_thread(deployment.program.line, endpoint="/admin/explain", status_code=200)
     assert (line["team"], line["key_id"]) == (None, DIGEST[:12])
 
 

@@ -408,6 +408,16 @@ def test_a_hit_makes_an_entry_young() -> None:
     assert scene.stats.evicted == 2
 
 
+def test_a_look_does_not() -> None:
+    scene = Scene(entries=2)
+    for n in range(2):
+        scene.keep(f"red/{n}")
+    assert scene.cache.peek("red/0") is not None
+    assert now(scene.cache.would_find("red/0", 0)).role is Role.DONE
+    scene.keep("red/2")
+    assert scene.keys == ["red/1", "red/2"]
+
+
 async def measured(n: int, bodies: tuple[int, ...], cadence: int, rewrites: int, churn: int) -> tuple[int, int]:
     """Bytes that so many entries are counted for, and that they take. All that is in them is their own."""
     time = Time()

@@ -67,7 +67,7 @@ async def test_f15_without_a_redis_each_worker_finds_out_by_itself(server: Redis
         await store.probes.close()
 
 
-async def test_f8_a_look_for_a_place_takes_none(server: RedisServer) -> None:
+async def test_a_look_for_a_place_takes_none(server: RedisServer) -> None:
     async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
         assert [await store.probes.free(NAME, 1) for _ in range(3) for store in (one, other)] == [True] * 6
         place = await one.probes.take(NAME, 1, LONG)
