@@ -20,7 +20,8 @@ from proxy.core.overhead import STAGES, stages
 from proxy.core.services import Middleware, Services
 
 _MOST_CONTENT = 100_000
-"""Characters of one prompt or answer that are ever logged: redaction takes about 20 ms for so many."""
+"""Characters of one prompt or answer that are ever logged: redaction takes about 20 ms for so many, and up to 150 ms
+where somebody has made them to be slow."""
 
 _MOST_CAPTURED = 1 << 20
 """Bytes of an answer that are kept for the log; an event has many more of them than characters that it says."""
@@ -164,7 +165,8 @@ class AccessLog:
         return listening
 
     def _said(self, data: bytes, most: int) -> str:
-        text = self._excerpts.of(data.decode(errors="replace"), most * 4 + 4096)
+        looked_at = min(most * 4, _MOST_CONTENT) + 4096  # more than is shown, for marks may be shorter than their finds
+        text = self._excerpts.of(data.decode(errors="replace"), looked_at)
         return text if len(text) <= most else text[:most] + "…"
 
 
