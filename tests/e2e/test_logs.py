@@ -197,10 +197,15 @@ async def test_a_model_that_has_ended_is_a_warning_once_for_each_team(setting: S
     assert line.items() >= expected.items()
 
 
-async def test_a_reload_changes_what_is_logged(tmp_path: Path, ends: ExitStack) -> None:
+async def test_a_reload_changes_what_is_logged_and_repeats_nothing(tmp_path: Path, ends: ExitStack) -> None:
     setting = Setting(tmp_path, ends, "error")
     expected: dict[str, list[tuple[str, str]]] = {
-        "debug": [("request_started", "info"), ("request_details", "debug"), ("request", "info")],
+        "debug": [
+            ("request_started", "info"),
+            ("model_deprecated", "warning"),
+            ("request_details", "debug"),
+            ("request", "info"),
+        ],
         "info": [("request_started", "info"), ("request", "info")],
     }
     for level, seen in expected.items():
@@ -208,13 +213,16 @@ async def test_a_reload_changes_what_is_logged(tmp_path: Path, ends: ExitStack) 
         setting.program.signal(signal.SIGHUP)
         await asyncio.to_thread(until, lambda: setting.program.logged("reloaded"), "a new configuration")
         setting.program.out.clear()
-        _, lines = await setting.ask(good, user="me", headers={"cookie": "a=b", "user_agent": "them/1"})
+        _, lines = await setting.ask(
+            good, model="mistral-small-2506", user="me", headers={"cookie": "a=b", "user_agent": "them/1"}
+        )
         assert levels(lines) == seen
         if level == "debug":
-            assert ["cookie", "***"] in lines[1]["headers"]
-            assert ["user-agent", "them/1"] in lines[1]["headers"]
-            assert ["authorization", "***"] in lines[1]["headers"]
-            assert lines[1]["rewrites"] == "drop:user"
+            shown = lines[2]["headers"]
+            assert all(
+                pair in shown for pair in (["cookie", "***"], ["authorization", "***"], ["user-agent", "them/1"])
+            )
+            assert lines[2]["rewrites"] == "drop:user"
 
 
 # Content, and no secret in it.
