@@ -109,7 +109,7 @@ class Calls:
         self.log(
             "warning",
             "possible_double_bill" if unsafe else "retry",
-            request_id=exchange.request_id,
+            **exchange.ids,
             attempts=attempts,
             status_code=error.status,
             error_code=error.code,
@@ -155,7 +155,15 @@ class Calls:
             path = path.replace("{id}", quote(self.exchange.sent_as or "", safe=""))
         self.exchange.attempts += 1
         self.guard.calling()
-        call = upstream.call(endpoint.method, path, data, payment.key, stream=self.exchange.streamed, fresh=fresh)
+        call = upstream.call(
+            endpoint.method,
+            path,
+            data,
+            payment.key,
+            stream=self.exchange.streamed,
+            traceparent=self.exchange.traceparent,
+            fresh=fresh,
+        )
         try:
             async with call as answer:
                 payment.heard(self.provider.left(answer.header), refused=answer.status == 429)
@@ -184,4 +192,4 @@ class Calls:
         return error
 
     def alarm(self, code: str) -> None:
-        self.log("error", "alarm", request_id=self.exchange.request_id, code=code, what=_ALARMS[code])
+        self.log("error", "alarm", **self.exchange.ids, code=code, what=_ALARMS[code])

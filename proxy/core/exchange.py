@@ -15,6 +15,7 @@ from proxy.core.gaps import Gaps
 from proxy.core.json import Data, Json
 from proxy.core.provider import MAIN
 from proxy.core.table import Context
+from proxy.core.trace import SAMPLED, Span, traceparent
 
 _KEY = "mistral_proxy.exchange"
 
@@ -84,6 +85,9 @@ class Exchange:
     of the model that is asked now; `before` is of those that were asked first, and failed, `others` whether there are
     more to turn to, `turned` whether this is not the first.
 
+    The request is the span `span_id` of the trace `trace_id`, within the client's `parent_id` if it said so; `failed`
+    tells of the model that was asked before.
+
     `cache` says what the cache did, `cache_key` is the digest of what it looked for, `age` how many seconds ago the
     answer was made and `saved` what it cost then, in nano-USD. `replay` answers without a call, `stale` does if the
     call fails, as it did when it was `rescued`; `stays` is asked when the client leaves (core/flight.py). `known` is
@@ -103,6 +107,10 @@ class Exchange:
     headers: tuple[tuple[bytes, bytes], ...]
     client: str
     started: float
+    trace_id: str = ""
+    span_id: str = ""
+    parent_id: str | None = None
+    trace_flags: int = 0
     status: int | None = None
     begun: float | None = None
     decision: bytes | None = None
@@ -130,6 +138,9 @@ class Exchange:
     before: Before = Before()
     others: bool = False
     turned: bool = False
+
+    # trace
+    failed: Span | None = None
 
     # context, translate and dispatch
     rewrites: dict[str, None] = field(default_factory=dict)
@@ -213,6 +224,20 @@ class Exchange:
     def is_only(self) -> bool:
         """Whether no other model was asked, or will be."""
         return not self.others and not self.turned
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """What every log line about the request begins with."""
+        return {"request_id": self.request_id, "trace_id": self.trace_id}
+
+    @property
+    def sampled(self) -> bool:
+        return bool(self.trace_flags & SAMPLED)
+
+    @property
+    def traceparent(self) -> str:
+        """For whoever is called for this request."""
+        return traceparent(self.trace_id, self.span_id, self.trace_flags)
 
     @property
     def all_attempts(self) -> int:

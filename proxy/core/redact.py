@@ -78,6 +78,10 @@ class Redactor:
             text = less
         return MARK
 
+    def knows(self, word: str) -> bool:
+        """Whether a word is one of the secrets that this proxy knows, or holds one. Much quicker than `text`."""
+        return _sha256(word) in self._digests or any(True for _ in self._known.spans(word))
+
     def value(self, value: Any, depth: int = 0) -> Any:
         """A copy of a log field's value with every text in it redacted, keys too. What stands behind the name
         of a secret (`api_key`; in an object, or in a pair as headers are), and what lies deeper than 64 levels, becomes

@@ -92,7 +92,7 @@ class AccessLog:
     def _fields(self, exchange: Exchange, scope: Scope) -> dict[str, Any]:
         route = scope.get("route")
         fields: dict[str, Any] = {
-            "request_id": exchange.request_id,
+            **exchange.ids,
             "team": exchange.team.name if exchange.team else None,
             "key_id": exchange.key_id,
             "method": exchange.method,

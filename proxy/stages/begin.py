@@ -15,14 +15,21 @@ from proxy.core.errors import Headers
 from proxy.core.exchange import Exchange
 from proxy.core.money import decimal
 from proxy.core.services import Middleware, Services
+from proxy.core.trace import RANDOM, Parent, parent_of
 
 _VALID_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 _UNDERSCORE = ord("_")
 """As a number: bytes are searched for one six times as fast as for bytes."""
 
-_RANDOM, _AT_ONCE = 16, 64
-"""Bytes of an id, and how many are drawn at a time."""
+_REQUEST, _TRACE, _SPAN = 32, 32, 16
+"""Digits of the ids of a request."""
+
+_AT_ONCE = 64
+"""Requests for which ids are drawn at a time."""
+
+_RANDOM_FROM = 18
+"""The digits of a trace id from here on are random for certain, and decide whether it is sampled."""
 
 _MOST_HOPS = 32
 """Addresses of x-forwarded-for that are looked at, from its end."""
@@ -31,25 +38,28 @@ _MOST_HOPS = 32
 _HOP = re.compile(r"([0-9.]{7,15})(?::[0-9]{1,5})?|([0-9A-Fa-f:.]{2,45})|\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?")
 
 
-def build(trusted: Sequence[str], services: Services) -> Middleware:
-    """`trusted` are the addresses and networks (10.0.0.0/8) of the proxies in front of this one."""
+def build(trusted: Sequence[str], services: Services, *, sample: float = 0.0) -> Middleware:
+    """`trusted` are the addresses and networks (10.0.0.0/8) of the proxies in front of this one. `sample` is the part
+    of the traces that begin here of which somebody keeps spans."""
     proxies = Proxies(trusted) if trusted else None
 
     def middleware(app: ASGIApp) -> ASGIApp:
-        return Begin(app, proxies, services)
+        return Begin(app, proxies, sample, services)
 
     return middleware
 
 
 class Begin:
-    """Keeps a valid `x-request-id` of the client, else makes one, so that one id leads through all logs."""
+    """Keeps a valid `x-request-id` of the client, else makes one, so that one id leads through all logs; and goes on
+    with the trace that its `traceparent` names, else begins one."""
 
-    def __init__(self, app: ASGIApp, proxies: Proxies | None, services: Services) -> None:
+    def __init__(self, app: ASGIApp, proxies: Proxies | None, sample: float, services: Services) -> None:
         self._app = app
         self._proxies = proxies
         self._clock = services.monotonic
         self._redact = services.redact
         self._ids = Ids()
+        self._sampled_from = _least(sample)
         self._always = [(b"x-proxy-simulated", b"true")] if services.simulated else []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,17 +70,24 @@ class Begin:
         headers = scope["headers"] = [header for header in scope["headers"] if _UNDERSCORE not in header[0]]
         client = scope.get("client")
         peer = client[0] if client else ""
+        request_id, trace_id, span_id = self._ids.next()
         exchange = Exchange(
-            request_id=self._ids.next(),
+            request_id=request_id,
             method=scope["method"],
             path=scope["path"],
             headers=tuple(headers),
             client=self._proxies.client(peer, headers) if self._proxies else peer,
             started=self._clock(),
+            trace_id=trace_id,
+            span_id=span_id,
+            trace_flags=RANDOM | (trace_id[_RANDOM_FROM:] >= self._sampled_from),
         )
         asked = exchange.header(b"x-request-id")
         if asked and _VALID_ID.fullmatch(asked) and self._is_harmless(asked.decode()):
             exchange.request_id = asked.decode()
+        parents = [value for name, value in headers if name == b"traceparent"]
+        if parents and (parent := self._parent(parents)):
+            exchange.trace_id, exchange.parent_id, exchange.trace_flags = parent
         exchange.keep_in(scope)
 
         async def watched(message: Message) -> None:
@@ -90,6 +107,11 @@ class Begin:
 
         await self._app(scope, receive, watched)
 
+    def _parent(self, headers: Sequence[bytes]) -> Parent | None:
+        """The one that the client has named. Of two nobody knows which is meant; a key may be hexadecimal, too."""
+        parent = parent_of(headers[0]) if len(headers) == 1 else None
+        return None if parent is None or self._redact.knows(parent.trace_id) else parent
+
     def _is_harmless(self, text: str) -> bool:
         """Whether it may be logged: a key sent as an id must not be."""
         return self._redact.text(text) == text
@@ -102,12 +124,21 @@ class Ids:
         self._drawn = ""
         self._at = 0
 
-    def next(self) -> str:
+    def next(self) -> tuple[str, str, str]:
+        """Of a request, a trace and a span."""
         at = self._at
         if at == len(self._drawn):
-            self._drawn, at = os.urandom(_RANDOM * _AT_ONCE).hex(), 0
-        self._at = end = at + 2 * _RANDOM
-        return self._drawn[at:end]
+            self._drawn, at = os.urandom((_REQUEST + _TRACE + _SPAN) // 2 * _AT_ONCE).hex(), 0
+        trace, span = at + _REQUEST, at + _REQUEST + _TRACE
+        self._at = end = span + _SPAN
+        drawn = self._drawn
+        return drawn[at:trace], drawn[trace:span], drawn[span:end]
+
+
+def _least(sample: float) -> str:
+    """The least of those digits of a trace that is sampled, when this part of all are."""
+    digits = _TRACE - _RANDOM_FROM
+    return f"{round((1 - sample) * 16**digits):0{digits}x}" if sample else "g"  # no digit is as much
 
 
 class Proxies:

@@ -94,7 +94,7 @@ class Fallback:
         self, exchange: Exchange, stale: Stale, error: ProxyError, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """All has been tried, and what a model answered before is still there: a call of its own, that calls nobody."""
-        told = {"request_id": exchange.request_id, "error_code": error.code}
+        told = {**exchange.ids, "error_code": error.code}
         self._log("warning", "stale_answer", model=stale.model, **told)
         exchange.turn_to(stale.model, *self._catalogue.place(stale.model))
         exchange.others = False
@@ -110,7 +110,7 @@ class Fallback:
         return takes is not None and took is not None and takes > took
 
     async def _turn(self, exchange: Exchange, model: str, error: ProxyError) -> None:
-        told = {"request_id": exchange.request_id, "error_code": error.code}
+        told = {**exchange.ids, "error_code": error.code}
         self._log("warning", "fallback", model=exchange.model, to=model, **told)
         exchange.failed += (Failed(exchange.provider, exchange.attempts, error.code or "", elsewhere=True),)
         exchange.turn_to(model, *self._catalogue.place(model))

@@ -48,6 +48,6 @@ class Replayed:
         assert exchange.stale
         assert exchange.rescued
         exchange.cache = "stale"
-        told = {"request_id": exchange.request_id, "error_code": exchange.rescued.code}
-        self._log("warning", "stale_answer", model=exchange.model, **told)
+        told = {"model": exchange.model, "error_code": exchange.rescued.code}
+        self._log("warning", "stale_answer", **exchange.ids, **told)
         await exchange.stale.replay(receive, send)

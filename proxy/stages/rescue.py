@@ -39,8 +39,8 @@ class Rescue:
             error = Draining("The proxy is shutting down. Send the request again.")
         except Exception as unexpected:
             error = ProxyError("Something went wrong in the proxy. Its log has the cause under this request id.")
-            kind, request_id = type(unexpected).__name__, Exchange.of(scope).request_id
-            self._log("error", "unexpected", request_id=request_id, kind=kind, place=place_of(unexpected))
+            kind, ids = type(unexpected).__name__, Exchange.of(scope).ids
+            self._log("error", "unexpected", **ids, kind=kind, place=place_of(unexpected))
         exchange = Exchange.of(scope)
         exchange.error = error
         if exchange.status is None:  # once an answer has begun, the server's closing it is all that is left

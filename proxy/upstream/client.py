@@ -43,8 +43,8 @@ _EVENTS: Final = _headers("text/event-stream")
 
 
 class Upstream:
-    """The headers are made once: nothing that a client sent is ever among them. `name` is the provider's, `own_keys`
-    are those of teams that pay it themselves. `workers` call it beside this one."""
+    """The headers are made once: nothing that a client sent is ever among them but the id of a trace. `name` is the
+    provider's, `own_keys` are those of teams that pay it themselves. `workers` call it beside this one."""
 
     def __init__(
         self,
@@ -84,9 +84,19 @@ class Upstream:
         """Those that the calls of this team are paid with."""
         return self._own.get(team, self._shared) if team else self._shared
 
-    def call(self, method: str, path: str, body: bytes | None, key: Key, *, stream: bool, fresh: bool = False) -> Call:
-        """One exchange; if `fresh`, on a connection of its own."""
-        headers = [*(_EVENTS if stream else _JSON), *key.headers]
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        key: Key,
+        *,
+        stream: bool,
+        traceparent: str,
+        fresh: bool = False,
+    ) -> Call:
+        """One exchange, as a part of this trace; if `fresh`, on a connection of its own."""
+        headers = [*(_EVENTS if stream else _JSON), *key.headers, ("traceparent", traceparent)]
         if body is None:
             return self._transport.call(method, path, headers, b"", fresh=fresh)
         headers.append(("Content-Type", "application/json"))

@@ -62,7 +62,7 @@ async def test_a_request_is_one_line() -> None:
     level, fields = await line(found=found)
     assert level == "info"
     assert fields == {
-        "request_id": "id-1", "team": "research", "key_id": "0123", "method": "POST",
+        "request_id": "id-1", "trace_id": "", "team": "research", "key_id": "0123", "method": "POST",
         "endpoint": "/v1/chat/completions", "operation": "chat.create", "model": "mistral-large-latest",
         "model_asked": "gpt-4o",
         "upstream": "mistral", "status_code": 200, "duration_ms": 500.0, "first_byte_ms": 250.0,

@@ -1,20 +1,27 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
+from proxy import data
 from proxy.core.exchange import Exchange
+from proxy.core.redact import Redactor
+from proxy.core.secret import Secret
 from proxy.stages import begin
 from tests.asgi import call, ok, services
 
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
-def stage(app=ok, trusted=(), **options):
-    return begin.build(trusted, services(**options))(app)
+
+def stage(app=ok, trusted=(), sample=0.0, **options):
+    return begin.build(trusted, services(**options), sample=sample)(app)
 
 
 @pytest.mark.parametrize("valid", [b"abc", b"A-1_b.c", b"x" * 128])
@@ -29,6 +36,63 @@ async def test_any_other_request_id_is_replaced(invalid: bytes) -> None:
     second = await call(stage(), headers=[(b"x-request-id", invalid)])
     assert re.fullmatch(r"[0-9a-f]{32}", first.header("x-request-id") or "")
     assert first.header("x-request-id") != second.header("x-request-id")
+
+
+async def test_the_trace_of_the_client_goes_on() -> None:
+    headers = [(b"traceparent", f"00-{TRACE}-{SPAN}-01".encode())]
+    first, second = [(await call(stage(), headers=headers)).exchange for _ in range(2)]
+    assert (first.trace_id, first.parent_id, first.sampled) == (TRACE, SPAN, True)
+    assert first.span_id not in (SPAN, second.span_id)
+    assert first.traceparent == f"00-{TRACE}-{first.span_id}-01"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [b"nonsense"],
+        [f"00-{TRACE}-{SPAN}-01".encode()] * 2,
+        [f"00-{TRACE}-{SPAN}-01".encode(), b"nonsense"],
+        [f"00-{'0' * 32}-{SPAN}-01".encode()],
+    ],
+)
+async def test_any_other_request_begins_a_trace(values: list[bytes]) -> None:
+    headers = [(b"traceparent", value) for value in values]
+    first, second = [(await call(stage(), headers=headers)).exchange for _ in range(2)]
+    assert first.parent_id is None
+    assert re.fullmatch(r"[0-9a-f]{32}", first.trace_id)
+    assert re.fullmatch(r"[0-9a-f]{16}", first.span_id)
+    assert len({TRACE, first.trace_id, second.trace_id, first.request_id}) == 4
+    assert first.traceparent == f"00-{first.trace_id}-{first.span_id}-02"  # at random, and kept by nobody
+
+
+@pytest.mark.parametrize("known", [{"secrets": [Secret(TRACE)]}, {"digests": [Secret(TRACE).digest()]}])
+async def test_a_key_is_no_trace(known: dict[str, Any]) -> None:
+    redact = Redactor(data.read("redaction.yaml"), **known)
+    app = begin.build((), replace(services(), redact=redact))(ok)
+    found = (await call(app, headers=[(b"traceparent", f"00-{TRACE}-{SPAN}-01".encode())])).exchange
+    assert found.trace_id != TRACE
+    assert found.parent_id is None
+
+
+@pytest.mark.parametrize(("sample", "least", "most"), [(0.0, 0, 0), (1.0, 400, 400), (0.25, 50, 150)])
+async def test_a_part_of_the_traces_is_sampled(sample: float, least: int, most: int) -> None:
+    one = stage(sample=sample)
+    sampled = sum([(await call(one)).exchange.sampled for _ in range(400)])
+    assert least <= sampled <= most
+
+
+async def test_the_client_decides_whether_its_trace_is_sampled() -> None:
+    for sample, flags in ((1.0, "00"), (0.0, "01")):
+        headers = [(b"traceparent", f"00-{TRACE}-{SPAN}-{flags}".encode())]
+        assert (await call(stage(sample=sample), headers=headers)).exchange.sampled is (flags == "01")
+
+
+@pytest.mark.parametrize(
+    ("sample", "least"), [(1.0, "0" * 14), (0.5, "8" + "0" * 13), (0.0, "g"), (1e-17, "1" + "0" * 14)]
+)
+def test_where_sampling_begins(sample: float, least: str) -> None:
+    assert begin._least(sample) == least
 
 
 async def test_headers_are_a_snapshot_that_a_trailer_cannot_add_to() -> None:
