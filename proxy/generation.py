@@ -33,6 +33,7 @@ from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
 from proxy.core.services import Drainable, Services, Traffic
 from proxy.core.team_key import Issued
+from proxy.core.trace import Tracer
 from proxy.dispatch import Dispatch, Way
 from proxy.logs import Writer
 from proxy.pipeline import Configs, administration, fold, inner, measuring, outer
@@ -41,7 +42,7 @@ from proxy.routes import Health, router
 from proxy.scrape import Scrape
 from proxy.settings.model import Settings
 from proxy.settings.rules import catalogue_of, rules_of
-from proxy.stages import admin, auth, breaker, cache, quota, translate
+from proxy.stages import admin, auth, breaker, cache, quota, trace, translate
 from proxy.standings import Standings
 from proxy.store.memory import MemoryStore
 from proxy.upstream.client import Upstream
@@ -69,7 +70,7 @@ def unix_milliseconds() -> int:
 @dataclass(slots=True)
 class Process:
     """What outlives every generation: the log, the counters, the ledger, who holds which issued key, the answers that
-    are kept. On the `board` all processes of the proxy count, each in its `part`; `records` are of what became of their
+    are kept, who keeps spans. On the `board` all processes of the proxy count, each in its `part`; `records` are of what became of their
     requests. `drainables` are the parts of all requests under way that can be ended. `owner` is this process among all
     that share a store; `closing` is closed when its last request has ended; `look` brings up to date what is told of
     it."""
@@ -79,6 +80,7 @@ class Process:
     ledger: Ledger | None = None
     issued: Issued | None = None
     answers: Answers | None = None
+    tracer: Tracer | None = None
     owner: str = field(default_factory=lambda: secrets.token_hex(6))
     wall: Callable[[], int] = unix_milliseconds
     monotonic: Callable[[], float] = time.monotonic
@@ -174,6 +176,7 @@ class Generation:
             part=process.part,
             ring=process.records.rings[process.number - 1],
             answers=process.answers,
+            tracer=process.tracer,
             simulated=process.simulated,
             generation=number,
             drainables=process.drainables,
@@ -188,6 +191,7 @@ class Generation:
         settings, services = self.settings, self._services
         configs = Configs(
             trusted_proxies=settings.server.trusted_proxies,
+            trace=self._traced(),
             access_log=settings.logging,
             named_models=self._named_models(),
             cors_origins=settings.server.cors_origins,
@@ -270,6 +274,10 @@ class Generation:
             name: cache.Place(("simulated",) if simulated else (config.type, config.base_url), config.timeouts.total)
             for name, config in self.settings.providers.items()
         }
+
+    def _traced(self) -> trace.Config:
+        providers = {name: (config.type, config.base_url) for name, config in self.settings.providers.items()}
+        return trace.Config(PROVIDERS[MAIN].endpoints, providers, self.settings.tracing.part)
 
     def _ways(self, row: Endpoint) -> Iterator[tuple[str, Way]]:
         for name, config in self.settings.providers.items():

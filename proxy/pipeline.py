@@ -36,6 +36,7 @@ from proxy.stages import (
     replay,
     rescue,
     started,
+    trace,
     translate,
 )
 
@@ -45,6 +46,7 @@ class Configs:
     """The part of the settings that each stage needs; see its `build`."""
 
     trusted_proxies: Sequence[str]
+    trace: trace.Config
     access_log: access_log.Config
     named_models: Collection[str]
     cors_origins: Sequence[str]
@@ -68,7 +70,8 @@ def outer(configs: Configs, services: Services) -> tuple[Middleware, ...]:
     """Around the whole application: these see every request, also those that no route takes."""
     stages = (
         # first: everything after it needs the Exchange, and its headers go on every answer
-        begin.build(configs.trusted_proxies, services),
+        begin.build(configs.trusted_proxies, services, sample=configs.trace.sample),
+        trace.build(configs.trace, services),  # outside rescue, as the log: it tells what the client was told
         # outside rescue: it logs what the client was told
         access_log.build(configs.access_log, services, content=configs.auth.log_content),
         metrics.build(configs.named_models, services),  # outside rescue, as the log
@@ -88,6 +91,7 @@ def inner(configs: Configs, endpoint: Endpoint, services: Services, end: ASGIApp
         *entering(configs, endpoint, services, player, answered),
         *understanding(configs, endpoint, services),
         deprecated.build(configs.access_log.level, endpoint, services),  # of each model that is asked
+        trace.asked(configs.trace, configs.fallbacks, endpoint, services),
         *finding(configs, endpoint, services, player),
     )
     return fold(stages, answered)

@@ -24,7 +24,11 @@ from proxy.pipeline import Configs, answering, entering, finding, fold, inner, o
 from proxy.player import Player
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.models import MODEL, MODELS
+<<<<<<< HEAD
 from proxy.stages import access_log, admin, auth, breaker, cache, deprecated, model, quota, translate
+=======
+from proxy.stages import access_log, admin, auth, breaker, cache, model, quota, trace, translate
+>>>>>>> d4e6c3d (One span of each request, made when it is over)
 from proxy.store.cache.memory import MemoryCache
 from proxy.upstream.config import CircuitBreaker
 from tests.asgi import Answer, Headers, Log, call, exchange, ok, services
@@ -38,6 +42,7 @@ def configs(**options: Any) -> Configs:
     keys = [AccessKey(hashlib.sha256(KEY.encode()).digest())]
     return Configs(
         trusted_proxies=[],
+        trace=trace.Config([CHAT, MODEL, MODELS], {"mistral": ("mistral", "https://api.mistral.ai")}, 1.0),
         access_log=access_log.Config(),
         named_models=(),
         cors_origins=options.get("cors_origins", []),
@@ -100,16 +105,24 @@ def stages_of(configs: Configs, row: Any, made: Services) -> list[Middleware | N
 
 
 async def test_an_endpoint_without_a_body_has_only_the_stages_that_it_needs() -> None:
-    made = services(catalogue=CATALOGUE, answers=Answers(MemoryCache(cache.Config().bounds, 10, lambda: 0), b"secret"))
+    answers = Answers(MemoryCache(cache.Config().bounds, 10, lambda: 0), b"secret")
+    made = services(catalogue=CATALOGUE, answers=answers, tracer=object())
     every = configs(fallbacks={"a": ["b"]})
 
     def lacks(row: Any) -> list[str]:
+<<<<<<< HEAD
         stages = ["gate", "auth", "started", "body", "recall", "parse", "model", "fallback", "deprecated", "context"]
         stages += ["translate", "cache", "pass_over", "estimate", "quota", "ledger", "replay", "breaker"]
         built = stages_of(every, row, made)
+=======
+        stages = ["gate", "auth", "body", "recall", "parse", "model", "fallback", "asked", "context", "translate"]
+        stages += ["cache", "pass_over", "estimate", "quota", "ledger", "replay", "breaker"]
+        built = [*finding(every, row, made, ok), *answering(every, row, made)]
+>>>>>>> d4e6c3d (One span of each request, made when it is over)
         return [name for name, stage in zip(stages, built, strict=True) if stage is None]
 
-    without_a_body = ["body", "recall", "parse", "fallback", "context", "cache", "pass_over", "ledger", "replay"]
+    without_a_body = ["body", "recall", "parse", "fallback", "asked", "context", "cache", "pass_over"]
+    without_a_body += ["ledger", "replay"]
     assert lacks(CHAT) == ["ledger"]
     assert lacks(MODEL) == without_a_body
     without_a_model = [*without_a_body[:3], "model", "fallback", "deprecated", *without_a_body[4:]]

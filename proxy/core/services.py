@@ -17,6 +17,7 @@ from proxy.core.quota import QuotaStore
 from proxy.core.records import Ring
 from proxy.core.redact import Redactor
 from proxy.core.switches import Switches
+from proxy.core.trace import Tracer
 
 Middleware = Callable[[ASGIApp], ASGIApp]
 """What a stage's `build` returns: the stage, waiting for what comes after it."""
@@ -49,11 +50,10 @@ class Traffic:
 class Services:
     """`monotonic` gives seconds for durations, `wall` the time of day in Unix milliseconds, `redact` makes text from
     outside fit for a log. `quotas` holds the counters of all teams, `circuits` what is known of providers that fail;
-    `ledger` is None when none is kept, `answers` when no answers are. `next_call` makes an id that no other request
-    has, in any process; `part` is where this one counts what it does, `ring` where it
-    keeps what became of its requests. `generation` is the number of the configuration
-    that all this was made for. Whoever lasts is in `drainables` for as long. `notices` are those that have been given
-    today.
+    `ledger` is None when none is kept, `answers` when no answers are, `tracer` when no spans are. `next_call` makes an
+    id that no other request has, in any process; `part` is where this one counts what it does, `ring` where it keeps
+    what became of its requests. `generation` is the number of the configuration that all this was made for. Whoever
+    lasts is in `drainables` for as long. `notices` are those that have been given today.
     """
 
     monotonic: Callable[[], float]
@@ -68,6 +68,7 @@ class Services:
     part: Part
     ring: Ring
     answers: Answers | None = None
+    tracer: Tracer | None = None
     simulated: bool = False
     generation: int = 1
     traffic: Traffic = field(default_factory=Traffic)

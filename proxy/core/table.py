@@ -60,6 +60,9 @@ _LONGEST_TOLD = 120
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_.>\[\]-]{1,80}")
 _POSITION = re.compile(r"\[\d+\]")
 
+_ENDS = frozenset(("stop", "length", "model_length", "tool_calls", "function_call", "content_filter", "error"))
+_MOST_ENDS = 128
+
 _MOST_EXACT = 2**53
 """Readers of JSON that keep numbers as floats read integers beyond this differently (RFC 8259, section 6)."""
 
@@ -70,7 +73,8 @@ class Context:
 
     `asked` is the client's body and is never changed. `notes` carries facts from the request to its answer (a prefix to
     strip, an encoding to apply); its keys are declared by the endpoint that uses them. `redact` makes a client's text
-    fit to be repeated. `spoiled`: the answer came, and is not what the request should have had; nobody else gets it.
+    fit to be repeated. `ends` are why the choices of the answer ended, in the provider's words. `spoiled`: the answer
+    came, and is not what the request should have had; nobody else gets it.
     """
 
     model: Model
@@ -79,6 +83,7 @@ class Context:
     rewrites: dict[str, None] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     redact: Callable[[str], str] = str
+    ends: list[str] = field(default_factory=list)
     spoiled: bool = False
 
     def report(self, what: str, path: str) -> None:
@@ -88,6 +93,11 @@ class Context:
             path = _POSITION.sub("", path) if "[" in path else path
             if f"{what}:{path}" not in self.rewrites:
                 self.rewrites[f"{what}:{path if _SAFE_PATH.fullmatch(path) else '?'}"] = None
+
+    def ended(self, reason: Any) -> None:
+        """A choice of the answer has ended. Whatever else a provider may say of it is not kept."""
+        if isinstance(reason, str) and reason in _ENDS and len(self.ends) < _MOST_ENDS:
+            self.ends.append(reason)
 
     def worse(self, what: str, path: str, why: str) -> None:
         """A change that may make the answer worse: reported, or refused in strict mode."""

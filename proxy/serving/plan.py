@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 from proxy.core.access import AccessKey
@@ -20,8 +21,10 @@ FIXED = {
     "server": ("host", "port", "workers", "key_pepper"),
     "store": ("url", "on_outage"),
     "ledger": ("url", "retention"),
+    "tracing": ("otlp_endpoint",),
 }
-"""What the settings say of the socket, the processes, and where counters and rows are: no running proxy changes it."""
+"""What the settings say of the socket, the processes, and where counters, rows and spans are: no running proxy changes
+it."""
 
 LOCAL_SPEND = "5 USD/day"
 """What the key of a start without a configuration can cost."""
@@ -47,8 +50,20 @@ class Plan:
 def plan(sources: Sources, *, simulate: bool) -> Plan:
     """Settle what the settings leave open. Raises SettingsError or CannotStart."""
     loaded = settings_of(sources)
+    if loaded.settings.tracing.otlp_endpoint:
+        _import_tracing()
     settings, local = complete(loaded.settings, sources.environ, simulate=simulate)
     return Plan(sources, settings, simulate, local, loaded.warnings)
+
+
+def _import_tracing() -> None:
+    """Before there are workers, so that it is in memory once for all of them."""
+    try:
+        import_module("proxy.tracing")
+    except ImportError:
+        raise CannotStart(
+            "tracing.otlp_endpoint needs OpenTelemetry, which is not installed: pip install 'mistral-proxy[otel]'."
+        ) from None
 
 
 def complete(

@@ -23,6 +23,7 @@ from proxy.core.metrics.board import Board
 from proxy.core.provider import MAIN
 from proxy.core.records import Records
 from proxy.core.secret import Secret
+from proxy.core.trace import Tracer
 from proxy.generation import Process
 from proxy.http.descriptors import limits_within, raised
 from proxy.http.protocol import Protocol as HttpProtocol
@@ -33,7 +34,7 @@ from proxy.serving.current import Current, report
 from proxy.serving.plan import CannotStart, Plan
 from proxy.serving.reload import Reloader, follow, from_threads
 from proxy.serving.stores import Opener
-from proxy.settings.model import Settings
+from proxy.settings.model import Settings, Tracing
 
 QUIET = 0.5
 """Seconds without a new request after which nobody is thought to come any more."""
@@ -179,11 +180,23 @@ async def opened(leader: Leader, log: Writer) -> AsyncIterator[Process]:
         process.closing,
     )
     async with process.closing:
+        process.tracer = _tracer(plan.settings.tracing, process)
         stores = await opener.open()
         process.quotas, process.ledger, process.issued = stores.quotas, stores.ledger, stores.issued
         process.answers = stores.answers
         process.circuits.probes = stores.probes
         yield process
+
+
+def _tracer(config: Tracing, process: Process) -> Tracer | None:
+    """Who takes spans to the collector, until the process closes; with a thread, so no worker can inherit it."""
+    if config.otlp_endpoint is None:
+        return None
+    from proxy.tracing import Otlp  # only this mode pays for it
+
+    tracer = Otlp(config.otlp_endpoint, process.owner, from_threads(process.log), process.monotonic, process.wall)
+    process.closing.push_async_callback(tracer.close)
+    return tracer
 
 
 async def _simulator(stack: AsyncExitStack) -> str:

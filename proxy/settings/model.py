@@ -126,6 +126,14 @@ def _ledger_url(value: object) -> Secret:
     return Secret(text)
 
 
+def _collector(url: str) -> str:
+    """Plain http is the rule where a collector is a neighbour; what goes there holds no secret."""
+    parts = upstream.split_url(url, "http://otel-collector:4318")
+    if parts.query or parts.fragment:
+        raise ValueError("no query and no fragment: a key goes into the variable OTEL_EXPORTER_OTLP_HEADERS")
+    return url.rstrip("/")
+
+
 def _pepper(secret: Secret) -> Secret:
     if len(secret.reveal()) < SHORTEST_PEPPER:
         raise ValueError(f"a pepper has at least {SHORTEST_PEPPER} characters, as `openssl rand -hex 32` makes them")
@@ -274,6 +282,18 @@ class Translation(Strict):
     mode: Literal["lenient", "strict"] = "lenient"
 
 
+class Tracing(Strict):
+    """`tracing` of proxy.yaml: the collector that spans are sent to, if there is one, and the part of the traces that
+    begin here of which any are."""
+
+    otlp_endpoint: Annotated[str, AfterValidator(_collector)] | None = None
+    sample: float = Field(1.0, ge=0, le=1)
+
+    @property
+    def part(self) -> float:
+        return self.sample if self.otlp_endpoint else 0.0
+
+
 class Settings(Strict):
     """The whole of proxy.yaml."""
 
@@ -288,6 +308,7 @@ class Settings(Strict):
     teams: dict[Annotated[str, AfterValidator(_team_name)], Team] = Field(default_factory=dict)
     cache: answers.Config = answers.Config()
     logging: access_log.Config = access_log.Config()
+    tracing: Tracing = Tracing()
 
     @property
     def mistral(self) -> upstream.Config:
@@ -315,9 +336,7 @@ class Settings(Strict):
         return self
 
 
-LATER: dict[type[Strict], frozenset[str]] = {
-    Settings: frozenset({"tracing"}),
-}
+LATER: dict[type[Strict], frozenset[str]] = {}
 """Keys of features that do not exist yet. They are refused as unknown keys are, and told apart from a misspelling."""
 
 WORDS: dict[type[Strict], dict[str, dict[str, object]]] = {Ledger: {OFF: {"url": Secret(OFF)}}}

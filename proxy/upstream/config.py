@@ -24,7 +24,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _split(url: str, example: str) -> SplitResult:
+def split_url(url: str, example: str) -> SplitResult:
     """The parts of an http or https URL. Its text is in no error: it may hold a secret by mistake."""
     try:
         parts = urlsplit(url)
@@ -39,7 +39,7 @@ def _split(url: str, example: str) -> SplitResult:
 
 
 def _origin(url: str) -> str:
-    parts = _split(url, "https://api.mistral.ai")
+    parts = split_url(url, "https://api.mistral.ai")
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise ValueError("https is required except for loopback hosts: the key would travel in clear text")
     if parts.query or parts.fragment:
@@ -50,7 +50,7 @@ def _origin(url: str) -> str:
 
 
 def _egress(url: str) -> str:
-    parts = _split(url, "http://proxy.internal:3128")
+    parts = split_url(url, "http://proxy.internal:3128")
     if parts.path.strip("/") or parts.query or parts.fragment:
         raise ValueError("expected a URL such as http://proxy.internal:3128, without a path")
     return url

@@ -132,7 +132,19 @@ REFUSED = [
         for head, names in {"server:": ["metrics"]}.items()
         for name in names
     ),
-    *((f"{name}: x", [f"1: {name}: {LATER}"]) for name in ("tracing",)),
+    # a collector's address: anybody's, and never with a secret in it
+    *(
+        (f"tracing: {{otlp_endpoint: '{url}'}}", [f"1: tracing.otlp_endpoint: {reason}"])
+        for url, reason in {
+            "otel-collector:4318": "expected a URL such as http://otel-collector:4318",
+            "grpc://otel-collector:4317": "expected a URL such as http://otel-collector:4318",
+            "https://user:literal@otlp.example.com": "no user name or password in a URL",
+            "https://otlp.example.com/?api-key=literal": "no query and no fragment: a key goes into the variable "
+            "OTEL_EXPORTER_OTLP_HEADERS",
+        }.items()
+    ),
+    ("tracing: {sample: 1.1}", ["1: tracing.sample: must be at most 1"]),
+    ("tracing: {sample: -0.1}", ["1: tracing.sample: must be at least 0"]),
     # shapes
     ("- a", ["1: expected a mapping (key: value)"]),
     ("word", ["1: expected a mapping (key: value)"]),
@@ -436,7 +448,7 @@ models:
   aliases: {x: x}
   default_temperature: 9
   aliases: {}
-tracing: {}
+tracing: {sample: 2}
 """
     assert refusals(text, {"A": "sk-a", "DEFAULT_MAX_TOKENS": "0"}) == [
         "3: server.prot: unknown key (did you mean 'port'?)",
@@ -449,7 +461,7 @@ tracing: {}
         "17: models.aliases.x: an alias of itself",
         "18: models.default_temperature: must be at most 1.5",
         "19: models.aliases: given twice, first on line 17",
-        f"20: tracing: {LATER}",
+        "20: tracing.sample: must be at most 1",
         "environment: DEFAULT_MAX_TOKENS: must be at least 1",
     ]
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
 from proxy.core.secret import Secret
-from proxy.settings.model import Models, Server, Settings, Store, Team
+from proxy.settings.model import Models, Server, Settings, Store, Team, Tracing
 
 
 def test_nothing_is_required():
@@ -241,3 +241,17 @@ def test_c10_settings_show_no_secret(way):
         shown = "".join(traceback.format_exception(error))
     for text in ("sk-provider", "sk-team", "0a" * 4, str(bytes.fromhex("0a" * 4))):
         assert text not in shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://otel-collector:4318", "https://otlp.example.com/prefix", "http://127.0.0.1:4318", "http://[::1]:4318"],
+)
+def test_a_collector_may_be_a_neighbour(url):
+    tracing = Tracing(otlp_endpoint=f"{url}/")
+    assert tracing.otlp_endpoint == url
+    assert tracing.part == 1.0
+
+
+def test_nothing_is_sampled_for_nobody():
+    assert Tracing(sample=0.5).part == 0.0

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from proxy.core.config import Duration, SecretText, Size, Strict
 from proxy.settings import schema
-from proxy.settings.model import LATER, Settings, Team
+from proxy.settings.model import LATER, Server, Team
 from proxy.settings.scalars import TYPES, WRITTEN
 from proxy.settings.schema import Choice, Hidden, Items, Maybe, Named, Section
 
@@ -68,4 +68,4 @@ def test_no_key_is_both_known_and_for_later():
     for model, later in LATER.items():
         assert not later & model.model_fields.keys()
         assert schema.section(model).later == later
-    assert {"tracing"} <= schema.section(Settings).later
+    assert {"metrics"} <= schema.section(Server).later

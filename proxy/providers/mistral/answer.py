@@ -178,6 +178,7 @@ def _called(calls: list[Json], context: Context) -> Json:
 
 def finish_reason(reason: Any, context: Context) -> Any:
     """OpenAI's word for why the answer ended."""
+    context.ended(reason)
     if reason == "tool_calls" and context.notes.get("functions"):
         return "function_call"
     if reason == "error":

@@ -333,6 +333,7 @@ for."""
 
 CHAT = Endpoint(
     operation="chat.create",
+    span="chat.create",
     method="POST",
     path="/v1/chat/completions",
     upstream="/v1/chat/completions",

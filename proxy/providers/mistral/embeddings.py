@@ -199,6 +199,7 @@ def _texts(body: Json) -> int:
 
 EMBEDDINGS = Endpoint(
     operation="embeddings",
+    span="embeddings.create",
     method="POST",
     path="/v1/embeddings",
     upstream="/v1/embeddings",

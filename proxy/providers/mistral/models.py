@@ -60,6 +60,7 @@ def _row(card: Any) -> Json:
 
 MODELS = Endpoint(
     operation="models",
+    span="models.list",
     method="GET",
     path="/v1/models",
     upstream="/v1/models",
@@ -74,6 +75,7 @@ MODELS = Endpoint(
 
 MODEL = Endpoint(
     operation="model",
+    span="models.retrieve",
     method="GET",
     path="/v1/models/{id}",
     upstream="/v1/models/{id}",

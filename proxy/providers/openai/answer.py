@@ -34,6 +34,8 @@ def chat_answer(answer: Any, context: Context) -> Json:
     choices = choices_of(answer)
     if not choices:
         raise UpstreamFailed(NONSENSE)
+    for choice in choices:
+        context.ended(choice.get("finish_reason"))
     if not all(is_as_asked(choice.get("finish_reason")) for choice in choices):
         context.spoiled = True
     return with_clean_usage(answer, CHAT_COUNTS)

@@ -122,6 +122,7 @@ for."""
 
 CHAT = Endpoint(
     operation="chat.create",
+    span="chat.create",
     method="POST",
     path="/v1/chat/completions",
     upstream="/v1/chat/completions",

@@ -48,6 +48,7 @@ def _inputs(asked: Any) -> int:
 
 EMBEDDINGS = Endpoint(
     operation="embeddings",
+    span="embeddings.create",
     method="POST",
     path="/v1/embeddings",
     upstream="/v1/embeddings",

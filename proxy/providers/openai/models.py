@@ -40,6 +40,7 @@ def _card(card: Any) -> Json:
 
 MODELS = Endpoint(
     operation="models",
+    span="models.list",
     method="GET",
     path="/v1/models",
     upstream="/v1/models",
@@ -54,6 +55,7 @@ MODELS = Endpoint(
 
 MODEL = Endpoint(
     operation="model",
+    span="models.retrieve",
     method="GET",
     path="/v1/models/{id}",
     upstream="/v1/models/{id}",

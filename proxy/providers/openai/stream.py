@@ -75,6 +75,7 @@ class ChatStream(ChatEvents):
         choices = choices_of(chunk)
         for at, choice in enumerate(choices):
             reason = choice.get("finish_reason")
+            self._context.ended(reason)
             if reason is not None and not is_as_asked(reason):
                 self._context.spoiled = True
             self._come(_index_of(choice, at), finished=bool(reason))
