@@ -70,10 +70,10 @@ def unix_milliseconds() -> int:
 @dataclass(slots=True)
 class Process:
     """What outlives every generation: the log, the counters, the ledger, who holds which issued key, the answers that
-    are kept, who keeps spans. On the `board` all processes of the proxy count, each in its `part`; `records` are of what became of their
-    requests. `drainables` are the parts of all requests under way that can be ended. `owner` is this process among all
-    that share a store; `closing` is closed when its last request has ended; `look` brings up to date what is told of
-    it."""
+    are kept, who keeps spans. On the `board` all processes of the proxy count, each in its `part`; `records` are of
+    what became of their requests. `drainables` are the parts of all requests under way that can be ended. `owner` is
+    this process among all that share a store; `closing` is closed when its last request has ended; `look` brings up to
+    date what is told of it."""
 
     log: Writer
     quotas: Counters = field(default_factory=lambda: MemoryStore(Calendar(UTC), unix_milliseconds))

@@ -24,11 +24,7 @@ from proxy.pipeline import Configs, answering, entering, finding, fold, inner, o
 from proxy.player import Player
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.models import MODEL, MODELS
-<<<<<<< HEAD
-from proxy.stages import access_log, admin, auth, breaker, cache, deprecated, model, quota, translate
-=======
-from proxy.stages import access_log, admin, auth, breaker, cache, model, quota, trace, translate
->>>>>>> d4e6c3d (One span of each request, made when it is over)
+from proxy.stages import access_log, admin, auth, breaker, cache, deprecated, model, quota, trace, translate
 from proxy.store.cache.memory import MemoryCache
 from proxy.upstream.config import CircuitBreaker
 from tests.asgi import Answer, Headers, Log, call, exchange, ok, services
@@ -100,7 +96,7 @@ async def test_the_body_comes_before_the_model() -> None:
 def stages_of(configs: Configs, row: Any, made: Services) -> list[Middleware | None]:
     player = Player("immediate", set(), made.wall)
     before = [*entering(configs, row, made, player, ok), *understanding(configs, row, made)]
-    before.append(deprecated.build("info", row, made))
+    before += [deprecated.build("info", row, made), trace.asked(configs.trace, configs.fallbacks, row, made)]
     return [*before, *finding(configs, row, made, player), *answering(configs, row, made)]
 
 
@@ -110,15 +106,9 @@ async def test_an_endpoint_without_a_body_has_only_the_stages_that_it_needs() ->
     every = configs(fallbacks={"a": ["b"]})
 
     def lacks(row: Any) -> list[str]:
-<<<<<<< HEAD
-        stages = ["gate", "auth", "started", "body", "recall", "parse", "model", "fallback", "deprecated", "context"]
-        stages += ["translate", "cache", "pass_over", "estimate", "quota", "ledger", "replay", "breaker"]
+        stages = ["gate", "auth", "started", "body", "recall", "parse", "model", "fallback", "deprecated", "asked"]
+        stages += ["context", "translate", "cache", "pass_over", "estimate", "quota", "ledger", "replay", "breaker"]
         built = stages_of(every, row, made)
-=======
-        stages = ["gate", "auth", "body", "recall", "parse", "model", "fallback", "asked", "context", "translate"]
-        stages += ["cache", "pass_over", "estimate", "quota", "ledger", "replay", "breaker"]
-        built = [*finding(every, row, made, ok), *answering(every, row, made)]
->>>>>>> d4e6c3d (One span of each request, made when it is over)
         return [name for name, stage in zip(stages, built, strict=True) if stage is None]
 
     without_a_body = ["body", "recall", "parse", "fallback", "asked", "context", "cache", "pass_over"]
