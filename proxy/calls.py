@@ -101,7 +101,7 @@ class Calls:
     def _again(self, error: ProxyError, body: Json | None, attempts: int, pause: float, *, unsafe: bool) -> None:
         """One more attempt. What this one may have cost is not forgotten."""
         exchange = self.exchange
-        exchange.failed += (Failed(exchange.provider, attempts, error.code or ""),)
+        exchange.in_vain += (Failed(exchange.provider, attempts, error.code or ""),)
         if unsafe and exchange.estimate and may_be_billed(error):
             is_part = self.endpoint.batch is not None and body is not None
             most = estimate(body or {}, self.context.model, 0) if is_part else exchange.estimate

@@ -45,7 +45,7 @@ def _decision(exchange: Exchange, seconds: float) -> bytes:
     if exchange.circuit:
         parts.append(f"breaker={exchange.circuit}")
     if exchange.upstream:
-        causes = f";causes={quoted(_causes(exchange.failed))}" if exchange.failed else ""
+        causes = f";causes={quoted(_causes(exchange.in_vain))}" if exchange.in_vain else ""
         parts.append(f"route={quoted(exchange.upstream)};attempts={exchange.all_attempts}{causes}")
     if exchange.rewrites:
         parts.append(f"rewrites={len(exchange.rewrites)}")

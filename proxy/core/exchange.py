@@ -97,7 +97,7 @@ class Exchange:
     looked up, the provider was called first and its answer was there last: `admitted`, `received`, `understood`,
     `looked_up`, `called`, `returned`. `begun` is when the answer begins; `waited` how many seconds it was others that
     were waited for in the meantime, besides the client and the provider. `gaps` is how many pieces of a stream came
-    after which delay (metrics/families.py), `failed` what was tried in vain.
+    after which delay (metrics/families.py), `in_vain` the attempts that did not answer.
     """
 
     # begin
@@ -183,7 +183,7 @@ class Exchange:
     called: float | None = None
     returned: float | None = None
     gaps: Gaps | None = None
-    failed: tuple[Failed, ...] = ()
+    in_vain: tuple[Failed, ...] = ()
     streamed: bool = False
     upstream: str | None = None
     attempts: int = 0

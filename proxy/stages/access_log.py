@@ -145,10 +145,10 @@ class AccessLog:
             "decision": decision,
             "stages_us": {name: round(seconds * 1e6) for name, seconds in took if seconds is not None},
         }
-        if exchange.failed:
+        if exchange.in_vain:
             more["failed"] = [
                 {"provider": one.provider, "attempt": one.number, "code": one.code, "then": _THEN[one.elsewhere]}
-                for one in exchange.failed
+                for one in exchange.in_vain
             ]
         return more
 

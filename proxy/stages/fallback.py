@@ -112,7 +112,7 @@ class Fallback:
     async def _turn(self, exchange: Exchange, model: str, error: ProxyError) -> None:
         told = {**exchange.ids, "error_code": error.code}
         self._log("warning", "fallback", model=exchange.model, to=model, **told)
-        exchange.failed += (Failed(exchange.provider, exchange.attempts, error.code or "", elsewhere=True),)
+        exchange.in_vain += (Failed(exchange.provider, exchange.attempts, error.code or "", elsewhere=True),)
         exchange.turn_to(model, *self._catalogue.place(model))
         await self._quotas.caught_up()
 

@@ -92,7 +92,7 @@ class Metrics:
             cells[kind.saved] += exchange.saved
         if kind.gaps and exchange.gaps:
             kind.gaps.add_all(exchange.gaps.counts, exchange.gaps.seconds)
-        if exchange.error or exchange.failed or exchange.client_gone or exchange.shadow_refusals:
+        if exchange.error or exchange.in_vain or exchange.client_gone or exchange.shadow_refusals:
             self._count_trouble(exchange, kind)
         if exchange.before.each:
             self._count_others(exchange)
@@ -110,7 +110,7 @@ class Metrics:
             part.add(families.FAULTS, team, "caller")
         for rule in exchange.shadow_refusals:
             part.add(families.REFUSALS, team, rule, "shadow")
-        for failed in exchange.failed:
+        for failed in exchange.in_vain:
             if not failed.elsewhere:
                 number = failed.number + 1
                 told = str(number) if number < _LAST_NUMBER else f"{_LAST_NUMBER}+"
