@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC
 from typing import Protocol
+from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
 
 from starlette.types import ASGIApp
@@ -133,8 +134,16 @@ def _redactor(settings: Settings) -> Redactor:
     keys = [*settings.server.admin_keys, *(key for team in settings.teams.values() for key in team.keys)]
     paid = [key for provider in settings.providers.values() for key in provider.api_keys]
     paid += [key for team in settings.teams.values() for key in team.provider_keys.values()]
-    known = [*paid, *(key.secret for key in keys if key.secret)]
+    places = [url for url in (settings.store.url, settings.ledger.url) if url]
+    own = [secret for secret in (settings.server.key_pepper, *map(_password, places)) if secret]
+    known = [*paid, *own, *(key.secret for key in keys if key.secret)]
     return Redactor(data.read_once("redaction.yaml"), known, [key.digest for key in keys])
+
+
+def _password(url: Secret) -> Secret | None:
+    """Of a store, as whoever tells it tells it: a URL has it with escapes."""
+    password = urlsplit(url.reveal()).password
+    return Secret(unquote(password)) if password else None
 
 
 def own_keys(settings: Settings, provider: str) -> dict[str, Secret]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import redis
 
@@ -47,7 +48,7 @@ class RedisServer:
         return self.url_for(self._options.get("requirepass", ""))
 
     def url_for(self, password: str = "", user: str = "") -> Secret:
-        who = f"{user}:{password}@" if password or user else ""
+        who = f"{user}:{quote(password, safe='')}@" if password or user else ""
         return Secret(f"redis://{who}127.0.0.1:{self.port}/0")
 
     @property

@@ -40,6 +40,20 @@ def test_every_key_is_known_to_the_log() -> None:
     assert text == "*** *** *** *** *** *** *** *** rest"
 
 
+def test_every_other_secret_is_known_to_the_log() -> None:
+    """The passwords of the stores, as whoever sends them to a client would spell them, and the pepper."""
+    pepper = "pepper/0123456789abcdef0123456789"
+    made = Settings.model_validate(
+        {
+            "server": {"key_pepper": Secret(pepper)},
+            "store": {"url": Secret("redis://:red%2Fis-password@127.0.0.1/0")},
+            "ledger": {"url": Secret("postgresql://user:postgres-password@127.0.0.1/db")},
+        }
+    )
+    text = prepare(made).redact.text(f"red/is-password red%2Fis-password postgres-password {pepper} user")
+    assert text == "*** *** *** *** user"
+
+
 def test_all_providers_serve_a_path_in_the_same_way() -> None:
     """Stages are built by the main one's row: what they read of it must hold for the others."""
     rows = {(row.method, row.path): row for row in PROVIDERS[MAIN].endpoints}
