@@ -4,6 +4,7 @@ that has answered or failed."""
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -13,6 +14,9 @@ from proxy.core.errors import ProxyError, StoreUnavailable
 from proxy.core.exchange import Exchange
 from proxy.core.ledger import Intent, Ledger, LedgerFull, Outcome, Status
 from proxy.core.services import Middleware, Services
+
+_NAMES = 1024
+"""Of models, whose redacted forms are remembered: the same ones come again and again."""
 
 
 def build(endpoint: Endpoint, services: Services) -> Middleware | None:
@@ -35,6 +39,7 @@ class Rows:
         self._ledger = ledger
         self._operation = endpoint.operation
         self._model = services.catalogue.model
+        self._redact = lru_cache(_NAMES)(services.redact.text)
         self._prices = services.catalogue.price_version
         self._clock = services.monotonic
         self._wall = services.wall
@@ -60,6 +65,7 @@ class Rows:
         assert exchange.team
         assert exchange.key_id
         estimate = exchange.estimate
+        priced_as = self._model(exchange.model).id if exchange.model else None
         return Intent(
             call=exchange.call,
             request_id=exchange.request_id,
@@ -68,15 +74,19 @@ class Rows:
             key_id=exchange.key_id,
             operation=self._operation,
             provider=exchange.provider,
-            model_asked=exchange.model_asked,
-            model=exchange.model,
-            priced_as=self._model(exchange.model).id if exchange.model else None,
+            model_asked=self._fit(exchange.model_asked),
+            model=self._fit(exchange.model),
+            priced_as=self._fit(priced_as),
             price_version=self._prices,
             stream=exchange.streamed or bool(exchange.body and exchange.body.get("stream")),
             prompt=estimate.prompt if estimate else 0,
             tokens=estimate.tokens if estimate else 0,
             cost=(estimate.cost or 0) if estimate else 0,
         )
+
+    def _fit(self, name: str | None) -> str | None:
+        # A client can put anything in the place of a model's name, a key too; rows are kept, and shown by `usage`.
+        return name and self._redact(name)
 
     def _outcome(self, exchange: Exchange, ended: BaseException | None) -> Outcome:
         charge, began, first_byte = exchange.charge or NOTHING, exchange.started, exchange.first_byte

@@ -142,5 +142,13 @@ async def test_a_request_without_a_model_has_a_row_too() -> None:
     assert (row.model, row.priced_as, row.stream, row.tokens, row.cost) == (None, None, False, 0, 0)
 
 
+@pytest.mark.parametrize("name", ["sk-mp-0123456789abcdef", "openai/sk-mp-0123456789abcdef"])
+async def test_a_key_in_the_place_of_a_models_name_is_not_kept(name: str) -> None:
+    rows = Rows()
+    await keep(rows, model_asked=name, model=name)
+    [row] = rows.intents
+    assert row.model_asked == row.model == row.priced_as == name.replace("sk-mp-0123456789abcdef", "[redacted:api-key]")
+
+
 def test_without_a_ledger_there_is_no_such_stage() -> None:
     assert ledger.build(CHAT, services(catalogue=CATALOGUE)) is None
