@@ -9,13 +9,19 @@ import os
 import select
 import socket
 import stat
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO
 
 import msgspec
+
+from proxy.core.errors import place_of
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 FLUSH_AFTER = 0.05
@@ -246,7 +252,8 @@ def _shown(value: Any) -> str:
 
 
 class FromLibraries(logging.Handler):
-    """Brings warnings of the libraries (uvicorn, asyncio, aiohttp) into our log: redacted, and without tracebacks."""
+    """Brings warnings of the libraries (uvicorn, asyncio, aiohttp) into our log: redacted, and without tracebacks. Of
+    each the first line: asyncio goes on with a representation of the task, which has the text of its exception."""
 
     def __init__(self, log: Writer, redact: Callable[[str], str]) -> None:
         super().__init__(logging.WARNING)
@@ -255,6 +262,21 @@ class FromLibraries(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "error" if record.levelno >= logging.ERROR else "warning"
-        kind = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
-        message = self._redact(record.getMessage()[:1000])
-        self._log(level, "library", logger=record.name, message=message, kind=kind)
+        error = record.exc_info[1] if record.exc_info else None
+        message = self._redact(record.getMessage()[:1000].partition("\n")[0])
+        kind, place = (type(error).__name__, place_of(error)) if error else (None, None)
+        self._log(level, "library", logger=record.name, message=message, kind=kind, place=place)
+
+
+def report_uncaught(log: Writer, loop: asyncio.AbstractEventLoop) -> None:
+    """What nobody catches in a thread or a finalizer becomes a line, in place of Python's traceback on stderr: that has
+    the exception's text, which may quote a request or a key."""
+
+    def report(uncaught: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
+        error = uncaught.exc_value
+        place = place_of(error) if error else None
+        write = partial(log, "error", "unexpected", kind=uncaught.exc_type.__name__, place=place)
+        with suppress(RuntimeError):  # the loop is closed, and with it the log
+            loop.call_soon_threadsafe(write)
+
+    threading.excepthook = sys.unraisablehook = report

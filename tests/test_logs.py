@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import io
 import json
 import logging
 import os
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +22,7 @@ from hypothesis import strategies as st
 from proxy import data, logs
 from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
-from proxy.logs import FLUSH_AFTER, MOST_AT_ONCE, RETRY_AFTER, TROUBLE, FromLibraries, Writer
+from proxy.logs import FLUSH_AFTER, MOST_AT_ONCE, RETRY_AFTER, TROUBLE, FromLibraries, Writer, report_uncaught
 from tests.programs import PATIENCE
 
 REDACT = Redactor(data.read("redaction.yaml"), [Secret("sk-very-secret-key")], [])
@@ -377,6 +380,61 @@ def test_lines_of_libraries_are_redacted_and_have_no_traceback() -> None:
     assert line["message"] == "failed with ***"
     assert line["kind"] == "ValueError"
     assert b"sk-very" not in stream.getvalue()
+
+
+async def test_of_a_task_that_nobody_waited_for_the_text_of_its_exception_is_not_told() -> None:
+    stream, loop = io.BytesIO(), asyncio.get_running_loop()
+    log = Writer(stream)
+    libraries = FromLibraries(log, REDACT.text)
+    logging.getLogger().addHandler(libraries)
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(None)  # to the log, as in a server
+
+    async def failing() -> None:
+        raise ValueError("a prompt")
+
+    try:
+        task = loop.create_task(failing())
+        await asyncio.wait([task])
+        del task
+        gc.collect()
+    finally:
+        logging.getLogger().removeHandler(libraries)
+        loop.set_exception_handler(before)
+    log.flush()
+    [line] = stream.getvalue().splitlines()
+    assert json.loads(line)["message"] == "Task exception was never retrieved"
+    assert json.loads(line)["place"].startswith("test_of_a_task_that_nobody_waited_for")
+    assert b"a prompt" not in line
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_what_nobody_catches_in_a_thread_or_a_finalizer_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module, name in ((threading, "excepthook"), (sys, "unraisablehook")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
+    stream = io.BytesIO()
+    log = Writer(stream)
+
+    class Fails:
+        def __call__(self) -> None:
+            raise ValueError("a prompt")
+
+        __del__ = __call__
+
+    report_uncaught(log, asyncio.get_running_loop())
+    thread = threading.Thread(target=Fails().__call__)
+    thread.start()
+    await asyncio.to_thread(thread.join)
+    del thread
+    gc.collect()
+    await asyncio.sleep(0)
+    log.flush()
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["event"], line["kind"]) for line in lines] == [("unexpected", "ValueError")] * 2
+    assert all("Fails.__call__" in line["place"] for line in lines)
+    assert "a prompt" not in str(lines) + "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from proxy.generation import Process
 from proxy.http.descriptors import limits_within, raised
 from proxy.http.protocol import Protocol as HttpProtocol
 from proxy.http.protocol import Refused
-from proxy.logs import FromLibraries, Writer
+from proxy.logs import FromLibraries, Writer, report_uncaught
 from proxy.serving.banner import banner
 from proxy.serving.current import Current, report
 from proxy.serving.plan import CannotStart, Plan
@@ -155,6 +155,7 @@ async def serve(leader: Leader, listener: socket.socket) -> None:
         app = Application(settings, plan.sources.digest, process, leader.generation)
         await app.start()
         logging.getLogger().addHandler(FromLibraries(log, app.redact))
+        report_uncaught(log, asyncio.get_running_loop())
         report(log, "warning", "config_warning", plan.warnings)
         server = leader.server(app, log)
         leading = asyncio.ensure_future(leader.lead(server, Reloader(app, aim)))
