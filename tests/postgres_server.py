@@ -90,7 +90,8 @@ class PostgresServer:
             connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
 
     def remove(self) -> None:
-        self.kill()
+        if self._process.poll() is None:
+            self.kill()
         shutil.rmtree(self._folder)
 
     def _signal(self, number: signal.Signals) -> None:
