@@ -59,7 +59,9 @@ async def good(peer: Peer, received: Received) -> None:
     body: dict[str, Any]
     if "embeddings" in received.line:
         body = {"id": "e", "object": "list", "model": "mistral-embed", "usage": _usage(0)}
-        body["data"] = [{"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}]
+        asked = json.loads(received.body)["input"]
+        count = len(asked) if isinstance(asked, list) else 1
+        body["data"] = [{"object": "embedding", "index": at, "embedding": [0.5, -0.5]} for at in range(count)]
     elif "/models" in received.line:
         model = {"id": "mistral-small-latest", "object": "model", "owned_by": _message(received)}
         body = {"object": "list", "data": [model]} if received.line.split()[1].endswith("/models") else model

@@ -122,7 +122,7 @@ def traffic(seed: int, count: int, cast: Cast) -> Iterator[Sent]:
         yield Sent(sender, _written(cast, sender, shape, random, trip, bent=random.random() < 0.3))
 
 
-_HOW_OFTEN = (6, 6, 6, 6, 2)
+_HOW_OFTEN = (6, 6, 6, 6, 1)
 """Of each sender: who has no key gets no further than that."""
 
 _WRITTEN = [json.dumps(body).encode() for _, body in BODIES]
@@ -166,7 +166,7 @@ def _headers(cast: Cast, sender: Sender, random: Random, trip: str) -> dict[str,
     if random.random() < 0.2:
         headers["user_agent"] = f"{words.spelled(canaries['user_agent'])} {random.choice(cast.told).text}"
     headers["x_proxy_translation"] = random.choice(("", "", "lenient", "strict"))
-    headers["cache_control"] = random.choice(("", "", "", "no-cache", "no-store", "only-if-cached", "max-age=1"))
+    headers["cache_control"] = random.choice(("", "no-cache", "no-store", "only-if-cached", "max-age=1") + ("",) * 15)
     return headers
 
 
