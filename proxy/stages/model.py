@@ -52,12 +52,13 @@ class Model:
             raise BadRequest("'model' is not a valid model name.", param="model")
         exchange.model_asked = asked
         exchange.model = self._resolve(asked)
-        exchange.provider, exchange.sent_as = self._place(exchange.model)
-        if exchange.provider not in self._providers or not is_name(exchange.sent_as):
+        provider, sent_as = self._place(exchange.model)
+        if provider not in self._providers or not is_name(sent_as):
             # Never taken for a name of the main provider's: what is meant for another one must not get there.
             raise ModelNotFound(
                 "The model's name begins with that of a provider, and there is none such.", param="model"
             )
+        exchange.provider, exchange.sent_as = provider, sent_as
         if exchange.team and not exchange.team.allows(exchange.model):
             raise ModelNotAllowed(
                 f"Team '{exchange.team.name}' may not use the model '{exchange.model}'.", param="model"

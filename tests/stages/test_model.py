@@ -83,10 +83,14 @@ async def test_the_name_in_a_path() -> None:
 
 @pytest.mark.parametrize("name", ["openai/gpt-4o", "OpenAI/gpt-4o", "local/x", "/x", "x/", "mistral/", "openai/a/b"])
 async def test_what_is_meant_for_another_provider_never_gets_to_the_main_one(name: str) -> None:
+    found = exchange(body={"model": name}, team=EVERYTHING)
+    stage = model.build(model.Config(), EMBEDDINGS, services(catalogue=CATALOGUE))
+    assert stage
     with pytest.raises(ModelNotFound) as error:
-        await ask({"model": name})
+        await call(stage(ok), exchange=found)
     assert error.value.param == "model"
     assert name not in error.value.message
+    assert found.provider == "mistral"  # nobody is called by what the client has made up, in metrics neither
 
 
 async def test_a_model_is_found_at_its_provider() -> None:
