@@ -53,8 +53,12 @@ class Scrape:
         await send({"type": "http.response.body", "body": body})
 
     async def _known(self, since: int) -> Iterable[Sample]:
-        workers: Sample = (families.WORKERS, (), str(len(list(self._board.alive(since)))))
+        known: list[Sample] = [
+            *self._always,
+            (families.WORKERS, (), str(len(list(self._board.alive(since))))),
+            (families.SERIES_LOST, (), str(sum(part.lost for part in self._board.parts))),
+        ]
         try:
-            return [*self._always, workers, *await self._quotas()]
+            return [*known, *await self._quotas()]
         except StoreGone:  # how teams stand is not known; everything else is
-            return [*self._always, workers]
+            return known

@@ -4,12 +4,13 @@ it."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import ceil
 from typing import Final
 
 from proxy.core.circuit import State
 from proxy.core.metrics import families
+from proxy.core.metrics.board import UNKNOWN
 from proxy.core.metrics.families import Family
 from proxy.generation import Process
 from proxy.upstream.client import Upstream
@@ -17,6 +18,9 @@ from proxy.upstream.transport import Connections
 
 EVERY: Final = 1.0
 """Seconds."""
+
+Told = tuple[Family, *tuple[str, ...]]
+"""A family and the values of its labels."""
 
 _STATES: Final = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 
@@ -36,7 +40,8 @@ class Vitals:
         self._upstreams = upstreams
         self._connections = connections
         self._timer: asyncio.TimerHandle | None = None
-        self._lost: dict[str, int] = {}
+        self._told: dict[Told, int] = {}
+        self._lost = 0
 
     def start(self) -> None:
         """Begin; `close` must follow."""
@@ -54,30 +59,33 @@ class Vitals:
         self._timer = asyncio.get_running_loop().call_later(EVERY, self._tick)
 
     def look(self) -> None:
-        process, part = self._process, self._part
-        part.beat(ceil(process.monotonic()))
-        part.set(families.STREAMS, value=process.traffic.streams)
-        part.set(families.IN_FLIGHT, value=process.traffic.requests)
-        part.set(families.TASKS, value=len(asyncio.all_tasks()))
-        part.set(families.LEDGER, value=process.ledger.rows_waiting if process.ledger else 0)
+        part, lost = self._part, self._process.log.lost
+        part.beat(ceil(self._process.monotonic()))
+        now = dict(self._states())
+        # What a configuration before this one had is not there any more.
+        for told, value in (dict.fromkeys(self._told, UNKNOWN) | now).items():
+            part.set(*told, value=value)
+        self._told = now
+        part.add(families.LOG_LOST, amount=lost - self._lost)  # the process before this one has lost some, too
+        self._lost = lost
+
+    def _states(self) -> Iterator[tuple[Told, int]]:
+        process = self._process
+        yield (families.STREAMS,), process.traffic.streams
+        yield (families.IN_FLIGHT,), process.traffic.requests
+        yield (families.TASKS,), len(asyncio.all_tasks())
+        yield (families.LEDGER,), process.ledger.rows_waiting if process.ledger else 0
         for name, upstream in self._upstreams().items():
-            part.set(families.CIRCUIT, name, value=self._worst(name))
+            yield (families.CIRCUIT, name), self._worst(name)
             for label, usable in upstream.usable_keys():
-                part.set(families.KEYS, name, label, value=usable)
+                yield (families.KEYS, name, label), usable
         for name, connections in self._connections().items():
-            part.set(families.UPSTREAM, name, "in_use", value=connections.in_use)
-            part.set(families.UPSTREAM, name, "idle", value=connections.idle)
-        self._add_lost(families.LOG_LOST, process.log.lost)
-        self._add_lost(families.SERIES_LOST, part.lost)
+            yield (families.UPSTREAM, name, "in_use"), connections.in_use
+            yield (families.UPSTREAM, name, "idle"), connections.idle
 
     def _worst(self, provider: str) -> int:
         """Of all circuits of a provider, those of its models and those of its keys."""
         return max((_STATES[state] for state in _of(provider, self._process.circuits.states())), default=0)
-
-    def _add_lost(self, family: Family, lost: int) -> None:
-        """What this process has lost by now. The one before it has lost some, too."""
-        self._part.add(family, amount=lost - self._lost.get(family.name, 0))
-        self._lost[family.name] = lost
 
 
 def _of(provider: str, states: Iterable[tuple[str, State]]) -> Iterable[State]:

@@ -27,6 +27,9 @@ _BEAT, _USED, _LOST = 0, 1, 2
 _ROW: Final = Struct("<HH")
 _BETWEEN: Final = "\x1f"
 _NUMBER: Final = {family.name: number for number, family in enumerate(FAMILIES)}
+UNKNOWN: Final = -(1 << 63)
+"""The value of a gauge of which nothing is known any more: it is not told."""
+
 _SPARE: Final = max(family.cells for family in FAMILIES)
 """The first cells of a part are no series': what there is no room for is counted there."""
 
@@ -50,7 +53,7 @@ class Part:
         """A worker begins: it counts on where the one before stopped. How things are is not known any more."""
         for family, _, at in self.series():
             if family.kind is Kind.GAUGE:
-                self.cells[at] = 0
+                self.cells[at] = UNKNOWN
 
     def at(self, family: Family, *labels: str) -> int:
         """The first cell of a series."""
@@ -93,11 +96,14 @@ class Part:
         return at
 
     def _new(self, family: Family, labels: Labels) -> int:
-        self.series()
+        self.series()  # whoever was here before may have it
+        if (family.name, labels) in self._at:
+            return self._at[family.name, labels]
         text = _BETWEEN.join(labels).encode()
         end = self._read + _ROW.size + len(text)
         if end > _NAMES or self._free + family.cells > len(self.cells):
             self._head[_LOST] += 1
+            self._at[family.name, labels] = 0
             return 0
         _ROW.pack_into(self._names, self._read, _NUMBER[family.name], len(text))
         self._names[end - len(text) : end] = text

@@ -6,7 +6,7 @@ from asyncio import sleep
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from proxy.core.metrics.board import Board, Labels
+from proxy.core.metrics.board import UNKNOWN, Board, Labels
 from proxy.core.metrics.families import FAMILIES, Family, Kind, Over
 from proxy.core.money import NANO, decimal
 
@@ -52,6 +52,8 @@ async def _added(board: Board, since: int) -> dict[str, _Sums]:
             if family.kind is Kind.GAUGE and id(part) not in alive:
                 continue
             cells = list(part.cells[at : at + family.cells])
+            if cells[0] == UNKNOWN:
+                continue
             known = sums.setdefault(family.name, {})
             before = known.get(labels)
             known[labels] = cells if before is None else _together(family, before, cells)
