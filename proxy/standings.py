@@ -17,10 +17,13 @@ class Standings:
 
     def __init__(self, rules: Mapping[str, Sequence[Rule]], store: QuotaStore) -> None:
         self._store = store
-        self._rules = [(team, rule) for team, of_team in rules.items() for rule in of_team if not rule.per_key]
+        # A rule that is written twice is one series.
+        self._rules = {
+            (team, _name(rule)): rule for team, of_team in rules.items() for rule in of_team if not rule.per_key
+        }
         self._claims = [
             Claim(Counter(team, rule.unit, rule.window, None, rule.model, rule.shadow), rule.limit, 0)
-            for team, rule in self._rules
+            for (team, _), rule in self._rules.items()
         ]
 
     async def samples(self) -> list[Sample]:
@@ -30,8 +33,8 @@ class Standings:
         standings = (await self._store.look(self._claims)).standings
         samples: list[Sample] = []
         least: dict[Unit, tuple[Fraction, int]] = {}
-        for (team, rule), standing in zip(self._rules, standings, strict=True):
-            shown, labels = _SHOWN[rule.unit], (team, _name(rule))
+        for (labels, rule), standing in zip(self._rules.items(), standings, strict=True):
+            shown = _SHOWN[rule.unit]
             samples += (
                 (families.QUOTA_USED, labels, shown(standing.used)),
                 (families.QUOTA_RESERVED, labels, shown(standing.reserved)),
