@@ -81,6 +81,7 @@ class Dispatch:
         responder = Responder(way, exchange, context, guard, calls, self.services.monotonic)
         if exchange.called is None:
             exchange.called = self.services.monotonic()
+        exchange.returned = None  # what a model asked before this one has said
         exchange.upstream = f"{exchange.provider}/{exchange.sent_as}" if exchange.model else exchange.provider
         try:
             if endpoint.events and body and body.get("stream"):
@@ -96,6 +97,7 @@ class Dispatch:
         except ClientGone as gone:
             _forget_frames(gone)
             exchange.client_gone = True
+            exchange.cancelled = exchange.attempts > 0
         finally:
             exchange.end = guard.ends
 

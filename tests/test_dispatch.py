@@ -618,6 +618,7 @@ async def test_a_client_that_has_left(stream: bool) -> None:
     answer = await chat(never).ask(asked(stream=stream), leaves=True)
     assert answer.status == 0
     assert answer.exchange.client_gone
+    assert answer.exchange.cancelled
 
 
 # Streams.
@@ -633,6 +634,12 @@ async def test_a_stream() -> None:
     assert answer.exchange.streamed
     assert answer.exchange.usage
     assert answer.exchange.usage["total_tokens"] == 3
+    assert not answer.exchange.cancelled
+
+
+async def test_a_stream_of_another_model_is_not_back_when_the_first_ones_answer_was() -> None:
+    answer = await chat(streamed(EVENT, LAST + DONE)).ask(asked(stream=True), called=1.0, returned=2.0)
+    assert (answer.exchange.called, answer.exchange.returned) == (1.0, None)
 
 
 async def test_a_stream_that_was_not_asked_for() -> None:

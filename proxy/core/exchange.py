@@ -97,7 +97,8 @@ class Exchange:
     looked up, the provider was called first and its answer was there last: `admitted`, `received`, `understood`,
     `looked_up`, `called`, `returned`. `begun` is when the answer begins; `waited` how many seconds it was others that
     were waited for in the meantime, besides the client and the provider. `gaps` is how many pieces of a stream came
-    after which delay (metrics/families.py), `in_vain` the attempts that did not answer.
+    after which delay (metrics/families.py), `in_vain` the attempts that did not answer. `cancelled`: a call was
+    ended because its client had left.
     """
 
     # begin
@@ -195,6 +196,7 @@ class Exchange:
     charge: Charge | None = None
     alone: Charge | None = None
     client_gone: bool = False
+    cancelled: bool = False
 
     # rescue; dispatch, for an error after the first byte of a stream
     error: ProxyError | None = None

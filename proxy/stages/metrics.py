@@ -115,7 +115,7 @@ class Metrics:
                 number = failed.number + 1
                 told = str(number) if number < _LAST_NUMBER else f"{_LAST_NUMBER}+"
                 part.add(families.RETRIES, failed.provider, told)
-        if exchange.client_gone and exchange.attempts:
+        if exchange.cancelled:
             part.add(families.CANCELS, kind.service)
 
     def _count_others(self, exchange: Exchange) -> None:
