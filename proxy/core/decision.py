@@ -50,7 +50,8 @@ def _decision(exchange: Exchange, seconds: float) -> bytes:
     if exchange.rewrites:
         parts.append(f"rewrites={len(exchange.rewrites)}")
     if exchange.error:
-        parts.append(f"fault={exchange.error.fault.value};code={exchange.error.code}")
+        code = f";code={exchange.error.code}" if exchange.error.code else ""
+        parts.append(f"fault={exchange.error.fault.value}{code}")
     parts.append(f"own_us={int(seconds * 1e6)}")
     return ", ".join(parts).encode()
 
