@@ -74,7 +74,7 @@ class Dictionary:
 
 
 def told(found: Exchange, now: float = 0.0) -> dict[str, Item]:
-    return Dictionary(decision.decision(found, now).decode("ascii")).parse()
+    return Dictionary(dict(decision.headers(found, now))[b"x-proxy-decision"].decode("ascii")).parse()
 
 
 def test_all_that_can_be_said() -> None:
@@ -158,5 +158,6 @@ def test_no_text_breaks_it(team: str, key: str, upstream: str, rule: str) -> Non
 
 
 def test_browsers_are_told_milliseconds() -> None:
-    assert decision.times(exchange(), 0.0015) == b"proxy;dur=1.50"
-    assert decision.times(exchange(called=0.001, returned=1.0), 1.0005) == b"proxy;dur=1.50, upstream;dur=999.00"
+    assert dict(decision.headers(exchange(), 0.0015))[b"server-timing"] == b"proxy;dur=1.50"
+    called = exchange(called=0.001, returned=1.0)
+    assert dict(decision.headers(called, 1.0005))[b"server-timing"] == b"proxy;dur=1.50, upstream;dur=999.00"
