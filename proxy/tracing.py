@@ -82,7 +82,8 @@ class Otlp:
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
-        ending = Thread(target=self._processor.shutdown, daemon=True)  # the library would wait for half a minute
+        # The library would wait for half a minute.
+        ending = Thread(target=self._processor.shutdown, name="last spans", daemon=True)
         ending.start()
         ending.join(LAST_ATTEMPT)
 

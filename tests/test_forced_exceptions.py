@@ -185,7 +185,7 @@ async def test_c9_an_exception_at_any_line_tells_nobody_anything(name: str) -> N
                 assert "canary" not in told(found)
             for one in lines:
                 if one["event"] == "unexpected":
-                    assert set(one) == {"time", "level", "event", "request_id", "kind", "place"}
+                    assert set(one) == {"time", "level", "event", "request_id", "trace_id", "kind", "place"}
                     assert (one["kind"], one["request_id"] in ("mine-1", found.header("x-request-id"))) == (
                         "ForcedError",
                         True,

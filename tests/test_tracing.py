@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
 from proxy import tracing
 from proxy.core.trace import Span
@@ -131,24 +132,40 @@ def test_what_finds_no_room_is_counted(collector: Collector) -> None:
     assert all(len(body) < AT_ONCE * 500 for body in collector.bodies)
 
 
-def test_nobody_waits_for_a_collector_that_hangs(collector: Collector) -> None:
+def test_nobody_waits_for_a_collector_that_hangs(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "PATIENCE", 60.0)
+    monkeypatch.setattr(tracing, "LAST_ATTEMPT", 0.01)
     collector.hold()
     otlp = Otlp(collector.url, "w", Log(), Hours(), wall)
     otlp.record(ONE)
     until(lambda: collector.asked, "the thread is busy")
     asyncio.run(otlp.close())
-    assert [thread for thread in threading.enumerate() if not thread.daemon and "Otel" in thread.name] == []
+    (ending,) = [thread for thread in threading.enumerate() if thread.name == "last spans"]
+    assert ending.daemon  # and the end of the process waits for it no more than this test
+    collector.release()
+    ending.join()
 
 
-def test_a_fault_of_the_library_ends_no_thread(collector: Collector) -> None:
-    log = Log()
-    otlp = Otlp(collector.url, "w", log, Hours(), wall)
-    otlp.record(replace(ONE, attributes={"a": object()}))  # type: ignore[dict-item]
+def test_what_cannot_be_written_is_counted(collector: Collector) -> None:
+    otlp = Otlp(collector.url, "w", Log(), Hours(), wall)
     otlp.record(replace(ONE, start=-1e12))
-    until(lambda: otlp.lost, "what cannot be written is counted")
+    until(lambda: otlp.lost == 1, "it is counted")
     otlp.record(ONE)
     collector.of(TRACE)
     asyncio.run(otlp.close())
+
+
+def test_a_fault_of_the_library_ends_no_thread(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log()
+    otlp = Otlp(collector.url, "w", log, Hours(), wall)
+    with monkeypatch.context() as broken:
+        broken.setattr(OTLPSpanExporter, "export", lambda self, spans: 1 / 0)
+        otlp.record(ONE)
+        until(lambda: otlp.lost == 1, "it is counted")
+    otlp.record(ONE)
+    collector.of(TRACE)
+    asyncio.run(otlp.close())
+    assert log.lines == [("warning", "spans_lost", {"lost": 1, "collector": "ZeroDivisionError"})]
 
 
 def test_the_clock_is_followed_and_not_believed_to_the_millisecond(collector: Collector) -> None:

@@ -107,8 +107,7 @@ class Asked:
         exchange = Exchange.of(scope)
         if exchange.failed:
             self._tracer.record(exchange.failed)
-            exchange.failed = None
-        if not (exchange.sampled and exchange.others):
+        if not exchange.sampled:
             await self._app(scope, receive, send)
             return
         begun = self._author.now()

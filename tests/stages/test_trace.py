@@ -198,7 +198,7 @@ async def test_nor_what_no_route_took() -> None:
     assert kept.spans == []
 
 
-def turning(kept: Kept, errors: list[Any]) -> tuple[ASGIApp, list[Any]]:
+def turning(kept: Kept, errors: list[Any]) -> ASGIApp:
     """The stage for each model, around calls that end so."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -210,12 +210,12 @@ def turning(kept: Kept, errors: list[Any]) -> tuple[ASGIApp, list[Any]]:
     made = services(catalogue=CATALOGUE, tracer=kept)
     stage = trace.asked(CONFIG, {"a": ["b"]}, CHAT, made)
     assert stage
-    return stage(app), errors
+    return stage(app)
 
 
 async def test_a_model_that_was_asked_in_vain_is_a_span_within_the_requests() -> None:
     kept = Kept()
-    app, _ = turning(kept, [CircuitOpen("no", wait=1), None])
+    app = turning(kept, [CircuitOpen("no", wait=1), None])
     found = begun(model="mistral-large-latest", others=True)
     with pytest.raises(CircuitOpen):
         await call(app, exchange=found)
@@ -231,14 +231,31 @@ async def test_a_model_that_was_asked_in_vain_is_a_span_within_the_requests() ->
     assert span.start < span.end
 
 
-@pytest.mark.parametrize(
-    ("fields", "error"),
-    [({"others": False}, CircuitOpen("no", wait=1)), ({"others": True, "trace_flags": 0}, BadRequest("no")),
-     ({"others": True}, Draining("no"))],
-)  # fmt: skip
-async def test_the_last_one_is_told_by_the_request(fields: dict[str, Any], error: Exception) -> None:
+async def test_each_one_is_told_of_once() -> None:
     kept = Kept()
-    app, _ = turning(kept, [error])
-    with pytest.raises(type(error)):
-        await call(app, exchange=begun(model="mistral-large-latest", **fields))
+    errors = [CircuitOpen("no", wait=1), UpstreamFailed("no"), BadRequest("no")]
+    app = turning(kept, errors)
+    found = begun(model="mistral-large-latest", others=True)
+    for error in errors.copy():
+        with pytest.raises(type(error)):
+            await call(app, exchange=found)
+        found.turn_to("house/priced", "house", "priced")
+    assert [span.attributes["error.type"] for span in kept.spans] == ["circuit_open", "upstream_error"]
+    assert len({span.span_id for span in kept.spans}) == 2
+
+
+async def test_the_last_one_is_told_by_the_request() -> None:
+    kept = Kept()
+    with pytest.raises(Draining):
+        await call(turning(kept, [Draining("no")]), exchange=begun(model="mistral-large-latest"))
+    assert kept.spans == []
+
+
+async def test_nothing_is_told_of_what_is_not_sampled() -> None:
+    kept = Kept()
+    app = turning(kept, [BadRequest("no"), None])
+    found = begun(model="mistral-large-latest", trace_flags=RANDOM)
+    with pytest.raises(BadRequest):
+        await call(app, exchange=found)
+    await call(app, exchange=found)
     assert kept.spans == []
