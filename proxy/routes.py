@@ -48,7 +48,7 @@ def router(
 ) -> Router:
     """Deny by default: what is not in this list is 404. The endpoints come first, since routes are tried in order."""
     listed = [
-        *(Exact(row.path, app, methods=[row.method], operation=row.operation) for row, app in endpoints),
+        *(Exact(row.path, app, methods=[row.method], operation=row.span) for row, app in endpoints),
         Exact("/health", health.status, methods=["GET"], operation="health"),
         Exact("/health/live", health.live, methods=["GET"], operation="health"),
         Exact("/health/ready", health.ready, methods=["GET"], operation="health"),

@@ -85,7 +85,8 @@ class Batch:
 class Endpoint:
     """One row. `path` is what clients call, `upstream` the provider's path; `{id}` stands for one identifier.
 
-    `span` is what traces call it, before `_stream` where there is one (docs/tracing.md).
+    `operation` is what the ledger calls it; `span` what logs, metrics and traces do, before `_stream` where there is
+    one (docs/tracing.md).
 
     `most_values` is how many values (json.exceeds) a large answer may have; a value costs up to 100 bytes of memory.
     `answer(answer, context)` makes the OpenAI answer of the provider's; `events(context)` the stream's way through.

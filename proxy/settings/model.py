@@ -336,8 +336,5 @@ class Settings(Strict):
         return self
 
 
-LATER: dict[type[Strict], frozenset[str]] = {}
-"""Keys of features that do not exist yet. They are refused as unknown keys are, and told apart from a misspelling."""
-
 WORDS: dict[type[Strict], dict[str, dict[str, object]]] = {Ledger: {OFF: {"url": Secret(OFF)}}}
 """Sections for which one word may stand, and what it means."""

@@ -81,8 +81,6 @@ class Reader:
         for key, entry in entries.items():
             if key in section.keys:
                 data[key] = self.read(section.keys[key], entry.node, (*path, key))
-            elif key in section.later:
-                self.refuse((*path, key), "not supported by this version", entry.place)
             else:
                 self.refuse((*path, key), "unknown key" + hint(key, section.keys), entry.place)
         return data

@@ -13,17 +13,15 @@ from pydantic import BeforeValidator
 from proxy.core.access import AccessKey
 from proxy.core.config import Strict
 from proxy.core.secret import Secret
-from proxy.settings.model import LATER, WORDS
+from proxy.settings.model import WORDS
 from proxy.settings.scalars import TYPES, WRITTEN, Type
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A mapping with keys of ours; `later` are keys of features that do not exist yet. One of `words` may stand for all
-    of it, and means the mapping that it has here."""
+    """A mapping with keys of ours. One of `words` may stand for all of it, and means the mapping that it has here."""
 
     keys: Mapping[str, Kind]
-    later: frozenset[str]
     words: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
 
@@ -69,7 +67,7 @@ Kind = Section | Named | Items | Maybe | Choice | Hidden | Type
 def section(model: type[Strict]) -> Section:
     """The keys of a model and what each takes."""
     keys = {name: _kind(field.annotation, field.metadata) for name, field in model.model_fields.items()}
-    return Section(keys, LATER.get(model, frozenset()), WORDS.get(model, {}))
+    return Section(keys, WORDS.get(model, {}))
 
 
 def _kind(annotation: Any, metadata: list[Any]) -> Kind:

@@ -46,7 +46,7 @@ class Deprecated:
             self._log(
                 "warning",
                 "model_deprecated",
-                request_id=exchange.request_id,
+                **exchange.ids,
                 team=team,
                 model=exchange.model,
                 retirement=model.retirement,

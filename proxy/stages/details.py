@@ -49,7 +49,7 @@ class Details:
             self._log(
                 "debug",
                 "request_details",
-                request_id=exchange.request_id,
+                **exchange.ids,
                 query=_visible(self._excerpts.name(query)) if query else None,
                 headers=headers,
                 headers_left_out=left_out,

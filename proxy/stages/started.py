@@ -23,7 +23,7 @@ def build(level: str, endpoint: Endpoint, services: Services) -> Middleware | No
 class Started:
     def __init__(self, app: ASGIApp, endpoint: Endpoint, log: Log) -> None:
         self._app = app
-        self._operation = endpoint.operation
+        self._operation = endpoint.span
         self._path = endpoint.path
         self._log = log
 
@@ -33,7 +33,7 @@ class Started:
         self._log(
             "info",
             "request_started",
-            request_id=exchange.request_id,
+            **exchange.ids,
             team=exchange.team.name,
             key_id=exchange.key_id,
             operation=self._operation,

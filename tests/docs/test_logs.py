@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from proxy.core import circuit
+from proxy.core.exchange import Exchange
 from proxy.logs import LEVELS
 from proxy.stages.details import _SECRETIVE as SECRETIVE
 
@@ -25,6 +26,9 @@ PAGE = Path("docs/logs.md").read_text("utf-8")
 ALWAYS = {"time", "level", "event"}
 
 LOGGING = {"log", "_log", "_report"}
+IDS = set(Exchange("", "", "", (), "", 0.0).ids)
+"""What every line about a request begins with."""
+
 APART = {"proof", "simulator"}
 """Programs of their own."""
 
@@ -48,7 +52,9 @@ class Logged:
         self.levels |= {one for one in strings(call.args) if one in LEVELS}
         self.fields |= {keyword.arg for keyword in call.keywords if keyword.arg}
         self.fields |= {one.value for arg in call.args if isinstance(arg, ast.Dict) for one in arg.keys}  # type: ignore
-        self.more |= any(keyword.arg is None for keyword in call.keywords)
+        others = [ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg is None]
+        self.fields |= IDS if any(one.endswith("exchange.ids") for one in others) else set()
+        self.more |= any(not one.endswith("exchange.ids") for one in others)
 
 
 def strings(nodes: list[ast.expr]) -> Iterator[str]:
@@ -104,7 +110,7 @@ def of_requests() -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "fields":
             assert isinstance(node.value, ast.Dict)
-            found |= {ast.literal_eval(key) for key in node.value.keys if key}
+            found |= {ast.literal_eval(key) for key in node.value.keys if key} | IDS
         elif (
             isinstance(node, ast.Subscript) and ast.unparse(node.value) == "fields" and isinstance(node.ctx, ast.Store)
         ):

@@ -18,7 +18,6 @@ from proxy.settings.model import Settings
 DIGEST = "sha256:" + "a" * 64
 LITERAL = "a secret is not written into the file: use ${NAME}, file:/path or, for team keys, sha256:<hex>"
 LITERAL_KEY = "a key is not written into the file: use ${NAME}, file:/path or sha256:<hex>"
-LATER = "not supported by this version"
 LEDGER = "expected sqlite:///path of the file, postgresql://user@host/database or off"
 ZONE = "there is no such time zone; expected a name such as UTC or Europe/Paris"
 PRICE = "expected USD per million tokens, such as 0.5; finer than a millionth is no price"
@@ -126,12 +125,6 @@ REFUSED = [
     ("models: {aliases: {'a\\n': b}}", []),
     ('models: {aliases: {"a\\n": b}}', ["1: models.aliases.'a\\n': a name is one line of text"]),
     ("models:\n  aliases:\n    ${A}: b", ["3: models.aliases.'${A}': a reference is read in a value, not in a name"]),
-    # later versions
-    *(
-        (f"{head}\n  {name}: x", [f"2: {head[:-1]}.{name}: {LATER}"])
-        for head, names in {"server:": ["metrics"]}.items()
-        for name in names
-    ),
     # a collector's address: anybody's, and never with a secret in it
     *(
         (f"tracing: {{otlp_endpoint: '{url}'}}", [f"1: tracing.otlp_endpoint: {reason}"])

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from proxy.core.config import Duration, SecretText, Size, Strict
 from proxy.settings import schema
-from proxy.settings.model import LATER, Server, Team
+from proxy.settings.model import Team
 from proxy.settings.scalars import TYPES, WRITTEN
 from proxy.settings.schema import Choice, Hidden, Items, Maybe, Named, Section
 
@@ -31,7 +31,7 @@ class Outer(Strict):
 def test_every_type_of_a_model_has_its_kind():
     kinds = dict(schema.section(Outer).keys)
     keys = kinds.pop("keys")
-    inner = Section({"flag": TYPES[bool]}, frozenset())
+    inner = Section({"flag": TYPES[bool]}, {})
     assert kinds == {
         "inner": inner,
         "named": Named(inner),
@@ -62,10 +62,3 @@ def test_team_keys_let_somebody_in():
     assert isinstance(kind, Items)
     assert isinstance(kind.of, Hidden)
     assert kind.of.access
-
-
-def test_no_key_is_both_known_and_for_later():
-    for model, later in LATER.items():
-        assert not later & model.model_fields.keys()
-        assert schema.section(model).later == later
-    assert {"metrics"} <= schema.section(Server).later

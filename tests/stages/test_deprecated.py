@@ -50,7 +50,7 @@ async def test_who_asks_a_model_that_ends_is_told_when_and_what_follows_it() -> 
             "warning",
             "model_deprecated",
             {
-                "request_id": "id-1", "team": "a", "model": "going-latest", "retirement": "2027-01-31",
+                "request_id": "id-1", "trace_id": "", "team": "a", "model": "going-latest", "retirement": "2027-01-31",
                 "replacement": "new-1",
             },
         )

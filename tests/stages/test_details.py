@@ -40,6 +40,7 @@ async def test_what_the_request_was_like() -> None:
     headers = [(b"accept", b"*/*"), (b"user-agent", b"OpenAI/Python 3.0"), (b"accept", b"text/plain")]
     assert await line(headers, b"api-version=2024&x=y", rewrites={"drop:user": None, "drop:seed": None}) == {
         "request_id": "id-1",
+        "trace_id": "",
         "query": "api-version=2024&x=y",
         "headers": [["accept", "*/*"], ["user-agent", "OpenAI/Python 3.0"], ["accept", "text/plain"]],
         "headers_left_out": 0,
@@ -49,7 +50,7 @@ async def test_what_the_request_was_like() -> None:
 
 async def test_a_request_of_which_there_is_little_to_tell() -> None:
     assert await line([]) == {
-        "request_id": "id-1", "query": None, "headers": [], "headers_left_out": 0, "rewrites": None,
+        "request_id": "id-1", "trace_id": "", "query": None, "headers": [], "headers_left_out": 0, "rewrites": None,
     }  # fmt: skip
 
 

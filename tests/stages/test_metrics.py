@@ -26,7 +26,7 @@ from tests.asgi import Answer, call, ok, services
 
 CATALOGUE = Catalogue(data.read("models.yaml"), providers=("mistral", "openai"))
 SMALL, LARGE = (CATALOGUE.model(f"mistral-{size}-latest").id for size in ("small", "large"))
-CHAT = SimpleNamespace(path="/v1/chat/completions", name="chat.completions")
+CHAT = SimpleNamespace(path="/v1/chat/completions", operation="chat.completions")
 TEAM = Team("research", lambda model: True)
 COST = 123_456
 
@@ -254,7 +254,7 @@ async def test_attempts_made_again(setting: Setting) -> None:
     # After this one another model was asked: for that it was the first.
     failed.append(Failed("mistral", 1, "upstream_timeout", elsewhere=True))
     failed.append(Failed("openai", 1, "upstream_timeout"))
-    await setting.ask(failed=tuple(failed), **ASKED | {"provider": "openai", "model": "openai/x"})
+    await setting.ask(in_vain=tuple(failed), **ASKED | {"provider": "openai", "model": "openai/x"})
     assert setting(families.RETRIES) == {
         ("mistral", "2"): 1, ("mistral", "3"): 1, ("mistral", "9"): 1, ("mistral", "10+"): 3, ("openai", "2"): 1,
     }  # fmt: skip
@@ -317,7 +317,7 @@ async def test_another_name_of_a_model_is_that_model(setting: Setting) -> None:
 
 
 async def test_a_request_of_nobody_is_the_proxys(setting: Setting) -> None:
-    await setting.ask(route=SimpleNamespace(path="/health", name="health"))
+    await setting.ask(route=SimpleNamespace(path="/health", operation="health"))
     await setting.ask(raising(BadRequest("no")), route=None, path="/\x00/../a-clients/text")
     assert setting(families.REQUESTS) == {("proxy", "health", "2xx", ""): 1, ("proxy", "other", "4xx", ""): 1}
     assert setting(families.TEAM_REQUESTS) == {("", "/health", "2xx"): 1, ("", "other", "4xx"): 1}

@@ -13,7 +13,7 @@ LINE = (
     "info",
     "request_started",
     {
-        "request_id": "id-1", "team": "research", "key_id": "0123", "operation": "chat.create",
+        "request_id": "id-1", "trace_id": "", "team": "research", "key_id": "0123", "operation": "chat.create",
         "endpoint": "/v1/chat/completions",
     },
 )  # fmt: skip
