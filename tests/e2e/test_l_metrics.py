@@ -104,7 +104,9 @@ class Told:
 
     answered: int = 0
     methods: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By operation and status class."""
+    """By operation and status class, of those who have heard all of it."""
+    left: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """The same of those who did not wait."""
     cache: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By team and outcome."""
     codes: Counter[str] = field(default_factory=Counter)
@@ -131,22 +133,22 @@ class Client:
     def __init__(self, url: str, number: int, told: Told) -> None:
         self._url, self._number, self._told = url, number, told
         self._dice = random.Random(number)
-        self._count = 0
+        self.count = 0
 
     async def run(self, count: int) -> None:
         """On a connection of its own for as long as that lives."""
         kinds = [*[self.whole] * 4, *[self.stream] * 3, self.vectors, self.again, self.wrong, self.fails]
-        while self._count < count:
+        while self.count < count:
             async with connect(self._url) as connection:
                 for _ in range(20):
-                    self._count += 1
-                    if self._count % 17 == 0:
+                    self.count += 1
+                    if self.count % 17 == 0:
                         await (self.leaves_whole if self._dice.random() < 0.5 else self.leaves_stream)()
                     else:
                         operation, team, data = self._dice.choice(kinds)()
                         await connection.send(data)
                         self._told.heard(operation, team, await connection.answer())
-                    if self._count >= count:
+                    if self.count >= count:
                         return
 
     @property
@@ -154,7 +156,7 @@ class Client:
         return self._dice.choice(("red", "blue"))
 
     def _text(self) -> str:
-        return f"said by {self._number} as number {self._count}"
+        return f"said by {self._number} as number {self.count}"
 
     def whole(self) -> tuple[str, str, bytes]:
         team = self._team
@@ -200,7 +202,7 @@ class Client:
             await connection.send(asking("blue", f"hold {self._text()}"))
             await asyncio.sleep(0.05)  # so that there is a call to end, mostly
             connection.leave("rst")
-        self._told.methods[CHAT, "4xx"] += 1
+        self._told.left[CHAT, "4xx"] += 1
         self._told.cache["blue", "bypass"] += 1
 
     async def leaves_stream(self) -> None:
@@ -210,7 +212,7 @@ class Client:
             assert (await connection.head()).status == 200
             await connection.chunk()
             connection.leave("rst")
-        self._told.methods[STREAMED, "2xx"] += 1
+        self._told.left[STREAMED, "2xx"] += 1
         self._told.cache["blue", "bypass"] += 1
         self._told.cancelled += 1
 
@@ -304,19 +306,20 @@ async def exact(deployment: Watched, watch: Watch, told: Told) -> None:
     async def waiting() -> float:
         return value(await watch.look(), families.LEDGER)
 
-    everything = told.methods.total()
+    methods = told.methods + told.left
+    everything = methods.total()
     await meets(all_there, everything)  # whoever left is noticed a moment later
     await meets(waiting, 0)
     usage: list[dict[str, Any]] = json.loads(await asyncio.to_thread(deployment.run, "usage", "--json", "--by", "team"))
     for _ in range(3 * WORKERS):  # connections go to any worker
         found = await watch.look()
-        assert by(found, families.REQUESTS, "method", "status") == told.methods
-        assert by(found, families.DURATION, "method", "status", suffix="_count") == told.methods
+        assert by(found, families.REQUESTS, "method", "status") == methods
+        assert by(found, families.DURATION, "method", "status", suffix="_count") == methods
         assert by(found, families.TEAM_REQUESTS, "status").total() - requests_in(found) == everything
         assert by(found, families.CACHE, "team", "outcome") == told.cache
         assert by(found, families.ERRORS, "error_type") == told.codes
         assert total(found, families.RETRIES) == told.retried
-        assert told.cancelled <= total(found, families.CANCELS) <= told.cancelled + told.methods[CHAT, "4xx"]
+        assert told.cancelled <= total(found, families.CANCELS) <= told.cancelled + told.left[CHAT, "4xx"]
         ledger = {line["team"]: line for line in usage}
         for family, name in ((families.COST, "cost_nano_usd"), (families.SAVED, "saved_nano_usd")):
             assert nano(found, family) == {team: line[name] for team, line in ledger.items() if line[name]}
@@ -345,29 +348,34 @@ async def test_l3_every_scrape_says_what_clients_did(deployment: Watched, held: 
 
 
 async def test_l3_a_worker_that_is_killed_takes_no_count_with_it(deployment: Watched, held: socket.socket) -> None:
-    told = Told()
+    """All of them, one after the other: whatever is on the board then is of workers that have died."""
+    told, each = Told(), 120
 
-    async def until_it_breaks(number: int) -> None:
+    async def until_it_is_done(number: int) -> None:
         """Whoever talks to a worker that is killed begins again."""
         client = Client(deployment.url, number, told)
-        for _ in range(3):
+        while client.count < each:
             with suppress(OSError, EOFError):
-                await client.run(40)
+                await client.run(each)
+
+    async def workers() -> float:
+        with suppress(OSError, EOFError):
+            return value(await scrape(deployment.url), families.WORKERS)
+        return 0.0
+
+    async def answered() -> bool:
+        return told.answered >= enough
 
     async with upstream(held, playing):
-        async with watching(deployment.url, told):
+        async with watching(deployment.url, told) as watch:
             async with asyncio.TaskGroup() as group:
                 for number in range(CLIENTS):
-                    group.create_task(until_it_breaks(number))
-                for pid in deployment.pids()[:2]:
-                    await asyncio.sleep(0.3)
+                    group.create_task(until_it_is_done(number))
+                for died, pid in enumerate(deployment.pids(), 1):
+                    enough = CLIENTS * each * died // (WORKERS + 1)
+                    await meets(answered, True)
                     os.kill(pid, signal.SIGKILL)
-
-        async def workers() -> float:
-            return value(await scrape(deployment.url), families.WORKERS)
-
-        await meets(workers, WORKERS)
-        found = await scrape(deployment.url)
-    counted = by(found, families.REQUESTS, "method", "status")
-    assert requests_of(found) >= told.answered > 0
-    assert counted[VECTORS, "2xx"] >= told.methods[VECTORS, "2xx"] > 0
+            await meets(workers, WORKERS)
+        assert len(deployment.program.logged("worker_died")) == WORKERS
+        counted = by(await watch.look(), families.REQUESTS, "method", "status")
+    assert [one for one, count in told.methods.items() if counted[one] < count] == []
