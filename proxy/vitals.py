@@ -41,7 +41,7 @@ class Vitals:
         self._connections = connections
         self._timer: asyncio.TimerHandle | None = None
         self._told: dict[Told, int] = {}
-        self._lost = 0
+        self._lost: dict[Family, int] = {}
 
     def start(self) -> None:
         """Begin; `close` must follow."""
@@ -59,15 +59,21 @@ class Vitals:
         self._timer = asyncio.get_running_loop().call_later(EVERY, self._tick)
 
     def look(self) -> None:
-        part, lost = self._part, self._process.log.lost
-        part.beat(ceil(self._process.monotonic()))
+        process, part = self._process, self._part
+        part.beat(ceil(process.monotonic()))
         now = dict(self._states())
         # What a configuration before this one had is not there any more.
         for told, value in (dict.fromkeys(self._told, UNKNOWN) | now).items():
             part.set(*told, value=value)
         self._told = now
-        part.add(families.LOG_LOST, amount=lost - self._lost)  # the process before this one has lost some, too
-        self._lost = lost
+        self._add_lost(families.LOG_LOST, process.log.lost)
+        if process.tracer:
+            self._add_lost(families.SPANS_LOST, process.tracer.lost)
+
+    def _add_lost(self, family: Family, lost: int) -> None:
+        """What this process has lost since its start. The one before it has lost some, too."""
+        self._part.add(family, amount=lost - self._lost.get(family, 0))
+        self._lost[family] = lost
 
     def _states(self) -> Iterator[tuple[Told, int]]:
         process = self._process

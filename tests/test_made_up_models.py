@@ -23,6 +23,7 @@ from proxy.core.charge import Charge
 from proxy.core.exchange import Exchange, Failed
 from proxy.core.metrics.board import Board
 from proxy.core.metrics.page import page
+from proxy.core.records import Records
 from proxy.pipeline import fold, inner, outer
 from proxy.providers.mistral.chat import CHAT
 from proxy.routes import Health, router
@@ -53,7 +54,7 @@ async def answering(scope: Any, receive: Any, send: Any) -> None:
     """What a call comes to, with all that can be said of it."""
     found = Exchange.of(scope)
     found.attempts, found.upstream = 2, f"{found.provider}/{found.sent_as}"
-    found.failed = (Failed(found.provider, 1, "upstream_timeout"),)
+    found.in_vain = (Failed(found.provider, 1, "upstream_timeout"),)
     found.charge = Charge(prompt=1, completion=1, cost=1)
     await ok(scope, receive, send)
 
@@ -61,6 +62,7 @@ async def answering(scope: Any, receive: Any, send: Any) -> None:
 async def test_made_up_models_are_one_series_and_no_memory() -> None:
     board, dice = Board(), random.Random(7)
     made = replace(services(catalogue=Catalogue(data.read("models.yaml")), part=board.parts[0]), log=unheard)
+    made = replace(made, ring=Records(size=1 << 20).rings[0])  # full before anything is measured
     keys = [AccessKey(hashlib.sha256(KEY.encode()).digest())]
     config = replace(configs(max_body=10_000), auth=auth.Config(teams={"research": auth.Team(keys=keys)}))
     health = Health(configured=True, draining=lambda: False)

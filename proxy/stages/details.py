@@ -1,22 +1,55 @@
-"""What only somebody wants to know who looks for a fault: one more line per request, at the level debug."""
+"""What only somebody wants to know who looks for a fault: one more line per request, at the level debug.
+
+Text of the client's can be a secret that no rule knows by its looks, wherever it stands. So what is shown of it is what
+it may be on a short list of ours; of all else only how long it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Final
+import re
+from collections.abc import Sequence
+from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.core import json
-from proxy.core.excerpt import Excerpts
 from proxy.core.exchange import Exchange
 from proxy.core.services import Middleware, Services
 
-_MOST_HEADERS: Final = 3_000
-"""Bytes of all headers as JSON: with the most rewrites there can be, the line stays below 8 KiB."""
+_WORDS: Final = frozenset(
+    {
+        "*/*", "application/json", "text/event-stream", "gzip", "identity", "chunked", "close", "keep-alive",
+        "100-continue", "no-cache", "no-store", "only-if-cached", "strict", "lenient", "true", "false",
+        "async:asyncio", "python", "js", "cpython", "node", "linux", "macos", "windows", "x64", "arm64", "http",
+        "https", "trailers", "application/json; charset=utf-8",
+    }
+)  # fmt: skip
+_NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6}){0,2}")
+"""What a value may be that is shown: one of these words, a number or a version."""
 
-_SECRETIVE: Final = ("auth", "cookie", "key", "passw", "secret", "session", "token")
-"""A header with one of these in its name may well carry a secret that no rule knows by its looks."""
+_OPEN: Final = frozenset(
+    {
+        "accept", "accept-encoding", "cache-control", "connection", "content-encoding", "content-length",
+        "content-type", "expect", "te", "transfer-encoding", "x-forwarded-proto", "x-proxy-context",
+        "x-proxy-translation", "x-stainless-arch", "x-stainless-async", "x-stainless-lang", "x-stainless-os",
+        "x-stainless-package-version", "x-stainless-raw-response", "x-stainless-read-timeout",
+        "x-stainless-retry-count", "x-stainless-runtime", "x-stainless-runtime-version", "x-stainless-timeout",
+    }
+)  # fmt: skip
+"""Headers whose values may be shown."""
+
+_NAMES: Final = _OPEN | frozenset(
+    {
+        "accept-language", "authorization", "cookie", "forwarded", "host", "openai-organization",
+        "openai-project", "origin", "proxy-authorization", "referer", "traceparent", "tracestate", "upgrade",
+        "user-agent", "via", "x-api-key", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "x-request-id",
+        "x-stainless-helper-method",
+    }
+)  # fmt: skip
+"""Headers that clients and the proxies before us are known to send."""
+
+
+_MOST_ALIKE: Final = 3
+"""Headers of one name that are shown."""
 
 
 def build(level: str, services: Services) -> Middleware | None:
@@ -34,7 +67,6 @@ class Details:
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app = app
         self._log = services.log
-        self._excerpts = Excerpts(services.redact)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,37 +76,28 @@ class Details:
         try:
             await self._app(scope, receive, send)
         finally:
-            query = scope.get("query_string", b"").decode("latin-1")
-            headers, left_out = self._headers(exchange.headers)
+            headers, others = _shown(exchange.headers)
             self._log(
                 "debug",
                 "request_details",
                 **exchange.ids,
-                query=_visible(self._excerpts.name(query)) if query else None,
+                query_bytes=len(scope.get("query_string", b"")),
                 headers=headers,
-                headers_left_out=left_out,
+                other_headers=others,
                 rewrites=", ".join(exchange.rewrites) or None,
+                failed=", ".join(one.code for one in exchange.in_vain) or None,
             )
 
-    def _headers(self, headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[Any], int]:
-        """As many as there is room for, each with its value, and how many there are besides."""
-        shown: list[Any] = []
-        room, left_out = _MOST_HEADERS, 0
-        for name, value in headers:
-            pair = self._header(name.decode("latin-1"), value.decode("latin-1")) if room > 0 else None
-            room -= len(json.encode(pair)) + 1
-            if pair is None or room < 0:
-                left_out += 1
-            else:
-                shown.append(pair)
-        return shown, left_out
 
-    def _header(self, name: str, value: str) -> list[str]:
-        may_be_secret = any(word in name for word in _SECRETIVE)
-        shown = self._excerpts.field(name, "***" if may_be_secret else value)
-        return [_visible(one) for one in shown]
-
-
-def _visible(text: str) -> str:
-    """In one byte a character, whatever a client has put in there."""
-    return "".join(one if " " <= one <= "~" else "?" for one in text)
+def _shown(headers: Sequence[tuple[bytes, bytes]]) -> tuple[list[tuple[str, str | int]], int]:
+    """Each header that is known, with its value or the bytes of that; and how many there are besides."""
+    shown: list[tuple[str, str | int]] = []
+    seen: dict[str, int] = {}
+    for raw, value in headers:
+        name = raw.decode("latin-1")
+        seen[name] = seen.get(name, 0) + 1
+        if name in _NAMES and seen[name] <= _MOST_ALIKE:
+            text = value.decode("latin-1")
+            plain = name in _OPEN and (text.lower() in _WORDS or _NUMBER.fullmatch(text))
+            shown.append((name, text if plain else len(value)))
+    return shown, len(headers) - len(shown)

@@ -20,7 +20,6 @@ import psycopg
 from psycopg import sql
 
 from proxy.core.entry import MAGIC
-from proxy.settings.model import Settings
 from tests.canary.armed import PLANTED
 from tests.canary.cast import ALL, Cast
 from tests.canary.table import Sink
@@ -63,7 +62,6 @@ RULES = (
     " {requests: 5/day, model: mistral-large-latest}]"
 )
 
-TRACED = "tracing" in Settings.model_fields
 """Whether there are traces to look at. What comes to the collector is looked at as soon as there are."""
 
 
@@ -76,16 +74,15 @@ class Found(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What an admin may look at. `needed`: it is there; until then a 404 will do."""
+    """What an admin may look at."""
 
     target: str
     sink: Sink
-    needed: bool = True
     method: str = "GET"
 
 
 PAGES = (
-    Page("/metrics", Sink.METRICS, needed=False),
+    Page("/metrics", Sink.METRICS),
     Page("/admin/cache", Sink.ADMIN),
     Page("/admin/cache?team=red", Sink.ADMIN),
     Page("/admin/cache/verify", Sink.ADMIN, method="POST"),
@@ -124,7 +121,7 @@ class Place:
             file=folder / "key",
             format=format,
             rules=RULES,
-            tracing=f'tracing: {{otlp_endpoint: "{collector}"}}\n' if TRACED else "",
+            tracing=f'tracing: {{otlp_endpoint: "{collector}"}}\n',
         )
         self.config.write_text(self._text)
         names = ("admin", "pepper", "provider", "own")
@@ -237,8 +234,8 @@ class Place:
 
 
 _LINE_OF = re.compile(
-    r'{"time":"[^"]+","level":"\w+","event":"request","request_id":"[\w.-]+","team":"(\w+)",'
-    r"|[\d:]{8} \w+ +request request_id=[\w.-]+ team=(\w+) "
+    r'{"time":"[^"]+","level":"\w+","event":"request","request_id":"[\w.-]+","trace_id":"\w+","team":"(\w+)",'
+    r"|[\d:]{8} \w+ +request request_id=[\w.-]+ trace_id=\w+ team=(\w+) "
 )
 """The line of a request, of either format, and its team."""
 

@@ -38,6 +38,7 @@ class Sink(StrEnum):
     METRICS = "/metrics"
     TRACES = "what is sent to the collector"
     ADMIN = "answers of /admin"
+    RECORD = "what an admin is told of a request that has ended"
     HEALTH = "answers of /health"
     LEDGER = "all that is kept on disk: the database and its journals, what waits to be written, anything else"
     CACHE = "answers in Redis, and pieces of them on their way from worker to worker"
@@ -60,13 +61,13 @@ ALLOWED: dict[Kind, frozenset[Sink]] = {
     Kind.HEADER: frozenset(),
     Kind.TRACE: frozenset(
         {
-            *(Sink.ANSWER, Sink.LOG, Sink.CONTENT_LOG, Sink.TRACES, Sink.ADMIN),
+            *(Sink.ANSWER, Sink.LOG, Sink.CONTENT_LOG, Sink.TRACES, Sink.ADMIN, Sink.RECORD),
             *(Sink.LEDGER, Sink.UPSTREAM_HEADERS),
         }
     ),
-    Kind.MODEL: _SENT_ON | {Sink.LOG, Sink.CONTENT_LOG, Sink.LEDGER, Sink.COMMANDS},
-    Kind.FIELD: _SENT_ON | {Sink.LOG, Sink.CONTENT_LOG},
-    Kind.PATH: frozenset({Sink.LOG}),
+    Kind.MODEL: _SENT_ON | {Sink.LOG, Sink.CONTENT_LOG, Sink.RECORD, Sink.LEDGER, Sink.COMMANDS},
+    Kind.FIELD: _SENT_ON | {Sink.LOG, Sink.CONTENT_LOG, Sink.RECORD},
+    Kind.PATH: frozenset({Sink.LOG, Sink.RECORD}),
     Kind.CONTENT: _SENT_ON | {Sink.CONTENT_LOG},
     Kind.PERSONAL: _SENT_ON,
     Kind.TOLD: frozenset({Sink.ANSWER, Sink.CACHE, Sink.CONTENT_LOG}),

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.canary import run
-from tests.canary.place import TRACED
 from tests.canary.table import Sink
 from tests.canary.traffic import CI_COUNT, CI_SEED
 
@@ -22,4 +21,4 @@ async def test_c8_c9_c10_c24_no_canary_is_where_it_must_not_be(tmp_path: Path, s
     assert outcome.statuses[200] > CI_COUNT // 10
     assert outcome.statuses[500] > CI_COUNT // 100
     silent = set(Sink) - {sink for sink, size in outcome.heard.items() if size}
-    assert silent == (set() if shared else ONLY_SHARED) | (set() if TRACED else {Sink.TRACES})
+    assert silent == (set() if shared else ONLY_SHARED)

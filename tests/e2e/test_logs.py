@@ -218,10 +218,9 @@ async def test_a_reload_changes_what_is_logged_and_repeats_nothing(tmp_path: Pat
         )
         assert levels(lines) == seen
         if level == "debug":
-            shown = lines[2]["headers"]
-            assert all(
-                pair in shown for pair in (["cookie", "***"], ["authorization", "***"], ["user-agent", "them/1"])
-            )
+            shown = dict(lines[2]["headers"])
+            assert (shown["cookie"], shown["user-agent"], shown["content-type"]) == (7, 6, "application/json")
+            assert shown["authorization"] > len("Bearer ")
             assert lines[2]["rewrites"] == "drop:user"
 
 
