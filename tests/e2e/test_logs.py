@@ -219,7 +219,7 @@ async def test_a_reload_changes_what_is_logged_and_repeats_nothing(tmp_path: Pat
         assert levels(lines) == seen
         if level == "debug":
             shown = dict(lines[2]["headers"])
-            assert (shown["cookie"], shown["user-agent"], shown["content-type"]) == (7, 6, "application/json")
+            assert (shown["cookie"], shown["user-agent"], shown["content-type"]) == (3, 6, "application/json")
             assert shown["authorization"] > len("Bearer ")
             assert lines[2]["rewrites"] == "drop:user"
 
