@@ -94,7 +94,7 @@ def test_the_environment_of_opentelemetry_counts(collector: Collector, monkeypat
 
 
 @pytest.mark.parametrize("status", [400, 401, 307])
-def test_what_is_refused_is_counted_and_told_once(collector: Collector, status: int) -> None:
+def test_l4_what_is_refused_is_counted_and_told_once(collector: Collector, status: int) -> None:
     log, clock = Log(), Hours()
     otlp = Otlp(collector.url, "w", log, clock, wall)
     collector.status = status
@@ -113,7 +113,7 @@ def test_what_is_refused_is_counted_and_told_once(collector: Collector, status: 
     asyncio.run(otlp.close())
 
 
-def test_what_finds_no_room_is_counted(collector: Collector) -> None:
+def test_l4_what_finds_no_room_is_counted(collector: Collector) -> None:
     collector.hold()
     otlp = Otlp(collector.url, "w", Log(), Hours(), wall)
     otlp.record(ONE)
@@ -132,7 +132,7 @@ def test_what_finds_no_room_is_counted(collector: Collector) -> None:
     assert all(len(body) < AT_ONCE * 500 for body in collector.bodies)
 
 
-def test_nobody_waits_for_a_collector_that_hangs(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_l4_nobody_waits_for_a_collector_that_hangs(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "PATIENCE", 60.0)
     monkeypatch.setattr(tracing, "LAST_ATTEMPT", 0.01)
     collector.hold()

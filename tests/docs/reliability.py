@@ -17,7 +17,7 @@ from tests.docs.reliability_rows import LEFT_OUT, ROWS, SECTIONS, Row
 
 ROOT = Path(__file__).parents[2]
 
-_NAMED = re.compile(r"^ *(?:async )?def (test_((?:[a-k]\d+_)+)\w+)", re.MULTILINE)
+_NAMED = re.compile(r"^ *(?:async )?def (test_((?:[a-l]\d+_)+)\w+)", re.MULTILINE)
 
 HEAD = """\
 # Reliability
@@ -26,7 +26,6 @@ Whatever reaches either side of the proxy, every request ends in the right answe
 nothing leaks, and no other caller notices. This page is the list of what that means, row by row, and of the tests that
 show it: over real sockets wherever a socket has a part in it, with both transports. What is closed is the client's
 connection; *the error frame* is the last event of a stream that has begun ([errors.md](errors.md#in-a-stream)).
-Metrics have no rows here: they come with the feature.
 
 This page is written by `python -m tests.docs.reliability`; a test compares the two. To run the tests of a row:
 `scripts/test -k a12_`.

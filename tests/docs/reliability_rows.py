@@ -28,6 +28,7 @@ SECTIONS = {
     "I": "Redis",
     "J": "The ledger and its database",
     "K": "Configuration, signals, resources",
+    "L": "What is seen of it",
 }
 
 ROWS = (
@@ -207,7 +208,11 @@ ROWS = (
         "no CORS header unless `server.cors_origins` lists the origin, or `*`",
     ),
     Row("C19", "a `base_url` with user data, plain HTTP, a private address", "refused at start"),
-    Row("C21", "`/metrics`, `/admin`, `/docs`, `/openapi.json`", "404 `unknown_url`, with a key too"),
+    Row(
+        "C21",
+        "`/metrics`, `/admin`, `/docs`, `/openapi.json`",
+        "404 `unknown_url`, with a key too; `/metrics` is for admins and for who is on the machine, to all others 401",
+    ),
     Row("C22", "line ends, escapes, format marks in what is logged", "one line of JSON each, bounded in length"),
     Row("C23", "ten thousand different model names", "nothing grows with them"),
     Row("C24", "a key in the query or the path", "401 or 404; masked in the log"),
@@ -509,6 +514,16 @@ ROWS = (
     Row(
         "K18", "a dependency that was tampered with", "every one is pinned by its hash; the wheel runs nothing at start"
     ),
+    Row(
+        "L3",
+        "`/metrics` of several workers, any of which answers, while some of them are killed",
+        "the sums of all, exactly what clients were told and the ledger has; no counter ever goes back",
+    ),
+    Row(
+        "L4",
+        "a collector of traces that is not there, refuses, or takes spans and never answers",
+        "no request waits; what finds no room is dropped, counted and told once a minute at most; the end waits a second",
+    ),
 )
 
 LEFT_OUT = {
@@ -524,5 +539,9 @@ LEFT_OUT = {
     "J11": "a log that nobody reads or whose reader is gone: see K12",
     "K11": "replicas whose clocks differ: time is that of Redis; its own tests show it",
     "K13": "growth over days: `scripts/soak` looks for it, the suite has not the time",
+    "L1": "prompts and answers in logs: `tests/stages/test_access_log.py` shows when there are none",
+    "L2": "secrets in every spelling in what is logged: `tests/core/test_redact.py` shows it, and how long it takes",
+    "L5": "an `x-request-id` of the client's: `tests/stages/test_begin.py` shows which are kept",
+    "L6": "health while a part is missing: `tests/test_routes.py` shows that nobody is asked",
 }
 """Rows that have no test, and why."""

@@ -10,15 +10,11 @@ from typing import Any
 
 import pytest
 
-from proxy.core.metrics.families import FAMILIES, Family, Kind
+from tests.docs.promql import BY_NAME, check, parts
 
 DASHBOARD: dict[str, Any] = json.loads((Path(__file__).parents[2] / "config" / "grafana.json").read_text("utf-8"))
-BY_NAME = {family.name: family for family in FAMILIES}
-OF_HISTOGRAMS = ("_bucket", "_sum", "_count")
 NOT_SHOWN: frozenset[str] = frozenset()
 """Families that no panel is about, on purpose."""
-
-PROMETHEUS_OWN = {"instance", "job"}
 
 
 def panels() -> Iterator[dict[str, Any]]:
@@ -29,31 +25,9 @@ def expressions() -> list[str]:
     return [target["expr"] for panel in panels() for target in panel["targets"]]
 
 
-def parts(expression: str) -> Iterator[tuple[str, Family, set[str]]]:
-    """Each metric of an expression: its name there, its family, and the labels by which it is chosen."""
-    for name, selector in re.findall(r"\b(mistral_\w+)(?:\{([^}]*)\})?", expression):
-        stem = next((name.removesuffix(end) for end in OF_HISTOGRAMS if name.removesuffix(end) in BY_NAME), name)
-        yield name, BY_NAME[stem], set(re.findall(r"(\w+)(?:=~|!~|!=|=)\"", selector))
-
-
 @pytest.mark.parametrize("expression", expressions())
 def test_what_an_expression_names_exists(expression: str) -> None:
-    found = list(parts(expression))
-    assert found
-    for name, family, labels in found:
-        assert (name == family.name) == (family.kind is not Kind.HISTOGRAM), name
-        assert labels <= set(family.labels) | PROMETHEUS_OWN, name
-        for grouped in re.findall(r"\bby \(([^)]*)\)", expression):
-            names = set(grouped.replace(" ", "").split(",")) - PROMETHEUS_OWN
-            assert names - {"le"} <= set(family.labels), grouped
-            assert ("le" in names) == name.endswith("_bucket")
-
-
-@pytest.mark.parametrize("expression", expressions())
-def test_a_counter_is_looked_at_by_its_rate_and_a_gauge_is_not(expression: str) -> None:
-    for name, family, _ in parts(expression):
-        rated = re.search(rf"\b(rate|increase)\({name}\b", expression) is not None
-        assert rated == (family.kind is not Kind.GAUGE), name
+    check(expression)
 
 
 @pytest.mark.parametrize("panel", list(panels()), ids=lambda panel: panel["title"])

@@ -191,7 +191,7 @@ async def test_c4_what_openai_has_and_we_have_not_names_what_is_near(stage: Stag
 
 
 INSIDE = [
-    "/metrics", "/admin", "/admin/", "/admin/keys", "/admin/config", "/config", "/docs", "/redoc", "/openapi.json",
+    "/metrics/", "/admin", "/admin/", "/admin/keys", "/admin/config", "/config", "/docs", "/redoc", "/openapi.json",
     "/v1/openapi.json", "/debug", "/debug/pprof", "/server-status", "/console", "/v1/keys", "/v1/usage", "/status",
 ]  # fmt: skip
 
@@ -202,6 +202,14 @@ async def test_c21_nothing_of_the_inside_has_an_address(stage: Stage, key: Any) 
         for method in ("GET", "POST"):
             refused = await ask(stage.url, request(method, target, **key))
             assert (refused.status, refused.error()["code"]) == (404, "unknown_url")
+
+
+@pytest.mark.parametrize("key", [{}, {"authorization": ""}, {"authorization": "Bearer wrong"}])
+async def test_c21_metrics_are_for_whoever_is_on_the_machine(stage: Stage, key: Any) -> None:
+    assert (await ask(stage.url, request("GET", "/metrics", **key))).status == 200
+    for through in ("x_forwarded_for", "forwarded", "via", "x_real_ip"):
+        refused = await ask(stage.url, request("GET", "/metrics", **(key | {through: "127.0.0.1"})))
+        assert (refused.status, refused.error()["code"]) == (401, "invalid_api_key")
 
 
 async def test_c3_the_chat_goes_on(stage: Stage) -> None:

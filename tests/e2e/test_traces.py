@@ -317,7 +317,7 @@ async def test_traces_need_no_collector(held: socket.socket, tmp_path: Path, end
     assert [line["trace_id"] for line in lines] == [TRACE, begun[3:35]]
 
 
-async def test_a_collector_that_is_not_there_costs_nobody_anything(
+async def test_l4_a_collector_that_is_not_there_costs_nobody_anything(
     held: socket.socket, tmp_path: Path, ends: ExitStack
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -335,7 +335,7 @@ async def test_a_collector_that_is_not_there_costs_nobody_anything(
     assert proxy.program.err == []
 
 
-async def test_a_collector_that_hangs_costs_nobody_anything(
+async def test_l4_a_collector_that_hangs_costs_nobody_anything(
     held: socket.socket, tmp_path: Path, ends: ExitStack
 ) -> None:
     with collecting() as collector:
