@@ -162,7 +162,7 @@ def is_searched_for(secret: str) -> bool:
 
 
 @given(SECRETS, st.sampled_from(SPELLINGS), TANGLED, TANGLED)
-def test_a_known_secret_survives_in_no_spelling(
+def test_l2_a_known_secret_survives_in_no_spelling(
     secret: str, spell: Callable[[str], str], before: str, after: str
 ) -> None:
     assume(is_searched_for(secret))

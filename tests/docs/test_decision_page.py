@@ -21,10 +21,10 @@ ROWS = {
 def test_each_member_and_parameter_is_on_the_page_and_no_other() -> None:
     found = exchange(
         team=Team("research", lambda model: True), key_id="k", stand=lambda: Stand('"r"', "1", "2", "3"),
-        cache="hit", age=1, circuit="open", upstream="mistral/m", failed=(Failed("mistral", 1, "e"),),
+        cache="hit", age=1, circuit="open", upstream="mistral/m", in_vain=(Failed("mistral", 1, "e"),),
         rewrites={"drop:user": None}, error=CircuitOpen("no", wait=1),
     )  # fmt: skip
-    told = Dictionary(decision.decision(found, 0.0).decode()).parse()
+    told = Dictionary(dict(decision.headers(found, 0.0))[b"x-proxy-decision"].decode()).parse()
     assert {name: set(parameters) for name, (_, parameters) in told.items()} == ROWS
 
 

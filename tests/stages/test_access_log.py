@@ -179,7 +179,7 @@ def with_content(log_content: int = 100_000) -> Exchange:
     return exchange(status=200, team=Team("t", lambda model: True, log_content), body=body)
 
 
-async def test_content_is_not_logged_by_default() -> None:
+async def test_l1_content_is_not_logged_by_default() -> None:
     for content in (False, True):
         _, fields = await line(answering, with_content(0), content=content)
         assert "content" not in str(fields.keys())
@@ -212,7 +212,7 @@ def test_a_word_of_a_team_goes_before_that_of_all(mode: Any, said: Any, characte
     assert access_log.Config(content=mode, content_max_chars=50).characters(said) == characters
 
 
-async def test_content_that_is_asked_for_is_redacted() -> None:
+async def test_l1_content_that_is_asked_for_is_redacted() -> None:
     _, fields = await line(answering, with_content())
     assert "my key is ***" in fields["request_content"]
     assert fields["answer_content"] == "the answer ***"

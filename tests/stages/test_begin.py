@@ -25,13 +25,13 @@ def stage(app=ok, trusted=(), sample=0.0, **options):
 
 
 @pytest.mark.parametrize("valid", [b"abc", b"A-1_b.c", b"x" * 128])
-async def test_a_valid_request_id_is_kept(valid: bytes) -> None:
+async def test_l5_a_valid_request_id_is_kept(valid: bytes) -> None:
     answer = await call(stage(), headers=[(b"x-request-id", valid)])
     assert answer.header("x-request-id") == valid.decode()
 
 
 @pytest.mark.parametrize("invalid", [b"", b"x" * 129, b"a b", b"a\r\nset-cookie: x", b"caf\xe9", b'"', b"a/b"])
-async def test_any_other_request_id_is_replaced(invalid: bytes) -> None:
+async def test_l5_any_other_request_id_is_replaced(invalid: bytes) -> None:
     first = await call(stage(), headers=[(b"x-request-id", invalid)])
     second = await call(stage(), headers=[(b"x-request-id", invalid)])
     assert re.fullmatch(r"[0-9a-f]{32}", first.header("x-request-id") or "")
