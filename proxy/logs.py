@@ -65,6 +65,7 @@ class Writer:
         self._write = without_waiting(stream)
         self._now = now
         self._always = always
+        self._rest = b"," + _encode(always)[1:] + b"\n" if always else b"}\n"
         self.become(level, format)
         self._second, self._written = -1, ""
         self._waiting: deque[bytes] = deque()
@@ -76,9 +77,14 @@ class Writer:
     def become(self, level: str, format: str) -> None:
         """Write the lines to come from this level on, in this format."""
         self._least = LEVELS[level]
-        self._line = _json_line if format == "json" else _console_line
+        self._is_json = format == "json"
 
     def __call__(self, level: str, event: str, **fields: Any) -> None:
+        if LEVELS[level] >= self._least:
+            self.ready(level, event, _encode(fields))
+
+    def ready(self, level: str, event: str, fields: bytes) -> None:
+        """The same with fields that are JSON already, an object."""
         if LEVELS[level] < self._least:
             return
         if self._lost or len(self._waiting) >= MOST_LINES or self._bytes >= MOST_BYTES:
@@ -132,11 +138,17 @@ class Writer:
     def _tell_what_is_lost(self) -> None:
         lost, self._lost = self._lost, 0
         if lost:
-            self._add("error", "log_lost", {"lines": lost})
+            self._add("error", "log_lost", _encode({"lines": lost}))
 
-    def _add(self, level: str, event: str, fields: dict[str, Any]) -> None:
-        fields |= self._always
-        line = self._line(self._timestamp(), level, event, fields)
+    def _add(self, level: str, event: str, fields: bytes) -> None:
+        time = self._timestamp()
+        if self._is_json:
+            said = b"," + fields[1:-1] if len(fields) > 2 else b""
+            line = b'{"time":"%b","level":"%b","event":"%b"%b%b' % (
+                time.encode(), level.encode(), event.encode(), said, self._rest,
+            )  # fmt: skip
+        else:
+            line = _console_line(time, level, event, msgspec.json.decode(fields) | self._always)
         self._waiting.append(line)
         self._bytes += len(line)
 
@@ -233,10 +245,6 @@ class _Whole:
 
 
 # What they look like.
-
-
-def _json_line(time: str, level: str, event: str, fields: dict[str, Any]) -> bytes:
-    return _encode({"time": time, "level": level, "event": event, **fields}) + b"\n"
 
 
 def _console_line(time: str, level: str, event: str, fields: dict[str, Any]) -> bytes:

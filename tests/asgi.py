@@ -49,6 +49,9 @@ class Log:
     def __call__(self, level: str, event: str, **fields: Any) -> None:
         self.lines.append((level, event, fields))
 
+    def ready(self, level: str, event: str, fields: bytes) -> None:
+        self(level, event, **json.loads(fields))
+
 
 class Ticks:
     """A monotonic clock that moves by one second at every look."""

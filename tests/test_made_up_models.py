@@ -46,8 +46,14 @@ def made_up(dice: random.Random) -> str:
     )
 
 
-def unheard(level: str, event: str, **fields: Any) -> None:
+class Unheard:
     """A log that keeps nothing."""
+
+    def __call__(self, level: str, event: str, **fields: Any) -> None:
+        """Nothing."""
+
+    def ready(self, level: str, event: str, fields: bytes) -> None:
+        """Nothing."""
 
 
 async def answering(scope: Any, receive: Any, send: Any) -> None:
@@ -61,7 +67,7 @@ async def answering(scope: Any, receive: Any, send: Any) -> None:
 
 async def test_made_up_models_are_one_series_and_no_memory() -> None:
     board, dice = Board(), random.Random(7)
-    made = replace(services(catalogue=Catalogue(data.read("models.yaml")), part=board.parts[0]), log=unheard)
+    made = replace(services(catalogue=Catalogue(data.read("models.yaml")), part=board.parts[0]), log=Unheard())
     made = replace(made, ring=Records(size=1 << 20).rings[0])  # full before anything is measured
     keys = [AccessKey(hashlib.sha256(KEY.encode()).digest())]
     config = replace(configs(max_body=10_000), auth=auth.Config(teams={"research": auth.Team(keys=keys)}))

@@ -21,7 +21,7 @@ from typing import Final
 
 from proxy.core.errors import Headers
 from proxy.core.exchange import Exchange, Failed
-from proxy.core.overhead import own, upstream
+from proxy.core.overhead import own, stages, upstream
 
 MOST_CAUSES: Final = 8
 
@@ -29,6 +29,7 @@ MOST_CAUSES: Final = 8
 def headers(exchange: Exchange, now: float) -> Headers:
     """`x-proxy-decision`, and `server-timing` for browsers. `now` is when the answer begins."""
     seconds = own(exchange, now)
+    exchange.took = stages(exchange)
     exchange.decision = _decision(exchange, seconds)
     return [(b"x-proxy-decision", exchange.decision), (b"server-timing", _times(exchange, seconds, now))]
 

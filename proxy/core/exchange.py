@@ -95,10 +95,11 @@ class Exchange:
 
     When it had come through the door, its body was there, what it asks was understood, whether there is an answer was
     looked up, the provider was called first and its answer was there last: `admitted`, `received`, `understood`,
-    `looked_up`, `called`, `returned`. `begun` is when the answer begins; `waited` how many seconds it was others that
-    were waited for in the meantime, besides the client and the provider. `gaps` is how many pieces of a stream came
-    after which delay (metrics/families.py), `in_vain` the attempts that did not answer. `cancelled`: a call was
-    ended because its client had left.
+    `looked_up`, `called`, `returned`. `waited` is for how many seconds somebody else was waited for besides the client
+    and the provider. `begun` is when the answer begins, `took` the time of the proxy's own until then
+    (core/overhead.py); `ending` is called once, before the last of the answer is sent. `gaps` are those between the
+    pieces of a stream, `in_vain` the attempts that did not answer. `cancelled`: a call was ended because its client had
+    left.
     """
 
     # begin
@@ -115,9 +116,13 @@ class Exchange:
     status: int | None = None
     begun: float | None = None
     decision: bytes | None = None
+    took: tuple[float | None, ...] = ()
     first_byte: float | None = None
     last_byte: float | None = None
     bytes_out: int = 0
+
+    # metrics
+    ending: Callable[[], object] | None = None
 
     # auth
     team: Team | None = None

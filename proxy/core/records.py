@@ -38,8 +38,8 @@ class Ring:
         if not self._head[0]:
             self._head[0] = self._head[1] = self._start
 
-    def keep(self, record: Json) -> None:
-        line = json.encode(record) + b"\n"
+    def keep(self, line: bytes) -> None:
+        """`line` is a JSON object and ends with a line feed."""
         size, at = len(line), self._head[0]
         if size > _LONGEST:
             return

@@ -29,6 +29,13 @@ class Log(Protocol):
     def __call__(self, level: str, event: str, **fields: Any) -> None: ...
 
 
+class Lines(Log, Protocol):
+    """The log of requests, of which there are many."""
+
+    def ready(self, level: str, event: str, fields: bytes) -> None:
+        """As a call, with fields that are JSON already: an object."""
+
+
 class Drainable(Protocol):
     """A part of a request that may last: the wait for its body, or for the upstream."""
 
@@ -57,7 +64,7 @@ class Services:
     """
 
     monotonic: Callable[[], float]
-    log: Log
+    log: Lines
     redact: Redactor
     catalogue: Catalogue
     quotas: QuotaStore

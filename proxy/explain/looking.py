@@ -26,7 +26,7 @@ def only_looking(services: Services) -> Services:
     answers = services.answers
     return replace(
         services,
-        log=_unsaid,
+        log=_Unsaid(),
         quotas=_Quotas(services.quotas),
         ledger=None,
         circuits=_Circuits(services.circuits),
@@ -37,8 +37,14 @@ def only_looking(services: Services) -> Services:
     )
 
 
-def _unsaid(level: str, event: str, **fields: Any) -> None:
+class _Unsaid:
     """What has not happened is in no log."""
+
+    def __call__(self, level: str, event: str, **fields: Any) -> None:
+        """Not a line."""
+
+    def ready(self, level: str, event: str, fields: bytes) -> None:
+        """Neither."""
 
 
 class _Quotas:

@@ -16,7 +16,7 @@ from proxy.core.exchange import Exchange
 from proxy.core.json import Json
 from proxy.core.log_content import Content, TeamContent
 from proxy.core.money import decimal
-from proxy.core.overhead import STAGES, stages
+from proxy.core.overhead import STAGES
 from proxy.core.services import Middleware, Services
 
 _MOST_CONTENT = 100_000
@@ -80,14 +80,19 @@ class AccessLog:
             await self._app(scope, receive, self._listening(exchange, send, answer) if self._content else send)
         finally:
             fields = self._fields(exchange, scope)
-            self._ring.keep(fields | self._more(exchange))
+            line = json.encode(fields)
+            self._ring.keep(line[:-1] + self._more(exchange))
             if self._content and exchange.team and (most := exchange.team.log_content):
-                if exchange.body is not None:
-                    fields["request_content"] = self._said(json.encode(exchange.body), most)
-                cut = len(answer) >= _MOST_CAPTURED or exchange.client_gone or exchange.error is not None
-                told = _joined(answer, cut) if exchange.streamed else bytes(answer)
-                fields["answer_content"] = self._said(told, most)
-            self._log(_level(exchange, fields["endpoint"]), "request", **fields)
+                line = json.encode(fields | self._said_and_told(exchange, bytes(answer), most))
+            self._log.ready(_level(exchange, fields["endpoint"]), "request", line)
+
+    def _said_and_told(self, exchange: Exchange, answer: bytes, most: int) -> Json:
+        said: Json = {}
+        if exchange.body is not None:
+            said["request_content"] = self._said(json.encode(exchange.body), most)
+        cut = len(answer) >= _MOST_CAPTURED or exchange.client_gone or exchange.error is not None
+        said["answer_content"] = self._said(_joined(answer, cut) if exchange.streamed else answer, most)
+        return said
 
     def _fields(self, exchange: Exchange, scope: Scope) -> dict[str, Any]:
         route = scope.get("route")
@@ -134,23 +139,21 @@ class AccessLog:
             fields.setdefault("fault", Fault.CALLER.value)
         return fields
 
-    def _more(self, exchange: Exchange) -> Json:
+    def _more(self, exchange: Exchange) -> bytes:
         """What is kept of a request besides its line, for whoever asks for it by its id (core/records.py)."""
         decision = exchange.decision.decode() if exchange.decision else None
         if decision and exchange.model and not self._is_known(exchange.model):
             decision = self._excerpts.of(decision, len(decision))  # the client's text is in there
-        took = zip(STAGES, stages(exchange), strict=True)
-        more: Json = {
-            "ended": self._wall(),
-            "decision": decision,
-            "stages_us": {name: round(seconds * 1e6) for name, seconds in took if seconds is not None},
-        }
+        more: Json = {"ended": self._wall(), "decision": decision}
+        if exchange.took:
+            took = zip(STAGES, exchange.took, strict=True)
+            more["stages_us"] = {name: round(seconds * 1e6) for name, seconds in took if seconds is not None}
         if exchange.in_vain:
             more["failed"] = [
                 {"provider": one.provider, "attempt": one.number, "code": one.code, "then": _THEN[one.elsewhere]}
                 for one in exchange.in_vain
             ]
-        return more
+        return b"," + json.encode(more)[1:] + b"\n"
 
     def _name(self, model: str | None) -> str | None:
         # Names of the catalogue are harmless; any other is the client's text, and could be a key in the wrong place.
@@ -170,11 +173,11 @@ class AccessLog:
         return text if len(text) <= most else text[:most] + "…"
 
 
-def _joined(events: bytearray, cut: bool) -> bytes:
+def _joined(events: bytes, cut: bool) -> bytes:
     """What the events of a stream say, put together: a secret that is spread over events is one word again. Of a stream
     that was not seen to its end the last word is left out: it could be the first half of one."""
     said: dict[str, str] = {}
-    for line in bytes(events).splitlines():
+    for line in events.splitlines():
         for name, text in _said(line):
             said[name] = said.get(name, "") + text
     return json.encode({name: text.rpartition(" ")[0] for name, text in said.items()} if cut else said)

@@ -57,6 +57,7 @@ class Begin:
         self._app = app
         self._proxies = proxies
         self._clock = services.monotonic
+        self._traffic = services.traffic
         self._redact = services.redact
         self._ids = Ids()
         self._sampled_from = _least(sample)
@@ -89,23 +90,35 @@ class Begin:
         if parents and (parent := self._parent(parents)):
             exchange.trace_id, exchange.parent_id, exchange.trace_flags = parent
         exchange.keep_in(scope)
+        streaming = False
 
         async def watched(message: Message) -> None:
+            nonlocal streaming
             begins = message["type"] == "http.response.start"
             if begins:
                 exchange.begun = now = self._clock()
                 message["headers"] = [*message.get("headers", ()), *self._always, *_headers(exchange, now)]
+            elif exchange.ending and not message.get("more_body"):
+                ending, exchange.ending = exchange.ending, None
+                ending()
             await send(message)
             # What is cancelled before here was not sent.
             if begins:
                 exchange.status = message["status"]
+                if exchange.streamed:
+                    streaming = True
+                    self._traffic.streams += 1
                 return
             now = exchange.last_byte = self._clock()
             if exchange.first_byte is None:
                 exchange.first_byte = now
             exchange.bytes_out += len(message.get("body", b""))
 
-        await self._app(scope, receive, watched)
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            if streaming:
+                self._traffic.streams -= 1
 
     def _parent(self, headers: Sequence[bytes]) -> Parent | None:
         """The one that the client has named. Of two nobody knows which is meant; a key may be hexadecimal, too."""

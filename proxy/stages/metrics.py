@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any, Final
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.exchange import Exchange
 from proxy.core.metrics import families
 from proxy.core.metrics.board import Part
 from proxy.core.metrics.families import Family
 from proxy.core.money import NANO
-from proxy.core.overhead import STAGES, stages
+from proxy.core.overhead import STAGES
 from proxy.core.services import Middleware, Services
 
 MOST_KNOWN: Final = 10_000
@@ -50,25 +51,12 @@ class Metrics:
             await self._app(scope, receive, send)
             return
         exchange = Exchange.of(scope)
-        counted = streaming = False
-
-        async def watched(message: Message) -> None:
-            nonlocal counted, streaming
-            if message["type"] == "http.response.start":
-                if exchange.streamed:
-                    streaming = True
-                    self._traffic.streams += 1
-            elif not counted and not message.get("more_body"):
-                counted = True
-                self._count(exchange, scope)
-            await send(message)
-
+        exchange.ending = partial(self._count, exchange, scope)
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, send)
         finally:
-            if streaming:
-                self._traffic.streams -= 1
-            if not counted:
+            if exchange.ending:
+                exchange.ending = None
                 self._count(exchange, scope)
 
     def _count(self, exchange: Exchange, scope: Scope) -> None:
@@ -83,7 +71,7 @@ class Metrics:
             cells[kind.input] += charge.prompt
             cells[kind.output] += charge.completion
             cells[kind.cost] += charge.cost or 0
-        for histogram, seconds in zip(self._overhead, stages(exchange), strict=True):
+        for histogram, seconds in zip(self._overhead, exchange.took, strict=False):
             if seconds is not None:
                 histogram.add(seconds)
         if kind.first_token and exchange.attempts and exchange.first_byte:
@@ -131,14 +119,14 @@ class Metrics:
         route = scope.get("route")
         status = 499 if exchange.client_gone and exchange.status is None else exchange.status
         team = exchange.team.name if exchange.team else ""
-        path, method = (route.path, route.operation) if route else (_OTHER, _OTHER)
         key = (
-            path, method, team, exchange.provider, exchange.model, status, exchange.streamed, exchange.cache,
+            id(route), team, exchange.provider, exchange.model, status, exchange.streamed, exchange.cache,
             exchange.charge is None,
         )  # fmt: skip
         kind = self._known.get(key)
         if kind is None:
             model = self._named(exchange.model)
+            path, method = (route.path, route.operation) if route else (_OTHER, _OTHER)
             kind = _Kind(self._part, exchange, path, method, model, _CLASSES[status])
             # A name that a client has made up is not remembered.
             if model != _OTHER and len(self._known) < MOST_KNOWN:

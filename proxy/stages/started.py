@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from proxy.core import json
 from proxy.core.endpoint import Endpoint
 from proxy.core.exchange import Exchange
-from proxy.core.services import Log, Middleware, Services
+from proxy.core.services import Lines, Middleware, Services
+
+MOST_KEYS: Final = 10_000
+"""Keys of which is remembered what their lines say."""
 
 
 def build(level: str, endpoint: Endpoint, services: Services) -> Middleware | None:
@@ -21,22 +27,27 @@ def build(level: str, endpoint: Endpoint, services: Services) -> Middleware | No
 
 
 class Started:
-    def __init__(self, app: ASGIApp, endpoint: Endpoint, log: Log) -> None:
+    def __init__(self, app: ASGIApp, endpoint: Endpoint, log: Lines) -> None:
         self._app = app
-        self._operation = endpoint.span
-        self._path = endpoint.path
         self._log = log
+        self._what = {"operation": endpoint.span, "endpoint": endpoint.path}
+        self._whose: dict[str, bytes] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
-        assert exchange.team
-        self._log(
-            "info",
-            "request_started",
-            **exchange.ids,
-            team=exchange.team.name,
-            key_id=exchange.key_id,
-            operation=self._operation,
-            endpoint=self._path,
-        )
+        # Ids are plain: they have been looked at.
+        fields = f'{{"request_id":"{exchange.request_id}","trace_id":"{exchange.trace_id}",'.encode()
+        self._log.ready("info", "request_started", fields + self._rest(exchange))
         await self._app(scope, receive, send)
+
+    def _rest(self, exchange: Exchange) -> bytes:
+        """What is the same for all requests of a key."""
+        key_id = exchange.key_id or ""
+        rest = self._whose.get(key_id)
+        if rest is None:
+            assert exchange.team
+            if len(self._whose) >= MOST_KEYS:
+                self._whose.clear()
+            who = {"team": exchange.team.name, "key_id": key_id}
+            rest = self._whose[key_id] = json.encode(who | self._what)[1:]
+        return rest

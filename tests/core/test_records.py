@@ -10,6 +10,7 @@ from mmap import mmap
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.core import json
 from proxy.core.json import Json
 from proxy.core.records import KEPT, Records, Ring
 
@@ -20,14 +21,18 @@ def record(request_id: str, ended: int = NOW, **more: object) -> Json:
     return {"request_id": request_id, "ended": ended, **more}
 
 
+def line(one: Json) -> bytes:
+    return json.encode(one) + b"\n"
+
+
 async def found(records: Records, request_id: str) -> Json | None:
     return await records.find(request_id, lambda: NOW)
 
 
 async def test_what_is_kept_is_found() -> None:
     records = Records()
-    records.rings[0].keep(record("one", decision='cache=hit, "é\n"'))
-    records.rings[0].keep(record("two"))
+    records.rings[0].keep(line(record("one", decision='cache=hit, "é\n"')))
+    records.rings[0].keep(line(record("two")))
     assert await found(records, "one") == record("one", decision='cache=hit, "é\n"')
     assert await found(records, "two") == record("two")
     for unknown in ("on", "one1", "", '"', "three"):
@@ -37,22 +42,22 @@ async def test_what_is_kept_is_found() -> None:
 async def test_the_latest_of_several_workers_is_told() -> None:
     records = Records(3)
     for ring, ended in zip(records.rings, (NOW - 2, NOW, NOW - 1), strict=True):
-        ring.keep(record("same", ended))
+        ring.keep(line(record("same", ended)))
     assert await found(records, "same") == record("same", NOW)
 
 
 async def test_what_is_older_than_an_hour_is_forgotten() -> None:
     records = Records()
-    records.rings[0].keep(record("old", NOW - KEPT - 1))
-    records.rings[0].keep(record("young", NOW - KEPT))
+    records.rings[0].keep(line(record("old", NOW - KEPT - 1)))
+    records.rings[0].keep(line(record("young", NOW - KEPT)))
     assert await found(records, "old") is None
     assert await found(records, "young")
 
 
 async def test_a_text_that_looks_like_a_record_is_none() -> None:
     records = Records()
-    records.rings[0].keep(record("real", path='{"request_id":"false","ended":99999999999999}'))
-    records.rings[0].keep({"request_id": "other", "nested": record("false")})
+    records.rings[0].keep(line(record("real", path='{"request_id":"false","ended":99999999999999}')))
+    records.rings[0].keep(line({"request_id": "other", "nested": record("false")}))
     assert await found(records, "false") is None
 
 
@@ -60,11 +65,11 @@ def test_another_process_finds_it_and_its_successor_goes_on() -> None:
     records = Records(2)
     pid = os.fork()
     if pid == 0:
-        records.rings[1].keep(record("theirs"))
+        records.rings[1].keep(line(record("theirs")))
         os._exit(0)
     os.waitpid(pid, 0)
     assert asyncio.run(found(records, "theirs")) == record("theirs")
-    records.rings[1].keep(record("next"))
+    records.rings[1].keep(line(record("next")))
     assert asyncio.run(found(records, "theirs"))
     assert asyncio.run(found(records, "next"))
 
@@ -77,7 +82,7 @@ async def test_of_the_latest_as_many_are_found_as_there_is_room_for(sizes: list[
     latest: deque[tuple[str, Json]] = deque()
     for number, length in enumerate(sizes):
         one = record(f"r{number}", text="x" * length)
-        ring.keep(one)
+        ring.keep(line(one))
         latest.append((f"r{number}", one))
     room = 0
     while latest:
@@ -93,5 +98,5 @@ async def test_of_the_latest_as_many_are_found_as_there_is_room_for(sizes: list[
 
 async def test_what_is_larger_than_any_line_is_not_kept() -> None:
     records = Records()
-    records.rings[0].keep(record("large", text="x" * (1 << 16)))
+    records.rings[0].keep(line(record("large", text="x" * (1 << 16))))
     assert await found(records, "large") is None
