@@ -81,7 +81,7 @@ def test_all_that_can_be_said() -> None:
     found = exchange(
         team=TEAM, key_id="k-5f2a", stand=lambda: Stand('"requests 60/minute"', "5", "1", "60"), cache="miss",
         circuit="half_open", upstream="mistral/mistral-small-latest", attempts=1, before=Before(attempts=2),
-        failed=(Failed("mistral", 1, "upstream_timeout"), Failed("mistral", 2, "rate_limit_exceeded", elsewhere=True)),
+        in_vain=(Failed("mistral", 1, "upstream_timeout"), Failed("mistral", 2, "rate_limit_exceeded", elsewhere=True)),
         rewrites=dict.fromkeys(("drop:user", "rename:seed>random_seed")),
     )  # fmt: skip
     assert told(found, 0.000312) == {
@@ -139,7 +139,7 @@ def test_a_team_without_rules_stands_nowhere() -> None:
 
 
 def test_causes_are_not_without_end() -> None:
-    found = exchange(upstream="mistral/m", attempts=20, failed=tuple(Failed("mistral", n, "e") for n in range(20)))
+    found = exchange(upstream="mistral/m", attempts=20, in_vain=tuple(Failed("mistral", n, "e") for n in range(20)))
     [route, parameters] = told(found)["route"]
     assert (route, parameters["causes"].split()) == ("mistral/m", ["e"] * decision.MOST_CAUSES)
 

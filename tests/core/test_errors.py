@@ -35,6 +35,7 @@ TREE: dict[type[ProxyError], tuple[Fault, bool]] = {
     errors.NotFound:             (Fault.CALLER, NOT),
     errors.UnsupportedEndpoint:  (Fault.CALLER, NOT),
     errors.ModelNotFound:        (Fault.CALLER, NOT),
+    errors.UnknownRequest:       (Fault.CALLER, NOT),
     errors.MethodNotAllowed:     (Fault.CALLER, NOT),
     errors.RequestTimeout:       (Fault.CALLER, REPEATED),
     errors.BodyTooLarge:         (Fault.CALLER, NOT),

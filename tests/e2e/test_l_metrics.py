@@ -124,7 +124,7 @@ class Told:
             self.codes[found.error()["code"]] += 1
 
 
-CHAT, STREAMED, VECTORS = "chat.create", "chat.create_stream", "embeddings"
+CHAT, STREAMED, VECTORS = "chat.create", "chat.create_stream", "embeddings.create"
 
 
 class Client:
@@ -188,7 +188,7 @@ class Client:
                 lambda: (CHAT, "red", asking("red", self._text(), temperature="hot")),
                 lambda: (CHAT, "poor", asking("poor", self._text())),
                 lambda: ("other", "", request("GET", f"/{made_up}")),
-                lambda: ("models", "", request("GET", "/v1/models", authorization=f"Bearer {key_of('red')}")),
+                lambda: ("models.list", "", request("GET", "/v1/models", authorization=f"Bearer {key_of('red')}")),
                 lambda: ("health", "", request("GET", "/health")),
             )
         )()
