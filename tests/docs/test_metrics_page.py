@@ -78,7 +78,7 @@ def test_the_values_of_a_closed_set_are_all_there(label: str, values: set[str]) 
 
 def test_operations_are_all_there() -> None:
     named = set(re.findall(r"`([a-z._]+)`", LABELS["method"])) - {"_stream"}
-    assert named == {row.operation for row in PROVIDERS[MAIN].endpoints} | {"health", "metrics", "admin", "other"}
+    assert named == {row.span for row in PROVIDERS[MAIN].endpoints} | {"health", "metrics", "admin", "other"}
 
 
 @pytest.mark.parametrize("fault", Fault)
