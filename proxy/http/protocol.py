@@ -36,8 +36,9 @@ from proxy.http.offer import declined
 from proxy.http.outgoing import Outgoing
 from proxy.http.progress import BODY, ENDED, HEAD, QUIET, Progress
 
-Refused = Callable[[int, str | None, str, str], None]
-"""Told of every request that is refused here: the status, the error code, the request id of the answer, the client."""
+Refused = Callable[[ProxyError, str, str], None]
+"""Told of every request that is refused here, before its client is: the error, the request id of the answer, the
+client."""
 
 _PIECE = 24 << 10
 """Bytes that the parser is given at once. With a head of the greatest size, which it may have in hand already, that is
@@ -92,7 +93,7 @@ class Protocol(HttpToolsProtocol):
         return type(cls.__name__, (cls,), {"limits": limits, "refused": staticmethod(refused), "crowd": Crowd(limits)})
 
     @staticmethod
-    def refused(status: int, code: str | None, request_id: str, client: str) -> None:
+    def refused(error: ProxyError, request_id: str, client: str) -> None:
         """Nobody wants to know."""
 
     # The connection.
@@ -394,6 +395,6 @@ class Protocol(HttpToolsProtocol):
         head, body = refusal(error, request_id, self.server_state.default_headers)
         if self._progress.phase == HEAD and self.url and self.parser.get_method() == b"HEAD":
             body = b""
+        self.refused(error, request_id, self.client[0] if self.client else "")
         self.transport.write(head + body)
-        self.refused(error.status, error.code, request_id, self.client[0] if self.client else "")
         self.transport.close()

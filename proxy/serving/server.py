@@ -19,7 +19,8 @@ import uvicorn
 import uvloop
 
 from proxy.app import Application
-from proxy.core.metrics.board import Board
+from proxy.core.errors import ProxyError
+from proxy.core.metrics.board import Board, Part
 from proxy.core.provider import MAIN
 from proxy.core.records import Records
 from proxy.core.secret import Secret
@@ -35,6 +36,7 @@ from proxy.serving.plan import CannotStart, Plan
 from proxy.serving.reload import Reloader, follow, from_threads
 from proxy.serving.stores import Opener
 from proxy.settings.model import Settings, Tracing
+from proxy.stages.metrics import count_at_the_door
 
 QUIET = 0.5
 """Seconds without a new request after which nobody is thought to come any more."""
@@ -224,12 +226,16 @@ def pointed_at(url: str) -> Callable[[Settings], Settings]:
     return aim
 
 
-def refusals(log: Writer) -> Refused:
-    """Writes the access log line of a request that was refused before it was one: no byte of it is in there."""
+def refusals(log: Writer, part: Part | None = None) -> Refused:
+    """Writes the access log line of a request that was refused before it was one: no byte of it is in there. It is
+    counted in `part`, if this process has one."""
 
-    def refused(status: int, code: str | None, request_id: str, client: str) -> None:
+    def refused(error: ProxyError, request_id: str, client: str) -> None:
+        status, code = error.status, error.code
         level = "error" if status >= 500 else "warning"
         log(level, "request", request_id=request_id, status_code=status, client=client, error_code=code)
+        if part:
+            count_at_the_door(part, error)
 
     return refused
 
@@ -240,7 +246,7 @@ class Server(uvicorn.Server):
     so. `announce` is called when requests are answered."""
 
     def __init__(self, app: Application, log: Writer, announce: Callable[[], None]) -> None:
-        protocol = HttpProtocol.bounded(limits_within(raised()), refusals(log))
+        protocol = HttpProtocol.bounded(limits_within(raised()), refusals(log, app.process.part))
         super().__init__(
             uvicorn.Config(
                 app,

@@ -68,7 +68,7 @@ def nobody_serves(log: Writer) -> Callable[[str], bytes]:
 
     def answer(client: str) -> bytes:
         request_id = secrets.token_hex(16)
-        refused(error.status, error.code, request_id, peer(client))
+        refused(error, request_id, peer(client))
         return b"".join(refusal(error, request_id, [(b"date", formatdate(usegmt=True).encode())]))
 
     return answer

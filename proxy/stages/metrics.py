@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from proxy.core.errors import ProxyError
 from proxy.core.exchange import Exchange
 from proxy.core.metrics import families
 from proxy.core.metrics.board import Part
@@ -33,6 +34,15 @@ def build(models: Collection[str], services: Services) -> Middleware:
         return Metrics(app, names, services)
 
     return middleware
+
+
+def count_at_the_door(part: Part, error: ProxyError) -> None:
+    """A request that was refused before it was one: how long it took, and who asked what, nobody knows."""
+    status = _CLASSES[error.status]
+    part.add(families.REQUESTS, "proxy", _OTHER, status, "")
+    part.add(families.TEAM_REQUESTS, "", _OTHER, status)
+    part.add(families.ERRORS, "proxy", error.code or "", "true" if error.retryable else "false")
+    part.add(families.FAULTS, "", error.fault.value)
 
 
 class Metrics:

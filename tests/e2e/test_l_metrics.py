@@ -29,6 +29,7 @@ from proxy.core.metrics import families
 from proxy.core.metrics.families import FAMILIES, Family
 from proxy.core.money import NANO
 from tests.core.metrics.reading import read, total, value
+from tests.e2e.conftest import Stage
 from tests.e2e.quotas import Deployment, asking, embedding, good, is_stream, key_of, meets, teams, text_of
 from tests.e2e.upstream import JSON, STREAM, event, upstream, url_of
 from tests.e2e.wire import Answer, ask, connect, request
@@ -345,6 +346,15 @@ async def test_l3_every_scrape_says_what_clients_did(deployment: Watched, held: 
     assert value(found, families.WORKERS) == WORKERS
     missing = {family.name for family in FAMILIES} - set(found)
     assert missing == {families.SPANS_LOST.name}
+
+
+async def test_l3_what_is_refused_at_the_door_is_counted(stage: Stage) -> None:
+    before = by(await scrape(stage.url), families.ERRORS, "error_type")
+    told = []
+    for sent in (b"GET / HTTP/1.1\r\n\r\n", b"no\r\n\r\n", request(target="/" + "a" * 100_000)):
+        told.append((await ask(stage.url, sent)).error()["code"])
+        assert by(await scrape(stage.url), families.ERRORS, "error_type") == before + Counter(told)
+    assert told == ["bad_framing", "bad_framing", "uri_too_long"]
 
 
 async def test_l3_a_worker_that_is_killed_takes_no_count_with_it(deployment: Watched, held: socket.socket) -> None:

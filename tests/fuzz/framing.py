@@ -125,7 +125,7 @@ async def outcome(segments: list[bytes]) -> Outcome:
     """What was served and what was answered."""
     refusals: list[int] = []
     app = App()
-    kind = Protocol.bounded(LIMITS, lambda status, code, request_id, client: refusals.append(status))
+    kind = Protocol.bounded(LIMITS, lambda error, request_id, client: refusals.append(error.status))
     protocol, wire = connection(app, kind)
     for segment in segments:
         if not wire.closed:

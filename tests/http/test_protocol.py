@@ -11,6 +11,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from proxy.core.errors import ProxyError
 from proxy.http.framing import Limits, block_size, line_size
 from proxy.http.protocol import Protocol
 from tests.fuzz.framing import App, connection, limits, settled
@@ -34,8 +35,11 @@ class Client:
     def __init__(self, app: Any = None, bounds: Limits | None = None, state: ServerState | None = None) -> None:
         self.refusals: Refusals = []
         self.app = app or App()
-        kind = Protocol.bounded(bounds or Limits(), lambda *refusal: self.refusals.append(refusal))
+        kind = Protocol.bounded(bounds or Limits(), self._refused)
         self.protocol, self.wire = connection(self.app, kind, state)
+
+    def _refused(self, error: ProxyError, request_id: str, client: str) -> None:
+        self.refusals.append((error.status, error.code, request_id, client))
 
     async def send(self, *segments: bytes) -> list[int]:
         """The statuses of all answers so far."""

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy import data
 from proxy.core.catalogue import Catalogue
 from proxy.core.charge import NOTHING, Charge
-from proxy.core.errors import BadRequest, Overloaded, RateLimited, UpstreamFailed, UpstreamRefusal
+from proxy.core.errors import BadFraming, BadRequest, Overloaded, RateLimited, UpstreamFailed, UpstreamRefusal
 from proxy.core.exchange import Before, Exchange, Failed, Team
 from proxy.core.gaps import Gaps
 from proxy.core.metrics import families
@@ -335,6 +335,16 @@ async def test_the_proxys_own_time_by_stage(setting: Setting) -> None:
         ("door",): 1.0, ("understand",): 0.5, ("cache",): 0.25, ("admit",): 0.25, ("answer",): 0.5,
     }  # fmt: skip
     assert setting(families.OVERHEAD) == dict.fromkeys(setting.seconds(families.OVERHEAD), 1)
+
+
+async def test_what_is_refused_before_it_is_a_request_is_counted(setting: Setting) -> None:
+    for error in (BadFraming("no"), Overloaded("no")):
+        metrics.count_at_the_door(setting.board.parts[0], error)
+    assert setting(families.REQUESTS) == {("proxy", "other", "4xx", ""): 1, ("proxy", "other", "5xx", ""): 1}
+    assert setting(families.TEAM_REQUESTS) == {("", "other", "4xx"): 1, ("", "other", "5xx"): 1}
+    assert setting(families.ERRORS) == {("proxy", "bad_framing", "false"): 1, ("proxy", "overloaded", "true"): 1}
+    assert setting(families.FAULTS) == {("", "caller"): 1, ("", "proxy"): 1}
+    assert setting(families.DURATION) == {}
 
 
 async def test_what_is_no_request_passes(setting: Setting) -> None:
