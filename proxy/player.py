@@ -83,14 +83,23 @@ class Player:
             await self._play(flight.entry, exchange, key, receive, send)
             return
         guard = Guard(receive, patience, self.drainables, exchange.end)
-        try:
-            await self._relay(flight.pieces(), exchange, guard, send)
-        finally:
+
+        def whole() -> None:
+            """Before the client has the last of it: whoever counts does so then."""
             exchange.saved = flight.saved
 
-    async def _relay(self, pieces: AsyncIterator[bytes], exchange: Exchange, guard: Guard, send: Send) -> None:
+        await self._relay(flight.pieces(), exchange, guard, send, whole)
+
+    async def _relay(
+        self,
+        pieces: AsyncIterator[bytes],
+        exchange: Exchange,
+        guard: Guard,
+        send: Send,
+        whole: Callable[[], object] | None = None,
+    ) -> None:
         exchange.streamed, exchange.charge = True, exchange.charge or NOTHING
-        relay = Relay(_AsTheyCome(), guard, send, bytes)
+        relay = Relay(_AsTheyCome(), guard, send, bytes, whole)
         error: ProxyError
         try:
             async with guard:

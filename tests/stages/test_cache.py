@@ -316,6 +316,25 @@ async def test_a_crowd_makes_one_call(play: Provider) -> None:
     assert not setting.answers.flights
 
 
+@pytest.mark.parametrize("play", [whole, streamed])
+async def test_what_it_saves_is_known_before_the_last_of_it_goes(play: Provider) -> None:
+    """Whoever counts a request does so then."""
+    setting = Setting(gated := Gated(play))
+    first = asyncio.create_task(setting.ask())
+    await turns()
+    about, saved = setting.exchange(), list[int]()
+
+    async def look(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            saved.append(about.saved)
+
+    second = asyncio.create_task(call(setting.app, exchange=about, body=[], stays=True, taking=look))
+    await turns()
+    gated.gate.set()
+    await asyncio.gather(first, second)
+    assert (about.cache, saved) == ("joined", [70])
+
+
 async def test_who_comes_between_the_end_and_the_keeping_asks_nobody() -> None:
     setting = Setting(whole)
     keep, gate = setting.backend.keep, asyncio.Event()
