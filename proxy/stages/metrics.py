@@ -61,15 +61,16 @@ class Metrics:
             await self._app(scope, receive, send)
             return
         exchange = Exchange.of(scope)
-        exchange.ending = partial(self._count, exchange, scope)
+        exchange.ending = partial(self._count, exchange, scope, whole=True)
         try:
             await self._app(scope, receive, send)
         finally:
             if exchange.ending:
                 exchange.ending = None
-                self._count(exchange, scope)
+                self._count(exchange, scope, whole=False)
 
-    def _count(self, exchange: Exchange, scope: Scope) -> None:
+    def _count(self, exchange: Exchange, scope: Scope, *, whole: bool) -> None:
+        """`whole`: the last piece of the answer is about to go. It may be the first one, too."""
         now = self._clock()
         kind = self._kind(exchange, scope)
         cells = self._part.cells
@@ -84,8 +85,9 @@ class Metrics:
         for histogram, seconds in zip(self._overhead, exchange.took, strict=False):
             if seconds is not None:
                 histogram.add(seconds)
-        if kind.first_token and exchange.attempts and exchange.first_byte:
-            kind.first_token.add(exchange.first_byte - exchange.started)
+        first_byte = exchange.first_byte or (now if whole else None)
+        if kind.first_token and exchange.attempts and first_byte:
+            kind.first_token.add(first_byte - exchange.started)
         if exchange.saved:
             cells[kind.saved] += exchange.saved
         if kind.gaps and exchange.gaps:
@@ -180,7 +182,8 @@ class _Kind:
         self.first_token: _Histogram | None = None
         self.gaps: _Histogram | None = None
         if exchange.streamed:
-            self.first_token = _Histogram(part, families.FIRST_TOKEN, model)
+            if status == "2xx":  # an error in its place is no stream
+                self.first_token = _Histogram(part, families.FIRST_TOKEN, model)
             self.gaps = _Histogram(part, families.GAPS, service)
 
 

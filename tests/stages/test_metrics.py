@@ -165,6 +165,21 @@ async def test_a_stream(setting: Setting) -> None:
     assert setting.seconds(families.GAPS) == {("mistral",): pytest.approx(20.02)}
 
 
+async def test_a_stream_of_one_piece_has_a_first_token(setting: Setting) -> None:
+    async def at_once(scope: Scope, receive: Receive, send: Send) -> None:
+        setting.now = 0.25
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"all"})
+
+    await setting.ask(at_once, streamed=True, **ASKED)
+    assert setting.seconds(families.FIRST_TOKEN) == {(SMALL,): 0.25}
+
+
+async def test_an_error_in_place_of_a_stream_is_no_first_token(setting: Setting) -> None:
+    await setting.ask(raising(UpstreamFailed("no")), streamed=True, **ASKED)
+    assert setting(families.FIRST_TOKEN) == {}
+
+
 async def test_a_stream_out_of_the_cache_has_no_first_token_of_a_provider(setting: Setting) -> None:
     await setting.ask(streamed, **ASKED | {"streamed": True, "cache": "hit", "attempts": 0})
     assert setting(families.FIRST_TOKEN) == setting(families.GAPS) == {}
