@@ -72,6 +72,11 @@ async def test_one_who_comes_through_a_proxy_on_the_machine_does(name: bytes) ->
     assert (await ask([*headers, ASKING[1]])).status == 200
 
 
+async def test_a_page_in_a_browser_on_the_machine_does() -> None:
+    """With `cors_origins: ["*"]` it could read what it gets."""
+    assert (await ask([*HOST, (b"origin", b"https://pages.example")])).status == 401
+
+
 @pytest.mark.parametrize("client", [THERE, ("::ffff:192.0.2.7", 1), None, ("", 0), ("unix", 0)], ids=str)
 async def test_so_does_one_from_elsewhere(client: Any) -> None:
     assert (await ask(HOST, client)).status == 401

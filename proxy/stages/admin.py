@@ -58,8 +58,8 @@ class Admin:
         await self._app(scope, receive, send)
 
 
-_FORWARDED: Final = frozenset({b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip"})
-"""Headers by which a proxy says that it speaks for somebody else."""
+_FOR_OTHERS: Final = frozenset({b"forwarded", b"origin", b"via", b"x-forwarded-for", b"x-real-ip"})
+"""Headers by which a proxy says that it speaks for somebody else, and a browser that a page has asked."""
 
 
 def _is_here(scope: Scope) -> bool:
@@ -69,4 +69,4 @@ def _is_here(scope: Scope) -> bool:
         here = client is not None and ip_address(client[0]).is_loopback
     except ValueError:
         return False
-    return here and not any(name in _FORWARDED for name, _ in scope["headers"])
+    return here and not any(name in _FOR_OTHERS for name, _ in scope["headers"])
