@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
-from proxy.core.errors import Headers
+from proxy.core.errors import Headers, ProxyError
 from proxy.core.exchange import Exchange, Failed
 from proxy.core.overhead import own, stages, upstream
 
@@ -32,6 +32,11 @@ def headers(exchange: Exchange, now: float) -> Headers:
     exchange.took = stages(exchange)
     exchange.decision = _decision(exchange, seconds)
     return [(b"x-proxy-decision", exchange.decision), (b"server-timing", _times(exchange, seconds, now))]
+
+
+def of_no_request(error: ProxyError) -> bytes:
+    """The same of what was refused before it was a request."""
+    return f"auth=none, {_fault(error)}".encode()
 
 
 def _decision(exchange: Exchange, seconds: float) -> bytes:
@@ -51,8 +56,7 @@ def _decision(exchange: Exchange, seconds: float) -> bytes:
     if exchange.rewrites:
         parts.append(f"rewrites={len(exchange.rewrites)}")
     if exchange.error:
-        code = f";code={exchange.error.code}" if exchange.error.code else ""
-        parts.append(f"fault={exchange.error.fault.value}{code}")
+        parts.append(_fault(exchange.error))
     parts.append(f"own_us={int(seconds * 1e6)}")
     return ", ".join(parts).encode()
 
@@ -77,6 +81,10 @@ def _auth(exchange: Exchange) -> str:
     if exchange.team:
         return f"auth={quoted(exchange.team.name)};key={quoted(exchange.key_id or '')}"
     return f"auth=admin;key={quoted(exchange.key_id)}" if exchange.key_id else "auth=none"
+
+
+def _fault(error: ProxyError) -> str:
+    return f"fault={error.fault.value};code={error.code}" if error.code else f"fault={error.fault.value}"
 
 
 def _causes(failed: Sequence[Failed]) -> str:

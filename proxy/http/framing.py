@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from proxy.core import decision
 from proxy.core.errors import BadFraming, Headers, HeadersTooLarge, MethodNotAllowed, ProxyError, UriTooLong, render
 
 
@@ -124,6 +125,7 @@ def refusal(error: ProxyError, request_id: str, always: Headers) -> tuple[bytes,
         (b"cache-control", b"no-store"),
         (b"connection", b"close"),
         (b"x-request-id", request_id.encode()),
+        (b"x-proxy-decision", decision.of_no_request(error)),
         *error.headers,
     ]
     line = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n".encode()

@@ -231,9 +231,9 @@ def refusals(log: Writer, part: Part | None = None) -> Refused:
     counted in `part`, if this process has one."""
 
     def refused(error: ProxyError, request_id: str, client: str) -> None:
-        status, code = error.status, error.code
-        level = "error" if status >= 500 else "warning"
-        log(level, "request", request_id=request_id, status_code=status, client=client, error_code=code)
+        level = "error" if error.status >= 500 else "warning"
+        told = {"status_code": error.status, "error_code": error.code, "fault": error.fault.value}
+        log(level, "request", request_id=request_id, client=client, **told)
         if part:
             count_at_the_door(part, error)
 

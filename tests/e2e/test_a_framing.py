@@ -64,6 +64,8 @@ async def refused(url: str, data: bytes, code: str = "bad_framing", status: int 
         assert (answer.status, answer.error()["code"]) == (status, code)
         assert answer.header("connection") == "close"
         assert answer.header("cache-control") == "no-store"
+        fault = "proxy" if status == 503 else "caller"
+        assert answer.header("x-proxy-decision") == f"auth=none, fault={fault};code={code}"
         assert await client.end() == b""
     return answer
 
@@ -513,6 +515,7 @@ async def test_a21_the_log_has_one_line_for_each_and_none_of_its_bytes(door: Pro
     id = answer.header("x-request-id")
     line = await asyncio.to_thread(door.program.line, request_id=id)
     assert (line["status_code"], line["error_code"], line["client"]) == (400, "bad_framing", "127.0.0.1")
+    assert line["fault"] == "caller"
     assert line["level"] == "warning"
     assert len(door.program.logged(request_id=id)) == 1
     assert canary not in door.program.everything()

@@ -82,6 +82,7 @@ async def test_a_refusal_says_why_and_is_told_of() -> None:
     assert (status, code, address) == (400, "bad_framing", "192.0.2.7")
     head, _, body = bytes(client.wire.written).partition(b"\r\n\r\n")
     assert f"x-request-id: {request_id}".encode() in head
+    assert b"x-proxy-decision: auth=none, fault=caller;code=bad_framing" in head
     assert b"connection: close" in head
     assert b"cache-control: no-store" in head
     assert b"content-length: %d" % len(body) in head

@@ -83,7 +83,7 @@ def test_k9_whoever_comes_while_nobody_serves_gets_an_answer_like_any_other() ->
     assert [line.pop("time") for line in logged]
     assert logged[0] == {
         "level": "error", "event": "request", "request_id": headers["x-request-id"], "status_code": 503,
-        "client": "192.0.2.1", "error_code": "overloaded",
+        "client": "192.0.2.1", "error_code": "overloaded", "fault": "proxy",
     }  # fmt: skip
     assert logged[1]["client"] == "192.0.2.2"
     assert logged[1]["request_id"].encode() in second
