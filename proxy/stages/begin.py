@@ -17,7 +17,8 @@ from proxy.core.money import decimal
 from proxy.core.services import Middleware, Services
 from proxy.core.trace import RANDOM, Parent, parent_of
 
-_VALID_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+# Such as can stand in a URL's path: `GET /admin/explain/{id}` asks for it.
+_VALID_ID = re.compile(rb"(?!.*\.\.)(?=.*[A-Za-z0-9])[A-Za-z0-9._-]{1,128}")
 
 _UNDERSCORE = ord("_")
 """As a number: bytes are searched for one six times as fast as for bytes."""

@@ -537,7 +537,8 @@ ROWS = (
     Row(
         "L5",
         "an `x-request-id` of the client's",
-        "kept if it is 1 to 128 letters, digits, `.`, `_`, `-`, and no key; else ours: in answer, log, ledger, trace",
+        "kept if it is 1 to 128 letters, digits, `.`, `_`, `-`, without `..`, and no key; "
+        "else ours: in answer, log, ledger, trace",
     ),
 )
 

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from proxy import data
 from proxy.core.exchange import Exchange
+from proxy.core.model import is_id
 from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
 from proxy.stages import begin
@@ -28,9 +29,12 @@ def stage(app=ok, trusted=(), sample=0.0, **options):
 async def test_l5_a_valid_request_id_is_kept(valid: bytes) -> None:
     answer = await call(stage(), headers=[(b"x-request-id", valid)])
     assert answer.header("x-request-id") == valid.decode()
+    assert is_id(valid.decode())  # whoever has it can ask what became of it
 
 
-@pytest.mark.parametrize("invalid", [b"", b"x" * 129, b"a b", b"a\r\nset-cookie: x", b"caf\xe9", b'"', b"a/b"])
+@pytest.mark.parametrize(
+    "invalid", [b"", b"x" * 129, b"a b", b"a\r\nset-cookie: x", b"caf\xe9", b'"', b"a/b", b"..", b"a..b", b"-"]
+)
 async def test_l5_any_other_request_id_is_replaced(invalid: bytes) -> None:
     first = await call(stage(), headers=[(b"x-request-id", invalid)])
     second = await call(stage(), headers=[(b"x-request-id", invalid)])
