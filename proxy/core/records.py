@@ -8,7 +8,7 @@ JSON any more, and is passed over.
 from __future__ import annotations
 
 from asyncio import sleep
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from mmap import mmap
 from typing import Any, Final
 
@@ -51,16 +51,15 @@ class Ring:
         if self._head[1] < at + size:
             self._head[1] = at + size
 
-    async def find(self, needle: bytes) -> list[Json]:
+    async def find(self, needle: bytes) -> AsyncIterator[Json]:
         """All lines in which it stands."""
-        found: list[Json] = []
         at, end = self._start, self._head[1]
         while at < end:
             window = min(at + _WINDOW, end)
-            found += self._in(at, min(window + len(needle) - 1, end), needle)
+            for line in self._in(at, min(window + len(needle) - 1, end), needle):
+                yield line
             at = window
             await sleep(0)
-        return found
 
     def _in(self, at: int, end: int, needle: bytes) -> Iterator[Json]:
         while (at := self._memory.find(needle, at, end)) >= 0:
@@ -85,7 +84,9 @@ class Records:
     async def find(self, request_id: str, wall: Callable[[], int]) -> Json | None:
         """The latest request of this id, or None."""
         needle = b'"request_id":%b' % json.encode(request_id)
-        found = [line for ring in self.rings for line in await ring.find(needle)]
-        since = wall() - KEPT
-        known = [line for line in found if line.get("request_id") == request_id and line.get("ended", 0) >= since]
-        return max(known, key=lambda line: line["ended"], default=None)
+        latest, since = None, wall() - KEPT
+        for ring in self.rings:
+            async for line in ring.find(needle):  # one at a time: a client may send the same id with all its requests
+                if line.get("request_id") == request_id and line.get("ended", 0) >= since:
+                    latest, since = line, line["ended"]
+        return latest

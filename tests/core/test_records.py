@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tracemalloc
 from collections import deque
 from mmap import mmap
 
@@ -88,7 +89,7 @@ async def test_of_the_latest_as_many_are_found_as_there_is_room_for(sizes: list[
     while latest:
         name, one = latest.pop()
         room += len(str(one)) + 8
-        seen = await ring.find(b'"request_id":"%b"' % name.encode())
+        seen = [line async for line in ring.find(b'"request_id":"%b"' % name.encode())]
         assert seen == [one] or (not seen and room > size // 3)
         if not seen:
             break
@@ -100,3 +101,15 @@ async def test_what_is_larger_than_any_line_is_not_kept() -> None:
     records = Records()
     records.rings[0].keep(line(record("large", text="x" * (1 << 16))))
     assert await found(records, "large") is None
+
+
+async def test_an_id_that_comes_again_and_again_takes_no_memory() -> None:
+    records = Records()
+    for number in range(20_000):
+        records.rings[0].keep(record("same", NOW + number, decision="x" * 300))
+    tracemalloc.start()
+    try:
+        assert await found(records, "same") == record("same", NOW + 19_999, decision="x" * 300)
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
