@@ -72,12 +72,16 @@ class Answer(RequestResponseCycle):
             raise RuntimeError(f"{kind} is out of place in an answer")
 
     def _begin(self, status: int, headers: Headers) -> None:
+        length: bytes | None = None
         lines = [_STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status]
         for name, value in (*self.default_headers, *headers):
             if name not in self._names:
                 self._check(name)
             lines.append(b"%b: %b\r\n" % (name, value))
             if name == b"content-length":
+                if length is not None or not value.isdigit():
+                    raise RuntimeError("an answer has one length, in digits")
+                length = value
                 self.expected_content_length, self.chunked_encoding = int(value), False
             elif name == b"connection" and b"close" in value.lower():
                 self.keep_alive = False

@@ -83,6 +83,7 @@ async def test_who_says_close_closes() -> None:
         (b"x-a", b"1\r\nx-b: 2"), (b"x-a", b"1\n"), (b"x-a", b"\r"), (b"x-a", b"\0"), (b"x-a", b"\x7f"),
         (b"x-a\r\nx-b", b"1"), (b"x a", b"1"), (b"X-A", b"1"), (b"x-a:", b"1"), (b"", b"1"),
         (b"transfer-encoding", b"chunked"), (b"content-length", b"5, 5"),
+        (b"content-length", b"+0"), (b"content-length", b"-0"), (b"content-length", b" 0"),
     ],
 )  # fmt: skip
 async def test_a_header_that_is_none_becomes_an_error(header: tuple[bytes, bytes]) -> None:
@@ -90,6 +91,13 @@ async def test_a_header_that_is_none_becomes_an_error(header: tuple[bytes, bytes
     assert wire.statuses() == [500]
     assert wire.closed
     assert b"x-b" not in wire.written
+
+
+@pytest.mark.parametrize("other", [b"3", b"5"])
+async def test_two_lengths_are_none(other: bytes) -> None:
+    wire = await sent(start((b"content-length", b"3"), (b"content-length", other)), body(b"abc"))
+    assert wire.statuses() == [500]
+    assert wire.closed
 
 
 async def test_a_tab_and_other_letters_may_be_in_a_header() -> None:
