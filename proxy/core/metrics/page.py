@@ -48,7 +48,9 @@ async def _added(board: Board, since: int) -> dict[str, _Sums]:
     sums: dict[str, _Sums] = {}
     alive = set(map(id, board.alive(since)))
     for part in board.parts:
-        for family, labels, at in part.series():
+        for number, (family, labels, at) in enumerate(part.series(), 1):
+            if number % AT_ONCE == 0:
+                await sleep(0)
             if family.kind is Kind.GAUGE and id(part) not in alive:
                 continue
             cells = list(part.cells[at : at + family.cells])

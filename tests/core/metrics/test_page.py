@@ -138,7 +138,7 @@ async def test_a_large_page_lets_others_have_their_turn() -> None:
     waiting = asyncio.create_task(other())
     await page(board, 0)
     waiting.cancel()
-    assert turns >= 10
+    assert turns >= 20  # while they are added up, and while they are written
 
 
 # Names, as promtool wants them.
