@@ -98,6 +98,9 @@ class Begin:
             begins = message["type"] == "http.response.start"
             if begins:
                 exchange.begun = now = self._clock()
+                if exchange.streamed and not streaming:
+                    streaming = True
+                    self._traffic.streams += 1
                 message["headers"] = [*message.get("headers", ()), *self._always, *_headers(exchange, now)]
             elif exchange.ending and not message.get("more_body"):
                 ending, exchange.ending = exchange.ending, None
@@ -106,9 +109,6 @@ class Begin:
             # What is cancelled before here was not sent.
             if begins:
                 exchange.status = message["status"]
-                if exchange.streamed:
-                    streaming = True
-                    self._traffic.streams += 1
                 return
             now = exchange.last_byte = self._clock()
             if exchange.first_byte is None:

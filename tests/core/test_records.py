@@ -106,7 +106,7 @@ async def test_what_is_larger_than_any_line_is_not_kept() -> None:
 async def test_an_id_that_comes_again_and_again_takes_no_memory() -> None:
     records = Records()
     for number in range(20_000):
-        records.rings[0].keep(record("same", NOW + number, decision="x" * 300))
+        records.rings[0].keep(line(record("same", NOW + number, decision="x" * 300)))
     tracemalloc.start()
     try:
         assert await found(records, "same") == record("same", NOW + 19_999, decision="x" * 300)

@@ -24,7 +24,7 @@ PROXY = Path("proxy")
 PAGE = Path("docs/logs.md").read_text("utf-8")
 ALWAYS = {"time", "level", "event"}
 
-LOGGING = {"log", "_log", "_report"}
+LOGGING = {"log", "_log", "_report", "ready"}
 IDS = set(Exchange("", "", "", (), "", 0.0).ids)
 """What every line about a request begins with."""
 
@@ -50,10 +50,12 @@ class Logged:
     def add(self, call: ast.Call) -> None:
         self.levels |= {one for one in strings(call.args) if one in LEVELS}
         self.fields |= {keyword.arg for keyword in call.keywords if keyword.arg}
-        self.fields |= {one.value for arg in call.args if isinstance(arg, ast.Dict) for one in arg.keys}  # type: ignore
+        inside = [node for arg in call.args for node in ast.walk(arg) if isinstance(node, ast.Dict)]
+        self.fields |= {one.value for node in inside for one in node.keys}  # type: ignore
         others = [ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg is None]
         self.fields |= IDS if any(one.endswith("exchange.ids") for one in others) else set()
         self.more |= any(not one.endswith("exchange.ids") for one in others)
+        self.more |= isinstance(call.func, ast.Attribute) and call.func.attr == "ready"  # they are JSON already
 
 
 def strings(nodes: list[ast.expr]) -> Iterator[str]:
@@ -88,7 +90,7 @@ def collected() -> tuple[dict[str, Logged], set[str]]:
             named = [one for one in strings(call.args) if one not in LEVELS]
             for event in named:
                 events[event].add(call)
-            if not named and len(call.args) > 1:
+            if not named and len(call.args) > 1 and name != "logs.py":  # which passes on what others say
                 indirect[name].append(call)
     for name, made in indirect.items():
         for event in INDIRECT.get(name, set()):
@@ -111,9 +113,11 @@ def of_requests() -> set[str]:
             assert isinstance(node.value, ast.Dict)
             found |= {ast.literal_eval(key) for key in node.value.keys if key} | IDS
         elif (
-            isinstance(node, ast.Subscript) and ast.unparse(node.value) == "fields" and isinstance(node.ctx, ast.Store)
+            isinstance(node, ast.Subscript)
+            and ast.unparse(node.value) in ("fields", "said")
+            and isinstance(node.ctx, ast.Store)
         ):
-            found.add(ast.literal_eval(node.slice))
+            found |= {ast.literal_eval(node.slice)} if isinstance(node.slice, ast.Constant) else set()
     return found
 
 
