@@ -410,7 +410,12 @@ def test_an_unknown_target_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("program", "lines"), [("quota", ["memory"]), ("breaker", ["all is well", "two circuits open"])]
+    ("program", "lines"),
+    [
+        ("quota", ["memory"]),
+        ("breaker", ["all is well", "two circuits open"]),
+        ("watching", ["logs and metrics", "the same of 50 events"]),
+    ],
 )
 def test_what_stages_add_is_put_beside_the_forwarder(program, lines):
     command = [sys.executable, "-m", f"bench.{program}", "2"]

@@ -40,25 +40,22 @@ def of_no_request(error: ProxyError) -> bytes:
 
 
 def _decision(exchange: Exchange, seconds: float) -> bytes:
-    parts = [_auth(exchange)] if exchange.team or exchange.key_id or exchange.error else []
+    text = _auth(exchange)
     stand = exchange.stand() if exchange.stand else None
     if stand:
-        parts.append(f"quota={stand.rule};used={stand.used};reserved={stand.reserved};limit={stand.limit}")
+        text += f"quota={stand.rule};used={stand.used};reserved={stand.reserved};limit={stand.limit}, "
     if exchange.cache:
-        parts.append(
-            f"cache={exchange.cache}" if exchange.age is None else f"cache={exchange.cache};age={exchange.age}"
-        )
+        text += f"cache={exchange.cache}, " if exchange.age is None else f"cache={exchange.cache};age={exchange.age}, "
     if exchange.circuit:
-        parts.append(f"breaker={exchange.circuit}")
+        text += f"breaker={exchange.circuit}, "
     if exchange.upstream:
         causes = f";causes={quoted(_causes(exchange.in_vain))}" if exchange.in_vain else ""
-        parts.append(f"route={quoted(exchange.upstream)};attempts={exchange.all_attempts}{causes}")
+        text += f"route={quoted(exchange.upstream)};attempts={exchange.all_attempts}{causes}, "
     if exchange.rewrites:
-        parts.append(f"rewrites={len(exchange.rewrites)}")
+        text += f"rewrites={len(exchange.rewrites)}, "
     if exchange.error:
-        parts.append(_fault(exchange.error))
-    parts.append(f"own_us={int(seconds * 1e6)}")
-    return ", ".join(parts).encode()
+        text += f"{_fault(exchange.error)}, "
+    return b"%bown_us=%d" % (text.encode(), seconds * 1e6)
 
 
 def _times(exchange: Exchange, seconds: float, now: float) -> bytes:
@@ -79,8 +76,10 @@ def quoted(text: str) -> str:
 
 def _auth(exchange: Exchange) -> str:
     if exchange.team:
-        return f"auth={quoted(exchange.team.name)};key={quoted(exchange.key_id or '')}"
-    return f"auth=admin;key={quoted(exchange.key_id)}" if exchange.key_id else "auth=none"
+        return f"auth={quoted(exchange.team.name)};key={quoted(exchange.key_id or '')}, "
+    if exchange.key_id:
+        return f"auth=admin;key={quoted(exchange.key_id)}, "
+    return "auth=none, " if exchange.error else ""
 
 
 def _fault(error: ProxyError) -> str:

@@ -220,7 +220,7 @@ class Exchange:
         self.context = self.sending = None
         self.cache = self.cache_key = self.age = self.replay = self.stays = self.rescued = None
         self.saved = 0
-        self.quota_headers, self.shadow_refusals, self.answer_headers = [], (), []
+        self.quota_headers, self.answer_headers = [], []
         self.stand = self.circuit = None
         self.attempts, self.upstream, self.streamed = 0, None, False
         self.sent = self.answered = False

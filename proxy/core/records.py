@@ -82,11 +82,13 @@ class Records:
         self.rings = tuple(Ring(memory, at * size, size) for at in range(workers))
 
     async def find(self, request_id: str, wall: Callable[[], int]) -> Json | None:
-        """The latest request of this id, or None."""
+        """The latest request of this id, with how many others there are of it; or None."""
         needle = b'"request_id":%b' % json.encode(request_id)
-        latest, since = None, wall() - KEPT
+        latest: Json | None = None
+        since, others = wall() - KEPT, -1
         for ring in self.rings:
             async for line in ring.find(needle):  # one at a time: a client may send the same id with all its requests
                 if line.get("request_id") == request_id and line.get("ended", 0) >= since:
-                    latest, since = line, line["ended"]
-        return latest
+                    others += 1
+                    latest = line if latest is None or line["ended"] >= latest["ended"] else latest
+        return latest and latest | {"others": others}

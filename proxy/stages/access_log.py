@@ -97,7 +97,8 @@ class AccessLog:
     def _fields(self, exchange: Exchange, scope: Scope) -> dict[str, Any]:
         route = scope.get("route")
         fields: dict[str, Any] = {
-            **exchange.ids,
+            "request_id": exchange.request_id,
+            "trace_id": exchange.trace_id,
             "team": exchange.team.name if exchange.team else None,
             "key_id": exchange.key_id,
             "method": exchange.method,
@@ -147,7 +148,7 @@ class AccessLog:
         more: Json = {"ended": self._wall(), "decision": decision}
         if exchange.took:
             took = zip(STAGES, exchange.took, strict=True)
-            more["stages_us"] = {name: round(seconds * 1e6) for name, seconds in took if seconds is not None}
+            more["stages_us"] = {name: int(seconds * 1e6) for name, seconds in took if seconds is not None}
         if exchange.in_vain:
             more["failed"] = [
                 {"provider": one.provider, "attempt": one.number, "code": one.code, "then": _THEN[one.elsewhere]}

@@ -21,6 +21,7 @@ _SECONDS = b"600"
 _EXPOSED = b", ".join(
     [
         b"x-request-id", b"x-proxy-upstream", b"x-proxy-attempts", b"x-proxy-rewrites", b"x-proxy-simulated",
+        b"x-proxy-decision", b"x-proxy-cache", b"x-proxy-cache-key", b"age",
         b"x-upstream-request-id", b"retry-after", b"retry-after-ms", b"x-should-retry", b"x-proxy-cost-usd",
         b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests",
         b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens",

@@ -240,6 +240,18 @@ async def test_a_shadow_rule_says_whom_it_would_have_refused() -> None:
     found = await ask(Store({Unit.TOKENS: Standing(10, 0, 1, wait=None)}), shadows)
     assert found.shadow_refusals == ("tokens 50/minute",)
     assert (await ask(Store(), shadows)).shadow_refusals == ()
+    # Another model is asked: what the first one's rule would have done stays said.
+    found.turn_to("mistral-large-latest", "mistral", "mistral-large-latest")
+    found.call = "again"
+    assert (await ask(Store(), shadows, found)).shadow_refusals == ("tokens 50/minute",)
+
+
+async def test_of_an_answer_that_a_quota_refuses_the_cache_says_nothing() -> None:
+    found = request()
+    found.cache, found.age = "hit", 7
+    with pytest.raises(RateLimited):
+        await ask(Store({Unit.REQUESTS: Standing(60, 0, 1, wait=5_000)}), rules({"requests": "60/minute"}), found)
+    assert (found.cache, found.age) == (None, None)
 
 
 async def test_a_store_that_is_gone_is_nobodys_fault() -> None:
