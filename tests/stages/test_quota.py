@@ -251,7 +251,7 @@ async def test_of_an_answer_that_a_quota_refuses_the_cache_says_nothing() -> Non
     found.cache, found.age = "hit", 7
     with pytest.raises(RateLimited):
         await ask(Store({Unit.REQUESTS: Standing(60, 0, 1, wait=5_000)}), rules({"requests": "60/minute"}), found)
-    assert (found.cache, found.age) == (None, None)
+    assert {name: getattr(found, name) for name in ("cache", "age")} == {"cache": None, "age": None}
 
 
 async def test_a_store_that_is_gone_is_nobodys_fault() -> None:
