@@ -31,6 +31,8 @@ def headers(exchange: Exchange, now: float) -> Headers:
     seconds = own(exchange, now)
     exchange.took = stages(exchange)
     exchange.decision = _decision(exchange, seconds)
+    if _is_a_stranger(exchange):
+        return [(b"x-proxy-decision", exchange.decision)]
     return [(b"x-proxy-decision", exchange.decision), (b"server-timing", _times(exchange, seconds, now))]
 
 
@@ -55,7 +57,14 @@ def _decision(exchange: Exchange, seconds: float) -> bytes:
         text += f"rewrites={len(exchange.rewrites)}, "
     if exchange.error:
         text += f"{_fault(exchange.error)}, "
+    if _is_a_stranger(exchange):
+        return text.removesuffix(", ").encode()
     return b"%bown_us=%d" % (text.encode(), seconds * 1e6)
+
+
+def _is_a_stranger(exchange: Exchange) -> bool:
+    """Who has no key is told no times: to the microsecond they might say how near a guess was."""
+    return exchange.error is not None and exchange.team is None and exchange.key_id is None
 
 
 def _times(exchange: Exchange, seconds: float, now: float) -> bytes:

@@ -17,6 +17,7 @@ import msgspec
 from starlette.responses import JSONResponse
 
 from proxy import admin, routes
+from proxy.core.excerpt import Excerpts
 from proxy.core.exchange import Exchange
 from proxy.core.redact import Redactor
 from proxy.dispatch import Dispatch
@@ -167,7 +168,7 @@ PLANTS: dict[str, Plant] = {
         _in_log(lambda one: b64encode(_header(one, b"authorization").encode()).decode()), Kind.TEAM_KEY, Sink.LOG
     ),
     "a path in the log as it came": Plant(
-        _replacing(access_log.AccessLog, "_shown", lambda self, text: text[:256]), Kind.TEAM_KEY, Sink.LOG
+        _replacing(Excerpts, "name", lambda self, text: text[:256]), Kind.TEAM_KEY, Sink.LOG
     ),
     "content of teams that have not asked for it": Plant(
         _around(access_log.AccessLog, "_fields", _opted), Kind.CONTENT, Sink.LOG

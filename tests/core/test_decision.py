@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core import decision
-from proxy.core.errors import CircuitOpen, ProxyError, UpstreamRefusal
+from proxy.core.errors import CircuitOpen, InvalidApiKey, ProxyError, UpstreamRefusal
 from proxy.core.exchange import Before, Exchange, Failed, Stand, Team
 from tests.asgi import exchange
 
@@ -161,3 +161,8 @@ def test_browsers_are_told_milliseconds() -> None:
     assert dict(decision.headers(exchange(), 0.0015))[b"server-timing"] == b"proxy;dur=1.50"
     called = exchange(called=0.001, returned=1.0)
     assert dict(decision.headers(called, 1.0005))[b"server-timing"] == b"proxy;dur=1.50, upstream;dur=999.00"
+
+
+def test_who_has_no_key_is_told_no_times() -> None:
+    refused = exchange(error=InvalidApiKey("no"))
+    assert decision.headers(refused, 0.001) == [(b"x-proxy-decision", b"auth=none, fault=caller;code=invalid_api_key")]

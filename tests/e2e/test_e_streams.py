@@ -178,8 +178,8 @@ async def test_e17_the_headers_of_a_stream(stage: Stage) -> None:
     async with stage.upstream(whole(b"".join(events(1)))):
         answer = await ask(stage.url, chat(stream=True, headers={"x_request_id": "mine-1"}, seed=3))
     assert sorted(name for name, _ in answer.headers) == [
-        "cache-control", "content-type", "date", "transfer-encoding", "x-accel-buffering", "x-proxy-attempts",
-        "x-proxy-cache", "x-proxy-rewrites", "x-proxy-upstream", "x-request-id",
+        "cache-control", "content-type", "date", "server-timing", "transfer-encoding", "x-accel-buffering",
+        "x-proxy-attempts", "x-proxy-cache", "x-proxy-decision", "x-proxy-rewrites", "x-proxy-upstream", "x-request-id",
     ]  # fmt: skip
     assert answer.header("content-type") == "text/event-stream; charset=utf-8"
     assert answer.header("cache-control") == "no-cache, no-transform"

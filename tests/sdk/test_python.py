@@ -115,6 +115,7 @@ def test_nothing_of_the_client_but_the_body_goes_upstream(client: OpenAI, proxy:
     headers = dict(call["headers"])
     assert set(headers) == {
         "host", "content-length", "content-type", "accept", "accept-encoding", "user-agent", "authorization",
+        "traceparent",
     }  # fmt: skip
     assert headers["authorization"] == f"Bearer {proxy.provider_key}"
     assert headers["accept-encoding"] == "identity"

@@ -77,7 +77,8 @@ describe("chat", PARALLEL, () => {
     await client.chat.completions.create({ model: MODEL, messages: says(mark) }, { headers });
     const [call] = await callsWith(mark);
     const names = call.headers.map(([name]) => name).sort();
-    const ours = ["accept", "accept-encoding", "authorization", "content-length", "content-type", "host", "user-agent"];
+    const ours = ["accept", "accept-encoding", "authorization", "content-length", "content-type", "host"];
+    ours.push("traceparent", "user-agent");
     assert.deepEqual(names, ours);
     assert.ok(!JSON.stringify(call).includes(client.apiKey));
   });
