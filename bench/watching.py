@@ -71,7 +71,7 @@ def application(events: int, *, watched: bool) -> ASGIApp:
     outer = (
         begin.build([], made, sample=1.0),
         access_log.build(access_log.Config(), made, content=False) if watched else None,
-        metrics.build((), made) if watched else None,
+        metrics.build(made) if watched else None,
     )
     return fold(outer, app)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC
@@ -202,7 +202,6 @@ class Generation:
             trusted_proxies=settings.server.trusted_proxies,
             trace=self._traced(),
             access_log=settings.logging,
-            named_models=self._named_models(),
             cors_origins=settings.server.cors_origins,
             loopback=is_loopback(settings.server.host),
             hosts=[*settings.server.hosts, settings.server.host],
@@ -229,11 +228,6 @@ class Generation:
         ]
         metrics = measuring(configs, services, self._scrape())
         return fold(outer(configs, services), router(endpoints, self._health(), metrics, for_admins))
-
-    def _named_models(self) -> Collection[str]:
-        models, resolve = self.settings.models, self._services.catalogue.resolve
-        names = {*models.aliases.values(), *models.prices, *itertools.chain(*models.fallbacks.values())}
-        return {resolve(name) for name in names | ({models.default} if models.default else set())}
 
     def _scrape(self) -> Scrape:
         process = self._process

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp
@@ -48,7 +48,6 @@ class Configs:
     trusted_proxies: Sequence[str]
     trace: trace.Config
     access_log: access_log.Config
-    named_models: Collection[str]
     cors_origins: Sequence[str]
     loopback: bool
     hosts: list[str]
@@ -74,7 +73,7 @@ def outer(configs: Configs, services: Services) -> tuple[Middleware, ...]:
         trace.build(configs.trace, services),  # outside rescue, as the log: it tells what the client was told
         # outside rescue: it logs what the client was told
         access_log.build(configs.access_log, services, content=configs.auth.log_content),
-        metrics.build(configs.named_models, services),  # outside rescue, as the log
+        metrics.build(services),  # outside rescue, as the log
         details.build(configs.access_log.level, services),  # inside access_log: a request's last line is that one's
         cors.build(configs.cors_origins, services),  # outside rescue: a page must be able to read errors, too
         rescue.build(services),  # every error of everything below becomes an answer here

@@ -9,7 +9,10 @@ from typing import Final
 from proxy.core.metrics import families
 from proxy.core.metrics.page import Sample
 from proxy.core.money import decimal
-from proxy.core.quota import Claim, Counter, QuotaStore, Rule, Unit
+from proxy.core.quota import Claim, Counter, QuotaStore, Rule, Standing, Unit
+
+AT_ONCE: Final = 100
+"""Counters that a store is asked for at a time: in Redis nobody else gets a turn meanwhile."""
 
 
 class Standings:
@@ -28,9 +31,9 @@ class Standings:
 
     async def samples(self) -> list[Sample]:
         """Raises StoreGone."""
-        if not self._claims:
-            return []
-        standings = (await self._store.look(self._claims)).standings
+        standings: list[Standing] = []
+        for at in range(0, len(self._claims), AT_ONCE):
+            standings += (await self._store.look(self._claims[at : at + AT_ONCE])).standings
         samples: list[Sample] = []
         least: dict[Unit, tuple[Fraction, int]] = {}
         for (labels, rule), standing in zip(self._rules.items(), standings, strict=True):

@@ -55,8 +55,9 @@ class Vitals:
         self._part.beat(0)
 
     def _tick(self) -> None:
-        self.look()
+        # First: what fails once must not be the last look.
         self._timer = asyncio.get_running_loop().call_later(EVERY, self._tick)
+        self.look()
 
     def look(self) -> None:
         process, part = self._process, self._part

@@ -649,16 +649,29 @@ async def test_a_stream_that_was_not_asked_for() -> None:
     assert not answer.exchange.streamed
 
 
-@pytest.mark.parametrize(
-    ("trouble", "code"),
-    [
-        ((), "upstream_error"),
-        ((TransportError("closed", "cut"),), "upstream_error"),
-        ((TransportError("protocol", "nonsense"),), "upstream_error"),
-        ((b'data: {"error": {"message": "no"}}\n\n',), "upstream_error"),
-        ((never,), "upstream_timeout"),
-    ],
-)
+TROUBLE: Any = [
+    ((), "upstream_error"),
+    ((TransportError("closed", "cut"),), "upstream_error"),
+    ((TransportError("protocol", "nonsense"),), "upstream_error"),
+    ((b'data: {"error": {"message": "no"}}\n\n',), "upstream_error"),
+    ((never,), "upstream_timeout"),
+]
+"""What comes behind the first event, and the code of the error that the client is told."""
+
+
+@pytest.mark.parametrize("trouble", [trouble for trouble, _ in TROUBLE])
+async def test_what_a_broken_stream_costs_is_known_before_its_last_piece(trouble: tuple[Any, ...]) -> None:
+    soon = Timeouts.model_construct(connect=9.0, first_byte=9.0, idle=0.01, total=9.0)
+    setting, known = chat(streamed(EVENT, *trouble), timeouts=soon), list[bool]()
+
+    async def taking(message: Message) -> None:
+        known.append(setting.exchange.charge is not None)
+
+    await setting.ask(asked(stream=True), taking=taking, estimate=Estimate(1, 9, 10, 100))
+    assert known == [False, False, True]
+
+
+@pytest.mark.parametrize(("trouble", "code"), TROUBLE)
 async def test_trouble_after_the_first_event_is_a_frame(trouble: tuple[Any, ...], code: str) -> None:
     soon = Timeouts.model_construct(connect=9.0, first_byte=9.0, idle=0.01, total=9.0)
     answer = await chat(streamed(EVENT, *trouble), timeouts=soon).ask(asked(stream=True))

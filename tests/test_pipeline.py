@@ -40,7 +40,6 @@ def configs(**options: Any) -> Configs:
         trusted_proxies=[],
         trace=trace.Config([CHAT, MODEL, MODELS], {"mistral": ("mistral", "https://api.mistral.ai")}, 1.0),
         access_log=access_log.Config(),
-        named_models=(),
         cors_origins=options.get("cors_origins", []),
         loopback=options.get("loopback", True),
         hosts=options.get("hosts", []),

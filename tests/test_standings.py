@@ -11,7 +11,7 @@ from proxy.core.metrics import families
 from proxy.core.metrics.board import Board
 from proxy.core.metrics.page import Sample, page
 from proxy.core.quota import WINDOWS, Claim, Rule, Standing, StoreGone, Unit, Verdict
-from proxy.standings import Standings
+from proxy.standings import AT_ONCE, Standings
 from tests.core.metrics.reading import read
 
 MINUTE, DAY = WINDOWS["minute"], WINDOWS["day"]
@@ -27,11 +27,13 @@ class Store:
     stand: dict[str, tuple[int, int]] = field(default_factory=dict)
     gone: bool = False
     asked: list[Claim] = field(default_factory=list)
+    most: int = 0
 
     async def look(self, claims: Sequence[Claim]) -> Verdict:
         if self.gone:
             raise StoreGone
         self.asked += claims
+        self.most = max(self.most, len(claims))
         return Verdict(True, tuple(Standing(*self.stand.get(one.counter.name, (0, 0)), 0) for one in claims))
 
 
@@ -119,3 +121,11 @@ async def test_prometheus_reads_it() -> None:
     samples: list[Sample] = await Standings({"red": [REQUESTS, SPEND]}, Store()).samples()  # type: ignore[arg-type]
     found = read(await page(Board(), 0, samples))
     assert len(found[families.QUOTA_LIMIT.name].samples) == 2
+
+
+async def test_a_store_is_not_asked_for_everything_at_once() -> None:
+    teams = {f"team-{number}": [REQUESTS, SLOTS] for number in range(AT_ONCE)}
+    store = Store({"team-99|requests|minute": (7, 0)})
+    found = await told(store, **teams)
+    assert (len(store.asked), store.most) == (2 * AT_ONCE, AT_ONCE)
+    assert found["proxy_quota_used", "team-99", "requests 60/minute"] == "7"

@@ -164,3 +164,16 @@ async def test_whoever_takes_the_place_of_a_dead_worker_counts_on() -> None:
         assert second(families.COST, "research", "m") == 12
         assert second(families.KEYS, "mistral", "gone") == UNKNOWN
     first.vitals.close()
+
+
+async def test_a_look_that_fails_is_not_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting()
+    monkeypatch.setattr(setting.process.traffic, "streams", None)  # which is no number
+    with pytest.raises(TypeError):
+        setting.vitals.start()
+    try:
+        monkeypatch.undo()
+        assert setting.vitals._timer
+        assert not setting.vitals._timer.cancelled()
+    finally:
+        setting.vitals.close()

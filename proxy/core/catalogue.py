@@ -29,7 +29,8 @@ _HIGHEST_PRICE: Final = 1_000_000
 class Catalogue:
     """`data` is the parsed models.yaml, `aliases` are those of proxy.yaml, which go before the shipped ones: a pattern
     such as `gpt-*` given there also replaces what is shipped for `gpt-4o`. So do its `prices`, by any name of a model
-    or by one that the catalogue does not know, such as a fine-tune's or one at another of the `providers`.
+    or by one that the catalogue does not know, such as a fine-tune's or one at another of the `providers`. `named` are
+    further models that the configuration names.
 
     `models` are in the order of the file, `aliases` are all that hold, `as_of` is the day of the facts (YYYY-MM-DD).
     `price_version` tells one set of prices from another. Nothing is remembered about the names that clients invent.
@@ -42,6 +43,7 @@ class Catalogue:
         aliases: Mapping[str, str] = _NO_ALIASES,
         prices: Mapping[str, Price] = _NO_PRICES,
         providers: Collection[str] = (MAIN,),
+        named: Collection[str] = (),
     ) -> None:
         self.as_of: str = data["as_of"]
         self.price_version = _version(self.as_of, prices)
@@ -58,6 +60,7 @@ class Catalogue:
         )
         # Every name that can be known beforehand is decided now, so that a request pays one look-up.
         self._decided = {name: self._decide(name) for name in chain(self._by_name, self.aliases)}
+        self._named = frozenset(chain(self._decided, prices, map(self.resolve, chain(aliases.values(), named))))
         self._others = {name: self._other(name, price) for name, price in prices.items() if name not in self._by_name}
 
     def resolve(self, name: str) -> str:
@@ -67,8 +70,8 @@ class Catalogue:
         return self._decided.get(name) or self._decide(name)
 
     def has(self, name: str) -> bool:
-        """Whether this very name is one of the catalogue, or an alias: then no client has made it up."""
-        return name in self._decided
+        """Whether this very name is one of the catalogue or of the configuration: then no client has made it up."""
+        return name in self._named
 
     def place(self, name: str) -> tuple[str, str]:
         """The provider of a model, and the name that it has there. A name with a slash begins with a provider's: it may

@@ -64,8 +64,10 @@ class Ring:
     def _in(self, at: int, end: int, needle: bytes) -> Iterator[Json]:
         while (at := self._memory.find(needle, at, end)) >= 0:
             first = self._memory.rfind(b"\n", max(self._start, at - _LONGEST), at) + 1 or self._start
-            last = self._memory.find(b"\n", at, self._end)
+            last = self._memory.find(b"\n", at, min(at + _LONGEST, self._end))
             at += len(needle)
+            if last < 0:
+                continue  # it is being overwritten
             try:
                 line: Any = json.decode(self._memory[first:last])
             except json.Malformed:

@@ -99,7 +99,7 @@ class _Circuits:
 
 
 class _Kept:
-    """A Backend."""
+    """A Backend. What only an admin does with one, no stage does, and so nothing that is explained."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend

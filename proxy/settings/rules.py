@@ -4,6 +4,7 @@ nobody could be in, chains that lead nowhere, keys in the wrong place. Their aut
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from proxy import data
 from proxy.core.catalogue import Catalogue
@@ -28,7 +29,8 @@ def catalogue_of(settings: Settings) -> Catalogue:
         )
         for name, one in models.prices.items()
     }
-    return Catalogue(data.read_once("models.yaml"), models.aliases, prices, settings.providers.keys())
+    named = [*chain(*models.fallbacks.values()), *([models.default] if models.default else [])]
+    return Catalogue(data.read_once("models.yaml"), models.aliases, prices, settings.providers.keys(), named)
 
 
 def rules_of(team: Team, catalogue: Catalogue) -> list[Rule]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -26,12 +26,9 @@ _LAST_NUMBER: Final = 10
 """Attempts from this one on are counted together."""
 
 
-def build(models: Collection[str], services: Services) -> Middleware:
-    """`models` are those that the configuration names, besides those of the catalogue."""
-    names = frozenset(models)
-
+def build(services: Services) -> Middleware:
     def middleware(app: ASGIApp) -> ASGIApp:
-        return Metrics(app, names, services)
+        return Metrics(app, services)
 
     return middleware
 
@@ -46,13 +43,11 @@ def count_at_the_door(part: Part, error: ProxyError) -> None:
 
 
 class Metrics:
-    def __init__(self, app: ASGIApp, models: Collection[str], services: Services) -> None:
+    def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app = app
-        self._models = models
         self._part = services.part
-        self._traffic = services.traffic
         self._clock = services.monotonic
-        self._model = services.catalogue.model
+        self._catalogue = services.catalogue
         self._known: dict[tuple[Any, ...], _Kind] = {}
         self._overhead = [_Histogram(self._part, families.OVERHEAD, stage) for stage in STAGES]
 
@@ -148,8 +143,7 @@ class Metrics:
     def _named(self, model: str | None) -> str:
         if model is None:
             return ""
-        known = self._model(model)
-        return known.id if known.known or model in self._models else _OTHER
+        return self._catalogue.model(model).id if self._catalogue.has(model) else _OTHER
 
 
 _OTHER: Final = "other"

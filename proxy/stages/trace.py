@@ -123,7 +123,7 @@ class Author:
 
     def __init__(self, config: Config, services: Services) -> None:
         self.now = services.monotonic
-        self._model = services.catalogue.model
+        self._is_known = services.catalogue.has
         self._endpoints = {(row.method, row.path): row for row in config.endpoints}
         self._providers = {name: _PROVIDERS[kind] for name, (kind, _) in config.providers.items()}
         self._servers = {name: _server(url) for name, (_, url) in config.providers.items()}
@@ -187,7 +187,7 @@ class Author:
             if exchange.attempts > 1:
                 told["http.request.resend_count"] = exchange.attempts - 1
         if exchange.model:
-            told["mistral.model"] = model = self._name(exchange.model)
+            told["mistral.model"] = model = exchange.model if self._is_known(exchange.model) else OTHER
             if endpoint.meter is Meter.TOKENS:
                 told["gen_ai.operation.name"] = endpoint.span.partition(".")[0]
                 told["gen_ai.provider.name"] = self._providers.get(exchange.provider, OTHER)
@@ -198,11 +198,6 @@ class Author:
             told["mistral.finish_reason"] = exchange.context.ends[0]
             told["gen_ai.response.finish_reasons"] = tuple(exchange.context.ends)
         return told
-
-    def _name(self, name: str) -> str:
-        model = self._model(name)
-        priced = model.input_price is not None or model.output_price is not None
-        return name if model.known or priced else OTHER
 
 
 def _is_stream(exchange: Exchange) -> bool:

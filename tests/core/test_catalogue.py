@@ -485,3 +485,11 @@ def test_a_price_says_what_is_known_of_a_model_elsewhere() -> None:
     assert model.most_image == MOST_IMAGE_ELSEWHERE
     assert (ELSEWHERE.model("mine").context, ELSEWHERE.model("mine").most_image) == (7, MOST_IMAGE)
     assert ELSEWHERE.model("openai/o3") == Model(id="openai/o3")
+
+
+def test_what_nobody_has_made_up() -> None:
+    aliases, prices = {"ours": "ft:mistral-small-latest:a:b"}, {"house/priced": Price(1, None, None, None, None)}
+    found = Catalogue(DATA, aliases, prices, ["mistral", "house"], ["house/next", "gpt-4o"])
+    known = ["mistral-small-latest", "gpt-4o", "ours", "ft:mistral-small-latest:a:b", "house/priced", "house/next"]
+    assert all(map(found.has, known))
+    assert not any(map(found.has, ["", "house/other", "ft:mistral-small-latest:a:c", "mistral-small-latest ", "sk-1"]))

@@ -113,3 +113,11 @@ async def test_an_id_that_comes_again_and_again_takes_no_memory() -> None:
         assert tracemalloc.get_traced_memory()[1] < 2 << 20
     finally:
         tracemalloc.stop()
+
+
+async def test_a_line_that_has_lost_its_end_is_passed_over() -> None:
+    size = 1 << 12
+    ring = Records(size=size).rings[0]
+    torn = line(record("torn"))[:-1]
+    ring.keep(torn + b" " * (size - 16 - len(torn)))  # JSON as far as there is any
+    assert [one async for one in ring.find(b'"request_id":"torn"')] == []

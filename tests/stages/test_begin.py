@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from proxy import data
 from proxy.core.exchange import Exchange
@@ -225,3 +225,23 @@ async def test_c14_no_value_makes_a_header_of_its_own() -> None:
         answer = await call(stage(), headers=[(b"x-request-id", bad)])
         assert all(value.isascii() and value.decode().isprintable() for _, value in answer.headers)
         assert bad not in [value for _, value in answer.headers]
+
+
+async def test_a_stream_that_had_to_begin_twice_is_one_stream() -> None:
+    made = services()
+    seen: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        Exchange.of(scope).streamed = True
+        with pytest.raises(OSError):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await ok(scope, receive, send)
+
+    async def taking(message: Message) -> None:
+        seen.append(made.traffic.streams)
+        if len(seen) == 1:
+            raise OSError
+
+    await call(begin.build((), made)(app), taking=taking)
+    assert seen == [1] * 4
+    assert made.traffic.streams == 0

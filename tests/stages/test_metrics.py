@@ -67,10 +67,11 @@ class Setting:
     def __init__(self, models: tuple[str, ...] = ()) -> None:
         self.board, self.traffic = Board(), Traffic()
         self.now = 0.0
-        made = services(catalogue=CATALOGUE, part=self.board.parts[0], traffic=self.traffic, monotonic=lambda: self.now)
+        catalogue = Catalogue(data.read("models.yaml"), providers=("mistral", "openai"), named=models)
+        made = services(catalogue=catalogue, part=self.board.parts[0], traffic=self.traffic, monotonic=lambda: self.now)
         self._end: ASGIApp = ok
         self._fields: Fields = {}
-        self.stage = metrics.build(models, made)
+        self.stage = metrics.build(made)
         self._app = fold((begin.build((), made), self.stage, rescue.build(made)), self._inside)
 
     async def _inside(self, scope: Scope, receive: Receive, send: Send) -> None:
