@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import socket
 from types import SimpleNamespace
@@ -47,8 +46,6 @@ _ASKED: list[tuple[Endpoint, dict[str, Any] | None]] = [
     (MODELS, None),
 ]
 _PIECES = (1, 7, 100, 1 << 20)
-
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 class _Wire(asyncio.Transport):

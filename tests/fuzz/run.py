@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import importlib
 import importlib.util
+import logging
 import secrets
 import signal
 import sys
@@ -98,6 +99,8 @@ def main() -> int:
     parser.add_argument("--plain", action="store_true", help="without coverage, though atheris is there")
     parser.add_argument("--seed", type=int, help="of --plain: repeats a run")
     options = parser.parse_args()
+    # What it has to say of broken connections would bury what is found.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     if not options.plain and importlib.util.find_spec("atheris"):
         guided(options.target, options.seconds)
     seed = secrets.randbits(32) if options.seed is None else options.seed
