@@ -52,7 +52,8 @@ class Player:
 
     async def _play(self, entry: Entry, exchange: Exchange, key: str, receive: Receive, send: Send) -> None:
         exchange.cache_key = key.rpartition("/")[2]
-        exchange.age = max(0, self.wall() - entry.created) // 1000
+        if exchange.cache != "joined":  # that was not there when it was asked for
+            exchange.age = max(0, self.wall() - entry.created) // 1000
         exchange.saved = entry.cost or 0
         exchange.rewrites.update(dict.fromkeys(entry.rewrites))
         await self._send(entry, exchange, receive, send)

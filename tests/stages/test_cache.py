@@ -313,6 +313,7 @@ async def test_a_crowd_makes_one_call(play: Provider) -> None:
     assert len({one.body for one in found}) == 1
     assert [one.exchange.cache for one in found] == ["miss", *["joined"] * 49]
     assert [one.exchange.saved for one in found] == [0, *[70] * 49]
+    assert {one.exchange.age for one in found} == {None}
     assert not setting.answers.flights
 
 
@@ -347,7 +348,8 @@ async def test_who_comes_between_the_end_and_the_keeping_asks_nobody() -> None:
     setting.build(cache.Config())
     first = asyncio.create_task(setting.ask())
     await turns()
-    assert (await call(setting.app, exchange=setting.exchange(), body=[], stays=True)).exchange.cache == "hit"
+    between = (await call(setting.app, exchange=setting.exchange(), body=[], stays=True)).exchange
+    assert (between.cache, between.age) == ("hit", 0)
     gate.set()
     await first
     assert setting.calls == 1
