@@ -41,16 +41,16 @@ class Player:
     def found(self, entry: Entry, exchange: Exchange, key: str) -> None:
         """This is the answer."""
         exchange.cache, exchange.streamed = "hit", entry.stream
-        exchange.replay = self.kept(entry, exchange, key)
+        exchange.replay = self.kept(entry, key)
 
-    def kept(self, entry: Entry, exchange: Exchange, key: str) -> Replay:
-        return partial(self._play, entry, exchange, key)
+    def kept(self, entry: Entry, key: str) -> Replay:
+        return partial(self._play, entry, key)
 
-    def joined(self, flight: Flight, exchange: Exchange, key: str, patience: Patience) -> Replay:
+    def joined(self, flight: Flight, key: str, patience: Patience) -> Replay:
         """What a flight has brought, and brings. Somebody has to follow it meanwhile."""
-        return partial(self._join, flight, exchange, key, patience)
+        return partial(self._join, flight, key, patience)
 
-    async def _play(self, entry: Entry, exchange: Exchange, key: str, receive: Receive, send: Send) -> None:
+    async def _play(self, entry: Entry, key: str, exchange: Exchange, receive: Receive, send: Send) -> None:
         exchange.cache_key = key.rpartition("/")[2]
         if exchange.cache != "joined":  # that was not there when it was asked for
             exchange.age = max(0, self.wall() - entry.created) // 1000
@@ -78,10 +78,10 @@ class Player:
                 await asyncio.sleep(0)
 
     async def _join(
-        self, flight: Flight, exchange: Exchange, key: str, patience: Patience, receive: Receive, send: Send
+        self, flight: Flight, key: str, patience: Patience, exchange: Exchange, receive: Receive, send: Send
     ) -> None:
         if flight.done and flight.entry:
-            await self._play(flight.entry, exchange, key, receive, send)
+            await self._play(flight.entry, key, exchange, receive, send)
             return
         guard = Guard(receive, patience, self.drainables, exchange.end)
 

@@ -19,8 +19,9 @@ from proxy.core.trace import SAMPLED, Span, traceparent
 
 _KEY = "mistral_proxy.exchange"
 
-Replay = Callable[[Receive, Send], Awaitable[None]]
-"""Answers with what is there already."""
+Replay = Callable[["Exchange", Receive, Send], Awaitable[None]]
+"""Answers with what is there already. It is told whom, and does not keep that: what holds on to itself stays in memory
+until the collector comes."""
 
 
 @dataclass(frozen=True, slots=True)

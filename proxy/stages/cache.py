@@ -216,7 +216,7 @@ class Cached:
                 return exchange.client_gone
             if exchange.replay is None:
                 exchange.cache = "joined" if under_way else "hit"
-                exchange.replay = self._player.joined(flight, exchange, search.key, search.patience)
+                exchange.replay = self._player.joined(flight, search.key, search.patience)
             await self._app(scope, receive, send)
         return True
 
@@ -235,7 +235,7 @@ class Cached:
         """For the case that the provider fails."""
         exchange = search.exchange
         if entry and exchange.stale is None and self._policy.is_better_than_nothing(entry, search.wishes):
-            exchange.stale = Stale(exchange.model or "", self._player.kept(entry, exchange, search.key))
+            exchange.stale = Stale(exchange.model or "", self._player.kept(entry, search.key))
 
     def _joinable(self, search: _Search) -> Flight | None:
         flight, wishes = self._flights.get(search.key), search.wishes

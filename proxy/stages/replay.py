@@ -32,7 +32,7 @@ class Replayed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
         if exchange.replay:
-            await exchange.replay(receive, send)
+            await exchange.replay(exchange, receive, send)
             return
         try:
             await self._app(scope, receive, send)
@@ -50,4 +50,4 @@ class Replayed:
         exchange.cache = "stale"
         told = {"model": exchange.model, "error_code": exchange.rescued.code}
         self._log("warning", "stale_answer", **exchange.ids, **told)
-        await exchange.stale.replay(receive, send)
+        await exchange.stale.replay(exchange, receive, send)

@@ -48,9 +48,9 @@ class Setting:
 
     async def at_once(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.ways.append("at once")
-        replay = Exchange.of(scope).replay
-        assert replay
-        await replay(receive, send)
+        exchange = Exchange.of(scope)
+        assert exchange.replay
+        await exchange.replay(exchange, receive, send)
 
     async def long_way(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.ways.append("long")
