@@ -24,6 +24,9 @@ FIELDS = frozenset((b"data", b"event", b"id", b"retry"))
 """All that the standard knows."""
 
 
+_DATA = b"data: "
+
+
 class TooLong(ValueError):
     """One event is larger than the limit."""
 
@@ -45,6 +48,18 @@ class Splitter:
         if not self._held and _is_line(chunk) and len(chunk) <= self._limit:
             return (chunk,)
         return self._split(chunk)
+
+    def plain(self, chunk: bytes) -> tuple[bytes, int] | None:
+        """The data of a chunk's events, each on a line, and how many there are, if all of it is whole events of one line
+        each, `data: …`, ended by LF: what nearly every chunk is. None: it has to be fed."""
+        if self._held or not chunk.startswith(_DATA) or chunk.find(b"\r") >= 0 or len(chunk) > self._limit:
+            return None
+        if chunk.find(b"\n") + 2 == len(chunk) and chunk[-1] == 10:  # mostly it is one
+            return chunk[len(_DATA) :], 1
+        count = chunk.count(b"\n\n" + _DATA) + 1
+        if not chunk.endswith(b"\n\n") or chunk.count(b"\n") != 2 * count:
+            return None
+        return chunk[len(_DATA) :].replace(b"\n\n" + _DATA, b"\n"), count
 
     def _split(self, chunk: bytes) -> Iterator[bytes]:
         if b"\r" in chunk:
@@ -75,7 +90,7 @@ class Splitter:
 
 def only_data(event: bytes) -> bytes | None:
     """The value of the event's one line, if that is all it has and LF ends it: what nearly every event is."""
-    return event[6:-2] if _is_line(event) and event.startswith(b"data: ") else None
+    return event[len(_DATA) : -2] if _is_line(event) and event.startswith(_DATA) else None
 
 
 def data(event: bytes) -> bytes | None:

@@ -43,12 +43,13 @@ class ChatEvents(ABC):
         self._first = True
 
     @abstractmethod
-    def _chunk(self, event: bytes, data: bytes) -> bytes:
-        """The event as it goes on. Its `data` are most likely a chunk; what needs a closer look goes to `_examine`."""
+    def _plain(self, lines: bytes, count: int) -> bool:
+        """Whether these are so many chunks, each on a line, that say text and nothing else: then they are counted, and
+        go on as they came."""
 
     @abstractmethod
     def _whole(self, event: bytes, chunk: Any) -> bytes:
-        """The same for one that was looked at: it is JSON. Raises UpstreamFailed when it is no chunk."""
+        """The event of a chunk that is not plain, as it goes on. Raises UpstreamFailed when it is no chunk at all."""
 
     @abstractmethod
     def _complete(self) -> bool:
@@ -63,7 +64,13 @@ class ChatEvents(ABC):
         return b""
 
     def feed(self, chunk: bytes) -> bytes:
-        return b"" if self.done or self.error else self._pass_all(self._splitter.feed(chunk))
+        if self.done or self.error:
+            return b""
+        plain = self._splitter.plain(chunk)
+        if plain and (chunk.isascii() or _is_text(chunk)) and self._plain(*plain):
+            self._first = False
+            return chunk
+        return self._pass_all(self._splitter.feed(chunk))
 
     def end(self) -> bytes:
         if self.done or self.error:
@@ -93,8 +100,8 @@ class ChatEvents(ABC):
 
     def _pass(self, event: bytes) -> bytes:
         """The event as it goes on. Raises UpstreamFailed when the stream ends here."""
-        if not event.isascii():
-            _require_text(event)
+        if not event.isascii() and not _is_text(event):
+            raise UpstreamFailed(NONSENSE)
         data = sse.only_data(event)
         if data is None:
             # After an id OpenAI's SDK for Python takes every comment, also one of ours, for an event, and stops.
@@ -103,7 +110,7 @@ class ChatEvents(ABC):
         if data is None:
             return self._without_data(event)
         self._first = False
-        return self._chunk(event, data)
+        return event if self._plain(data, 1) else self._examine(event, data)
 
     def _without_data(self, event: bytes) -> bytes:
         first, self._first = self._first, False
@@ -133,12 +140,13 @@ class ChatEvents(ABC):
         return self._before_the_end(sse.line_end(event)) + event
 
 
-def _require_text(event: bytes) -> None:
-    """What the schema skips is not decoded, and the SDKs would stumble over it."""
+def _is_text(data: bytes) -> bool:
+    """What the schema of a plain chunk skips is not decoded, and the SDKs would stumble over it."""
     try:
-        event.decode()
+        data.decode()
     except UnicodeDecodeError:
-        raise UpstreamFailed(NONSENSE) from None
+        return False
+    return True
 
 
 BYTES_A_TOKEN = 8

@@ -58,7 +58,7 @@ class _PlainChunk(msgspec.Struct):
     error: None = None
 
 
-_plain_chunk = msgspec.json.Decoder(_PlainChunk).decode
+_plain_chunks = msgspec.json.Decoder(_PlainChunk).decode_lines
 
 
 class ChatStream(ChatEvents):
@@ -74,22 +74,28 @@ class ChatStream(ChatEvents):
         self._choices: dict[int, _Choice] = {}
         self._usage_chunk: Json | None = None
 
-    def _chunk(self, event: bytes, data: bytes) -> bytes:
+    def _plain(self, lines: bytes, count: int) -> bool:
         try:
-            chunk = _plain_chunk(data)
+            chunks = _plain_chunks(lines)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return self._examine(event, data)
-        delivered = 0
-        for choice in chunk.choices:
-            if self._choice(choice.index).prefix:
-                return self._examine(event, data)
-            text = choice.delta.content
-            if text:
-                delivered += 1 if len(text) < 2 * BYTES_A_TOKEN and text.isascii() else tokens(text)
-            if choice.delta.reasoning_content:
-                delivered += tokens(choice.delta.reasoning_content)
+            return False
+        if len(chunks) != count:
+            return False
+        delivered, known = 0, self._choices
+        for chunk in chunks:
+            for choice in chunk.choices:
+                index, delta = choice.index, choice.delta
+                if index not in known and not self._may_be(index):
+                    return False
+                if (known.get(index) or self._choice(index)).prefix:
+                    return False
+                text = delta.content
+                if text:
+                    delivered += 1 if len(text) < 2 * BYTES_A_TOKEN and text.isascii() else tokens(text)
+                if delta.reasoning_content:
+                    delivered += tokens(delta.reasoning_content)
         self.delivered += delivered
-        return event
+        return True
 
     def _whole(self, event: bytes, chunk: Any) -> bytes:
         was = json.encode(chunk)
@@ -104,9 +110,13 @@ class ChatStream(ChatEvents):
     def _complete(self) -> bool:
         return len(self._choices) >= self._expected and all(choice.finished for choice in self._choices.values())
 
+    def _may_be(self, index: int) -> bool:
+        """Whether there can be such a choice."""
+        return index in self._choices or len(self._choices) < max(self._expected, MOST_CHOICES)
+
     def _choice(self, index: int) -> _Choice:
         if index not in self._choices:
-            if len(self._choices) >= max(self._expected, MOST_CHOICES):
+            if not self._may_be(index):
                 raise UpstreamFailed(NONSENSE)
             self._choices[index] = _Choice(self._context, self._context.notes.get("prefix", ""))
         return self._choices[index]

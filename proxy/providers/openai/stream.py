@@ -44,7 +44,7 @@ class _PlainChunk(msgspec.Struct):
     service_tier: str | None = None
 
 
-_plain_chunk = msgspec.json.Decoder(_PlainChunk).decode
+_plain_chunks = msgspec.json.Decoder(_PlainChunk).decode_lines
 
 
 class ChatStream(ChatEvents):
@@ -59,17 +59,20 @@ class ChatStream(ChatEvents):
         self._finished: dict[int, bool] = {}
         """The choices that have come, by index."""
 
-    def _chunk(self, event: bytes, data: bytes) -> bytes:
+    def _plain(self, lines: bytes, count: int) -> bool:
         try:
-            chunk = _plain_chunk(data)
+            chunks = _plain_chunks(lines)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return self._examine(event, data)
-        for choice in chunk.choices:
-            self._come(choice.index, finished=False)
-            delta = choice.delta
-            self.delivered += tokens(delta.content) + tokens(delta.reasoning_content or delta.reasoning)
-        self.tier = chunk.service_tier or self.tier
-        return event
+            return False
+        if len(chunks) != count or not all(self._may_be(one.index) for chunk in chunks for one in chunk.choices):
+            return False
+        for chunk in chunks:
+            for choice in chunk.choices:
+                self._come(choice.index, finished=False)
+                delta = choice.delta
+                self.delivered += tokens(delta.content) + tokens(delta.reasoning_content or delta.reasoning)
+            self.tier = chunk.service_tier or self.tier
+        return True
 
     def _whole(self, event: bytes, chunk: Any) -> bytes:
         choices = choices_of(chunk)
@@ -98,8 +101,12 @@ class ChatStream(ChatEvents):
         # Some servers give one answer, however many are asked for. They say themselves that it is all.
         return bool(self._finished) and all(self._finished.values())
 
+    def _may_be(self, index: int) -> bool:
+        """Whether there can be such a choice."""
+        return index in self._finished or len(self._finished) < max(self._expected, MOST_CHOICES)
+
     def _come(self, index: int, *, finished: bool) -> None:
-        if index not in self._finished and len(self._finished) >= max(self._expected, MOST_CHOICES):
+        if not self._may_be(index):
             raise UpstreamFailed(NONSENSE)
         self._finished[index] = finished or self._finished.get(index, False)
 
