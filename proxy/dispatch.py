@@ -76,7 +76,9 @@ class Dispatch:
         way, context, body = self.ways[exchange.provider], exchange.context, exchange.sending
         assert context
         endpoint, upstream = way.endpoint, way.upstream
-        guard = Guard(receive, upstream.timeouts, self.services.drainables, exchange.end, exchange.stays)
+        guard = Guard(
+            receive, upstream.timeouts, self.services.drainables, exchange.end, exchange.stays, exchange.departure
+        )
         calls = Calls(endpoint, way.provider, upstream, self.services.log, exchange, context, guard)
         responder = Responder(way, exchange, context, guard, calls, self.services.monotonic)
         if exchange.called is None:

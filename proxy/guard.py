@@ -2,9 +2,9 @@
 
 Three facts of ASGI make this one class. A server reports the client's leaving only to whoever is in `receive()`;
 sending to a client that has left succeeds without waiting; a handler runs on unless somebody stops it. So while a Guard
-is entered, a watcher stands in `receive()` and one timer looks at the deadlines; either cancels the task, and leaving
-the block turns that cancellation into the error that says why. The same timer sees when a client has been sent nothing
-for long, and tells whoever asked.
+is entered, our server tells it of that, or with any other one a watcher stands in `receive()`, and one timer looks at
+the deadlines; either cancels the task, and leaving the block turns that cancellation into the error that says why. The
+same timer sees when a client has been sent nothing for long, and tells whoever asked.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Protocol
 
 from starlette.types import Receive
 
+from proxy.core.departure import Departure
 from proxy.core.errors import ClientGone, Draining, Elsewhere, UpstreamTimeout
 from proxy.core.gaps import Gaps
 from proxy.core.interrupt import Interruptible
@@ -64,6 +65,8 @@ class Guard(Interruptible):
     `stays`, if there is one, is asked when the client has left, with what is to be called if that is to count later:
     True lets the block go on, because somebody else waits for what comes of it.
 
+    `departure` is where it is told, if the server does so; else whoever is in `receive()` learns of it.
+
     Raises ClientGone, UpstreamTimeout or Draining in place of the cancellation it caused; any other one passes.
     """
 
@@ -74,10 +77,12 @@ class Guard(Interruptible):
         group: set[Drainable],
         ends: float | None = None,
         stays: Callable[[Callable[[], object]], bool] | None = None,
+        departure: Departure | None = None,
     ) -> None:
         self.ends = ends
         self._stays = stays
         self._receive = receive
+        self._departure = departure
         self._deadlines = deadlines
         self._group = group
         self.on_silence: Callable[[], object] | None = None
@@ -94,8 +99,13 @@ class Guard(Interruptible):
             self.ends = now + self._deadlines.total
         self._end = self.ends
         self._timer = loop.call_at(self._due(), self._check)
-        self._watcher: asyncio.Task[None] | None = loop.create_task(self._watch())
         self._group.add(self)
+        self._unwatch: Callable[[], object] | None
+        if self._departure is None:
+            self._unwatch = loop.create_task(self._stand_by()).cancel
+        else:
+            self._unwatch = self._departure.ignore
+            self._departure.watch(self._left)
         return self
 
     async def __aexit__(
@@ -159,23 +169,26 @@ class Guard(Interruptible):
 
     def release_client(self) -> None:
         """The client's leaving no longer matters."""
-        if self._watcher:
-            self._watcher.cancel()
-            self._watcher = None
+        if self._unwatch:
+            self._unwatch()
+            self._unwatch = None
 
     def drain(self) -> None:
         """The proxy stops: end the block now."""
         self.interrupt(Draining("The proxy is shutting down. Send the request again."))
 
-    async def _watch(self) -> None:
+    async def _stand_by(self) -> None:
         message = await self._receive()
         while message["type"] != "http.disconnect":
             message = await self._receive()
+        self._left()
+
+    def _left(self) -> None:
         if self._stays is None or not self._stays(self._leave):
             self._leave()
 
     def _leave(self) -> None:
-        if self._watcher:  # else it does not matter any more
+        if self._unwatch:  # else it does not matter any more
             self.interrupt(ClientGone())
 
     def _check(self) -> None:

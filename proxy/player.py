@@ -68,7 +68,8 @@ class Player:
         if self.cadence == "original" and entry.cadence:
             # What it took once it may take again, and its last piece may be as late as the total allowed.
             patience = Patience(unpacked(entry.cadence)[-2] / 1000 + 60)
-            await self._relay(_as_it_came(entry), exchange, Guard(receive, patience, self.drainables), send)
+            guard = Guard(receive, patience, self.drainables, departure=exchange.departure)
+            await self._relay(_as_it_came(entry), exchange, guard, send)
             return
         await send(stream_start())
         for at in range(0, len(entry.body) or 1, AT_ONCE):
@@ -83,7 +84,7 @@ class Player:
         if flight.done and flight.entry:
             await self._play(flight.entry, key, exchange, receive, send)
             return
-        guard = Guard(receive, patience, self.drainables, exchange.end)
+        guard = Guard(receive, patience, self.drainables, exchange.end, departure=exchange.departure)
 
         def whole() -> None:
             """Before the client has the last of it: whoever counts does so then."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from proxy.core.departure import Departure
 from proxy.core.errors import ClientGone, Draining, Elsewhere, UpstreamTimeout
 from proxy.core.services import Drainable
 from proxy.guard import SILENCE, Guard
@@ -90,6 +91,70 @@ async def test_the_client_leaving_ends_the_block() -> None:
         await task
     assert client.waiting == 0
     assert not group
+
+
+class Server:
+    """One that tells by itself. Nobody may stand in `receive()`."""
+
+    def __init__(self) -> None:
+        self.listens = 0
+        self.departure = Departure(self._listen)
+
+    def _listen(self) -> None:
+        self.listens += 1
+
+    def guard(self, **more: Any) -> Guard:
+        return Guard(self._receive, Deadlines(), set(), departure=self.departure, **more)
+
+    async def _receive(self) -> dict[str, Any]:
+        raise AssertionError
+
+
+async def test_where_the_server_tells_nobody_has_to_stand_and_wait() -> None:
+    server, before = Server(), asyncio.all_tasks()
+    task = asyncio.create_task(forever(server.guard()))
+    await settle()
+    assert server.listens == 1
+    assert asyncio.all_tasks() == before | {task}
+    server.departure.happen()
+    with pytest.raises(ClientGone):
+        await task
+    assert server.departure.tell is None
+
+
+async def test_a_client_that_has_left_before_ends_the_block_at_its_first_wait() -> None:
+    server = Server()
+    server.departure.happen()
+    with pytest.raises(ClientGone):
+        await forever(server.guard())
+    assert not server.listens
+
+
+async def test_a_departure_counts_no_more_once_the_block_has_ended_or_the_client_has_all() -> None:
+    server = Server()
+    async with server.guard():
+        pass
+    async with server.guard() as guard:
+        guard.finishing(1)
+        server.departure.happen()
+        await settle()
+
+
+async def test_whoever_waits_too_lets_it_go_on_until_they_leave() -> None:
+    server, leave = Server(), list[Any]()
+
+    def stays(then: Any) -> bool:
+        leave.append(then)
+        return True
+
+    task = asyncio.create_task(forever(server.guard(stays=stays)))
+    await settle()
+    server.departure.happen()
+    await settle()
+    assert not task.done()
+    leave[0]()
+    with pytest.raises(ClientGone):
+        await task
 
 
 async def test_e4_what_asked_to_be_told_is_not_kept_alive() -> None:

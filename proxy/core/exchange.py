@@ -10,6 +10,7 @@ from starlette.types import Receive, Send
 
 from proxy.core.cache import Known, Outcome
 from proxy.core.charge import Charge, Estimate, both
+from proxy.core.departure import Departure
 from proxy.core.errors import Headers, ProxyError
 from proxy.core.gaps import Gaps
 from proxy.core.json import Data, Json
@@ -79,12 +80,12 @@ class Exchange:
 
     Times are monotonic seconds. `headers` is a snapshot from before the body: a chunk trailer cannot add to it.
     `request_id` may be the client's own, and come again; `call` is ours, and never does. `client` is who sent the
-    request, as far as those in front of us can be believed. `model` is the name after aliasing, `sent_as` the one that
-    it has at its provider, `sending` the body as the provider gets it. Of the latest attempt, `sent` says whether some
-    of it may have reached the provider, `answered` whether that has begun to answer with a success; `lost` is what
-    earlier ones may have cost, `alone` what the answer has cost without them. What is counted, reserved and charged is
-    of the model that is asked now; `before` is of those that were asked first, and failed, `others` whether there are
-    more to turn to, `turned` whether this is not the first.
+    request, as far as those in front of us can be believed, and `departure` tells when it leaves. `model` is the name
+    after aliasing, `sent_as` the one that it has at its provider, `sending` the body as the provider gets it. Of the
+    latest attempt, `sent` says whether some of it may have reached the provider, `answered` whether that has begun to
+    answer with a success; `lost` is what earlier ones may have cost, `alone` what the answer has cost without them.
+    What is counted, reserved and charged is of the model that is asked now; `before` is of those that were asked first,
+    and failed, `others` whether there are more to turn to, `turned` whether this is not the first.
 
     The request is the span `span_id` of the trace `trace_id`, within the client's `parent_id` if it said so; `failed`
     tells of the model that was asked before.
@@ -114,6 +115,7 @@ class Exchange:
     span_id: str = ""
     parent_id: str | None = None
     trace_flags: int = 0
+    departure: Departure | None = None
     status: int | None = None
     begun: float | None = None
     decision: bytes | None = None

@@ -50,8 +50,8 @@ class Splitter:
         return self._split(chunk)
 
     def plain(self, chunk: bytes) -> tuple[bytes, int] | None:
-        """The data of a chunk's events, each on a line, and how many there are, if all of it is whole events of one line
-        each, `data: …`, ended by LF: what nearly every chunk is. None: it has to be fed."""
+        """The data of a chunk's events, each on a line, and how many there are, if it is whole events of one line each,
+        `data: …`, ended by LF: what nearly every chunk is. None: it has to be fed."""
         if self._held or not chunk.startswith(_DATA) or chunk.find(b"\r") >= 0 or len(chunk) > self._limit:
             return None
         if chunk.find(b"\n") + 2 == len(chunk) and chunk[-1] == 10:  # mostly it is one

@@ -176,15 +176,15 @@ def _begin(flight: Flight) -> None:
 class Glimpse(Player):
     """Plays nothing to nobody."""
 
-    def kept(self, entry: Entry, exchange: Exchange, key: str) -> Any:
+    def kept(self, entry: Entry, key: str) -> Any:
         noted().kept = entry
-        return super().kept(entry, exchange, key)
+        return super().kept(entry, key)
 
     async def _send(self, entry: Entry, exchange: Exchange, receive: Receive, send: Send) -> None:
         exchange.streamed = entry.stream
 
     async def _join(
-        self, flight: Flight, exchange: Exchange, key: str, patience: Patience, receive: Receive, send: Send
+        self, flight: Flight, key: str, patience: Patience, exchange: Exchange, receive: Receive, send: Send
     ) -> None:
         if flight.done and flight.entry:
-            await self._play(flight.entry, exchange, key, receive, send)
+            await self._play(flight.entry, key, exchange, receive, send)

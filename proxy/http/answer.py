@@ -18,6 +18,7 @@ from typing import Final
 from starlette.types import ASGIApp, Message
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from proxy.core.departure import Departure
 from proxy.core.errors import Headers
 
 LARGE: Final = 1 << 16
@@ -41,6 +42,14 @@ class Answer(RequestResponseCycle):
     _names: set[bytes] = set()  # noqa: RUF012  (of all answers)
     """Names that have been looked at. They are ours, and few."""
     _by_connection = False
+    departure: Departure
+    """Of its client."""
+
+    def disconnect(self) -> None:
+        """The client has left, or gets nothing more."""
+        self.disconnected = True
+        self.message_event.set()
+        self.departure.happen()
 
     async def run_asgi(self, app: ASGIApp) -> None:  # type: ignore[override]
         try:

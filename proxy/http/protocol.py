@@ -26,8 +26,9 @@ from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from proxy.core.departure import EXTENSION, Departure
 from proxy.core.errors import BadFraming, Overloaded, ProxyError, RequestTimeout
 from proxy.http.answer import Answer
 from proxy.http.crowd import Crowd
@@ -69,9 +70,10 @@ class Protocol(HttpToolsProtocol):
 
     _out: Outgoing
     _progress: Progress
-    _running: RequestResponseCycle | None = None
+    cycle: Answer
+    _running: Answer | None = None
     """The request that is answered, or was last."""
-    _ready: tuple[RequestResponseCycle, Any] | None = None
+    _ready: tuple[Answer, Any] | None = None
     """Is started when the bytes that it came in turn out to hold no fault."""
     _refusal: ProxyError | None = None
     """Waits until the requests before it are answered."""
@@ -120,8 +122,7 @@ class Protocol(HttpToolsProtocol):
         self.crowd.leaves(self)
         running = self._running
         if running is not None and not running.response_complete:
-            running.disconnected = True
-            running.message_event.set()
+            running.disconnect()
         self._out.lost()
         super().connection_lost(exc)
 
@@ -285,6 +286,8 @@ class Protocol(HttpToolsProtocol):
         scope["method"], scope["http_version"] = method.decode("ascii"), version
         scope["path"], scope["raw_path"] = unquote(text) if "%" in text else text, path
         scope["query_string"] = query
+        departure = Departure(self.flow.resume_reading)
+        scope["extensions"] = {EXTENSION: departure}  # type: ignore[dict-item]
         before = self.cycle
         self.cycle = Answer(
             scope=scope,
@@ -299,6 +302,7 @@ class Protocol(HttpToolsProtocol):
             keep_alive=version != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
+        self.cycle.departure = departure
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:
@@ -321,7 +325,8 @@ class Protocol(HttpToolsProtocol):
         if self.pipeline and len(self.cycle.body) + len(body) > HIGH_WATER_LIMIT:
             self._withdraw()
             raise _NoMore
-        super().on_body(body)
+        if self.cycle.departure.tell is None:  # else nobody reads it any more
+            super().on_body(body)
 
     def on_chunk_complete(self) -> None:
         self._progress.chunk_ends()
@@ -346,7 +351,7 @@ class Protocol(HttpToolsProtocol):
 
     # What is answered.
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+    def _start_asgi_task(self, cycle: Answer, app: Any) -> None:  # type: ignore[override]
         self._running = cycle
         if self._parsing:
             self._ready = cycle, app
@@ -386,8 +391,7 @@ class Protocol(HttpToolsProtocol):
             self.cycle = self.pipeline[0][0] if self.pipeline else self._running  # type: ignore[assignment]
             return True
         self._running = self._ready = None
-        cycle.disconnected = True
-        cycle.message_event.set()
+        cycle.disconnect()
         return not cycle.response_started
 
     def _answer(self, error: ProxyError) -> None:

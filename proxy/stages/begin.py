@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proxy.core import decision
+from proxy.core import decision, departure
 from proxy.core.errors import Headers
 from proxy.core.exchange import Exchange
 from proxy.core.money import decimal
@@ -83,6 +83,7 @@ class Begin:
             trace_id=trace_id,
             span_id=span_id,
             trace_flags=RANDOM | (trace_id[_RANDOM_FROM:] >= self._sampled_from),
+            departure=departure.of(scope),
         )
         asked = exchange.header(b"x-request-id")
         if asked and _VALID_ID.fullmatch(asked) and self._is_harmless(asked.decode()):

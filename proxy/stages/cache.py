@@ -290,7 +290,7 @@ class Cached:
         """Whether there is something to send: from the flight or, if that has failed, from before. Raises the
         provider's error when there is not, and no use in trying."""
         exchange, since = search.exchange, self._clock()
-        guard = Guard(search.receive, search.patience, self._drainables, exchange.end)
+        guard = Guard(search.receive, search.patience, self._drainables, exchange.end, departure=exchange.departure)
         try:
             if not flight.over:
                 async with guard:
@@ -359,7 +359,13 @@ class Cached:
     async def _written(self, search: _Search, capture: Capture) -> None:
         """Others have the answer; its own client still takes it, and may take as long as for any other."""
         try:
-            async with Guard(search.receive, search.patience, self._drainables, search.exchange.end):
+            async with Guard(
+                search.receive,
+                search.patience,
+                self._drainables,
+                search.exchange.end,
+                departure=search.exchange.departure,
+            ):
                 await capture.written()
         except ClientGone:
             search.exchange.client_gone = True

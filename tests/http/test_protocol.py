@@ -11,6 +11,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from proxy.core import departure
 from proxy.core.errors import ProxyError
 from proxy.http.framing import Limits, block_size, line_size
 from proxy.http.protocol import Protocol
@@ -590,14 +591,27 @@ BEHIND = {
 }
 
 
+async def by_receiving(scope: Scope, receive: Receive, send: Send, gone: asyncio.Event) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
+
+
+async def by_departure(scope: Scope, receive: Receive, send: Send, gone: asyncio.Event) -> None:
+    """As a guard does (proxy/guard.py)."""
+    told = departure.of(scope)
+    assert told
+    told.watch(gone.set)
+    await gone.wait()
+
+
+@pytest.mark.parametrize("waits", [by_receiving, by_departure])
 @pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND)
-async def test_a_client_is_seen_to_leave_whatever_waits_behind_its_request(behind: bytes) -> None:
+async def test_a_client_is_seen_to_leave_whatever_waits_behind_its_request(behind: bytes, waits: Any) -> None:
     gone = asyncio.Event()
 
     async def waiting(scope: Scope, receive: Receive, send: Send) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone.set()
+        await waits(scope, receive, send, gone)
 
     client = Client(waiting)
     await client.send(GET)
@@ -607,6 +621,71 @@ async def test_a_client_is_seen_to_leave_whatever_waits_behind_its_request(behin
     await settled(client.protocol)
     assert gone.is_set()
     assert not client.protocol.tasks
+
+
+@pytest.mark.parametrize("watches_first", [False, True])
+async def test_a_client_is_seen_to_leave_in_the_middle_of_a_body_that_nobody_reads(watches_first: bool) -> None:
+    watch, gone = asyncio.Event(), asyncio.Event()
+
+    async def waiting(scope: Scope, receive: Receive, send: Send) -> None:
+        await watch.wait()
+        await by_departure(scope, receive, send, gone)
+
+    client = Client(waiting)
+    if watches_first:
+        watch.set()
+    await client.send(POST + b"content-length: 1000000\r\n\r\n" + b"x" * 100_000)
+    watch.set()
+    await asyncio.sleep(0)
+    await client.send(b"x" * 100_000)
+    assert client.wire.reading
+    assert not gone.is_set()
+    client.leave()
+    await settled(client.protocol)
+    assert gone.is_set()
+    assert not client.protocol.tasks
+
+
+async def test_who_watches_after_the_client_has_left_is_told_at_once() -> None:
+    told = list[str]()
+    client, watch = Client(), asyncio.Event()
+
+    async def late(scope: Scope, receive: Receive, send: Send) -> None:
+        await watch.wait()
+        found = departure.of(scope)
+        assert found
+        found.watch(lambda: told.append("gone"))
+
+    client = Client(late)
+    await client.send(GET)
+    client.leave()
+    watch.set()
+    await settled(client.protocol)
+    assert told == ["gone"]
+
+
+async def test_nobody_is_told_who_has_stopped_watching_or_has_answered() -> None:
+    told = list[str]()
+
+    async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+        found = departure.of(scope)
+        assert found
+        found.watch(lambda: told.append("left"))
+        if scope["path"] == "/x":
+            found.ignore()
+            await asyncio.Event().wait()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    answered, stopped = Client(answers), Client(answers)
+    assert await answered.send(GET) == [204]
+    await stopped.send(POST + b"content-length: 0\r\n\r\n")
+    for client in (answered, stopped):
+        client.leave()
+    await asyncio.sleep(0)
+    assert told == []
+    for task in stopped.protocol.tasks:
+        task.cancel()
 
 
 async def test_a17_http_1_0_is_not_told_to_go_on() -> None:
