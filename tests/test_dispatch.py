@@ -74,8 +74,10 @@ class Network:
         self.sent: list[Sent] = []
         self.open = 0
 
-    def call(self, method: str, path: str, headers: Headers, body: bytes, *, fresh: bool = False) -> Call:
-        self.sent.append(Sent(method, path, dict(headers), json.loads(body) if body else None, fresh))
+    def call(
+        self, method: str, path: str, headers: Headers, body: bytes, *, more: Headers = (), fresh: bool = False
+    ) -> Call:
+        self.sent.append(Sent(method, path, dict([*headers, *more]), json.loads(body) if body else None, fresh))
         found = self._replies(self.sent[-1]) if callable(self._replies) else self._replies.pop(0)
         return Call(self, found)
 

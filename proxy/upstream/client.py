@@ -40,6 +40,7 @@ def _headers(accept: str) -> Headers:
 
 _JSON: Final = _headers("application/json")
 _EVENTS: Final = _headers("text/event-stream")
+_BODY: Final = (("Content-Type", "application/json"),)
 
 
 class Upstream:
@@ -96,11 +97,9 @@ class Upstream:
         fresh: bool = False,
     ) -> Call:
         """One exchange, as a part of this trace; if `fresh`, on a connection of its own."""
-        headers = [*(_EVENTS if stream else _JSON), *key.headers, ("traceparent", traceparent)]
-        if body is None:
-            return self._transport.call(method, path, headers, b"", fresh=fresh)
-        headers.append(("Content-Type", "application/json"))
-        return self._transport.call(method, path, headers, body, fresh=fresh)
+        headers = (*(_EVENTS if stream else _JSON), *key.headers, *(() if body is None else _BODY))
+        trace = (("traceparent", traceparent),)
+        return self._transport.call(method, path, headers, body or b"", more=trace, fresh=fresh)
 
     def scrub(self, data: bytes) -> bytes:
         """`data` without the provider's keys, should an upstream ever repeat one: it must not reach a client. JSON may

@@ -19,7 +19,7 @@ import httpx2
 
 from proxy.upstream import tls
 from proxy.upstream.config import Config
-from proxy.upstream.head import check
+from proxy.upstream.head import check_headers, check_path
 from proxy.upstream.pool import Pool
 from proxy.upstream.transport import Call, Connections, Headers, TransportError
 
@@ -47,9 +47,13 @@ class HttpxTransport:
         loop = asyncio.get_running_loop()
         self._pool: Pool[httpx2.Request] = Pool(config.max_connections, self._patience, self._connect, loop)
 
-    def call(self, method: str, path: str, headers: Headers, body: bytes, *, fresh: bool = False) -> Call:
+    def call(
+        self, method: str, path: str, headers: Headers, body: bytes, *, more: Headers = (), fresh: bool = False
+    ) -> Call:
         """See Transport. Raises ValueError for what may not stand in the head of a request."""
-        check(path, headers)
+        headers = [*headers, *more]
+        check_path(path)
+        check_headers(headers)
         raw = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers]
         exact = {"target": self._prefix + path.encode("ascii")}  # httpx2 would normalise the URL's path
         url = self._base_url + path

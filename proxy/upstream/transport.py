@@ -7,11 +7,11 @@ connection at once and give the pool its place back.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
-Headers = list[tuple[str, str]]
+Headers = Sequence[tuple[str, str]]
 
 
 class TransportError(Exception):
@@ -73,9 +73,11 @@ class Transport(Protocol):
     def connections(self) -> Connections:
         """Counted when asked, with a question to the system for each that is idle: no part of a request."""
 
-    def call(self, method: str, path: str, headers: Headers, body: bytes, *, fresh: bool = False) -> Call:
-        """Send `body` to `path` (already encoded) of the origin, if `fresh` on a connection of its own. Nothing is sent
-        before the Call is entered."""
+    def call(
+        self, method: str, path: str, headers: Headers, body: bytes, *, more: Headers = (), fresh: bool = False
+    ) -> Call:
+        """Send `body` to `path` (already encoded) of the origin, if `fresh` on a connection of its own. `headers` are
+        the same for many calls, `more` are of this one. Nothing is sent before the Call is entered."""
 
     async def close(self) -> None:
         """Close every connection."""

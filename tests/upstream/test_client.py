@@ -20,7 +20,9 @@ KEY = "pr0vider/Key+with-signs_42"
 class Network:
     connections = Connections(0, 0)
 
-    def call(self, method: str, path: str, headers: Headers, body: bytes, *, fresh: bool = False) -> Call:
+    def call(
+        self, method: str, path: str, headers: Headers, body: bytes, *, more: Headers = (), fresh: bool = False
+    ) -> Call:
         raise NotImplementedError
 
     async def close(self) -> None:
