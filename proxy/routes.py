@@ -56,7 +56,26 @@ def router(
         *(Exact(resource.path, app, methods=resource.methods, operation="admin") for resource, app in admin),
     ]
     # A redirect would carry the client's key to a URL made of its Host header.
-    return Router(listed, redirect_slashes=False, default=_not_found)
+    return Routes(listed, redirect_slashes=False, default=_not_found)
+
+
+class Routes(Router):
+    """Most requests name a path that has no id in it and a method that it has: they need not try one route after the
+    other."""
+
+    def __init__(self, routes: Sequence[Exact], **more: Any) -> None:
+        super().__init__(routes, **more)
+        self._plain: dict[tuple[str, bytes | None], Exact] = {
+            (method, route.plain): route for route in reversed(routes) for method in route.methods or ()
+        }
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._plain.get((scope["method"], scope.get("raw_path"))) if scope["type"] == "http" else None
+        if route is None:
+            await super().app(scope, receive, send)
+            return
+        scope["route"], scope["endpoint"], scope["path_params"] = route, route.endpoint, {}
+        await route.app(scope, receive, send)
 
 
 class Exact(Route):
@@ -68,7 +87,7 @@ class Exact(Route):
     def __init__(self, path: str, endpoint: Callable[..., Any], *, methods: Sequence[str], operation: str) -> None:
         super().__init__(path, endpoint, methods=methods)
         self.operation = operation
-        self._plain = path.encode()
+        self.plain = path.encode()
         with_id = re.escape(path).replace(r"\{id\}", "(?P<id>[^/]+)").encode()
         self._pattern = re.compile(with_id) if "{" in path else None
         self._allow = ", ".join(sorted(self.methods or ()))
@@ -84,7 +103,7 @@ class Exact(Route):
         """What stands in the path's `{id}`; None if this is another path."""
         written = _written(scope)
         if self._pattern is None:
-            return {} if written == self._plain else None
+            return {} if written == self.plain else None
         found = self._pattern.fullmatch(written)
         if found is None:
             return None
