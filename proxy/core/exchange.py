@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from starlette.types import Receive, Send
 
 from proxy.core.cache import Known, Outcome
@@ -64,8 +65,7 @@ class Failed:
     elsewhere: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Stand:
+class Stand(msgspec.Struct, frozen=True, gc=False):
     """How the team stands with the rule whose end is nearest: its name, and the numbers as they are told."""
 
     rule: str

@@ -226,13 +226,29 @@ class _Answer:
             return value
         return value.encode("utf-8", "surrogateescape").decode("latin-1")  # one character per byte, as it was sent
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        read = self._payload.read
+    def chunks(self) -> AsyncIterator[bytes]:
+        return _Chunks(self._payload)
+
+
+class _Chunks:
+    """No generator: the event loop keeps a book of those that are asynchronous, and most answers are one piece."""
+
+    __slots__ = ("_read",)
+
+    def __init__(self, payload: StreamReader) -> None:
+        self._read = payload.read
+
+    def __aiter__(self) -> _Chunks:
+        return self
+
+    async def __anext__(self) -> bytes:
         try:
-            while chunk := await read(_READ_BUFFER):
-                yield chunk
+            chunk = await self._read(_READ_BUFFER)
         except _EXCHANGE_ERRORS as error:
             raise _failure(error, answered=True) from None
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
 
 
 _CLOSED = "the upstream closed the connection before its answer was complete"
