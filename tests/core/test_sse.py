@@ -3,7 +3,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
 
@@ -166,6 +166,29 @@ def test_an_event_at_the_limit_passes():
 def test_data(event, data):
     assert sse.data(event) == data
     assert sse.only_data(event) in (None, data)
+
+
+@given(DENSE)
+@example(b"data: x\n\ndata: x\n\n")
+@example(b"data: x\nx\n\n\n")
+@example(b"data: x\n\ndata: x\n\n\n")
+@example(b"data: x\n\n: c\n\ndata: x\n\n")
+def test_a_chunk_is_plain_if_all_of_it_is_events_of_one_line_each(chunk):
+    events = list(sse.Splitter().feed(chunk))
+    lines = [sse.only_data(event) for event in events]
+    plain = sse.Splitter().plain(chunk)
+    if events and b"".join(events) == chunk and None not in lines and b"\r" not in chunk:
+        assert plain == (b"\n".join([line for line in lines if line is not None]) + b"\n\n", len(events))
+    else:
+        assert plain is None
+
+
+def test_what_does_not_begin_with_an_event_or_may_be_too_long_is_not_plain():
+    splitter = sse.Splitter(20)
+    assert splitter.plain(b"data: x\n\n" * 2)
+    assert splitter.plain(b"data: x\n\n" * 3) is None
+    assert list(splitter.feed(b"data: x\n")) == []
+    assert splitter.plain(b"data: x\n\n") is None
 
 
 def test_the_data_of_an_event_that_is_nothing_else():

@@ -80,12 +80,12 @@ def _check_event(event: bytes) -> None:
 
 
 def _relayed(chunks: list[bytes], strict: bool = False, **notes: Any) -> tuple[bytes, bytes, Any]:
-    """What the client gets, the error that ends it or nothing, and the usage."""
+    """What the client gets, the error that ends it or nothing, the usage and how many tokens there were."""
     stream = ChatStream(Context(Model("mistral-small-latest"), {}, strict=strict, notes=notes))
     out = b"".join([*map(stream.feed, chunks), stream.end()])
     assert stream.done is (stream.error is None)
     assert isinstance(stream.error, ProxyError | None)
-    return out, render(stream.error) if stream.error else b"", stream.usage
+    return out, render(stream.error) if stream.error else b"", (stream.usage, stream.delivered)
 
 
 def _check_answer(answer: tuple[bytes, bytes, Any]) -> None:

@@ -84,10 +84,12 @@ class ChatStream(ChatEvents):
         delivered, known = 0, self._choices
         for chunk in chunks:
             for choice in chunk.choices:
-                index, delta = choice.index, choice.delta
-                if index not in known and not self._may_be(index):
-                    return False
-                if (known.get(index) or self._choice(index)).prefix:
+                one, delta = known.get(choice.index), choice.delta
+                if one is None:
+                    if not self._may_be(choice.index):
+                        return False
+                    one = self._choice(choice.index)
+                if one.prefix:
                     return False
                 text = delta.content
                 if text:

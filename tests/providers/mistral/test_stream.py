@@ -42,9 +42,9 @@ def run(*chunks: bytes, strict: bool = False, **notes: Any) -> tuple[bytes, Chat
     return out, events
 
 
-def outcome(chunks: list[bytes], notes: dict[str, Any]) -> tuple[bytes, bool, bytes | None, Any]:
+def outcome(chunks: list[bytes], notes: dict[str, Any]) -> tuple[bytes, bool, bytes | None, Any, int]:
     out, events = run(*chunks, **notes)
-    return out, events.done, render(events.error) if events.error else None, events.usage
+    return out, events.done, render(events.error) if events.error else None, events.usage, events.delivered
 
 
 def choice(delta: Any, index: Any = 0, finish: Any = None, **more: Any) -> dict[str, Any]:
