@@ -64,14 +64,18 @@ class ChatStream(ChatEvents):
             chunks = _plain_chunks(lines)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
-        if len(chunks) != count or not all(self._may_be(one.index) for chunk in chunks for one in chunk.choices):
+        if len(chunks) != count:
             return False
+        delivered, tier = 0, self.tier
         for chunk in chunks:
             for choice in chunk.choices:
+                if not self._may_be(choice.index):
+                    return False
                 self._come(choice.index, finished=False)
                 delta = choice.delta
-                self.delivered += tokens(delta.content) + tokens(delta.reasoning_content or delta.reasoning)
-            self.tier = chunk.service_tier or self.tier
+                delivered += tokens(delta.content) + tokens(delta.reasoning_content or delta.reasoning)
+            tier = chunk.service_tier or tier
+        self.delivered, self.tier = self.delivered + delivered, tier
         return True
 
     def _whole(self, event: bytes, chunk: Any) -> bytes:

@@ -378,6 +378,17 @@ def test_more_choices_than_there_can_be_are_nonsense(n, make):
     assert events.error is not None
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_more_choices_than_there_can_be_are_nonsense_in_one_piece_too(together):
+    events = stream()
+    last = [choice({"content": "x"}, at) for at in range(MOST_CHOICES - 1, MOST_CHOICES + 1)]
+    source = event(*last) if together else event(last[0]) + event(last[1])
+    for at in range(MOST_CHOICES - 1):
+        events.feed(word("x", at))
+    assert events.feed(source) == (b"" if together else event(last[0]))
+    assert events.error is not None
+
+
 # Usage and the tier.
 
 
