@@ -80,19 +80,14 @@ class Relay:
         await self._pass(b"%bdata: %b\n\ndata: [DONE]\n\n" % (self.unsent, render(error)), last=True)
 
     async def _pass_all(self, chunks: AsyncIterator[bytes]) -> None:
-        events, guard, send, scrub, passed = self._events, self._guard, self._send, self._scrub, 0
+        events, guard, passed = self._events, self._guard, 0
         async for chunk in chunks:
             data = events.feed(chunk)
             if events.error or events.done:
                 break
             if data:
                 guard.sending()
-                if self._begun and self._comment is None:  # nearly always: what `_pass` does then, and no more
-                    self.unsent = data
-                    await send({"type": "http.response.body", "body": scrub(data), "more_body": True})
-                    self.unsent = b""
-                else:
-                    await self._pass(data)
+                await self._pass(data)
                 guard.sent()
             else:
                 guard.heard()

@@ -23,7 +23,6 @@ _END_WITHOUT_CR = re.compile(rb"\n\n")  # the same, several times faster
 FIELDS = frozenset((b"data", b"event", b"id", b"retry"))
 """All that the standard knows."""
 
-
 _DATA = b"data: "
 
 
@@ -52,12 +51,12 @@ class Splitter:
     def plain(self, chunk: bytes) -> tuple[bytes, int] | None:
         """The data of a chunk's events, each on a line, and how many there are, if it is whole events of one line each,
         `data: …`, ended by LF: what nearly every chunk is. None: it has to be fed."""
-        if self._held or not chunk.startswith(_DATA) or chunk.find(b"\r") >= 0 or len(chunk) > self._limit:
+        if self._held or not chunk.startswith(_DATA) or len(chunk) > self._limit:
             return None
-        if chunk.find(b"\n") + 2 == len(chunk) and chunk[-1] == 10:  # mostly it is one
+        if _is_line(chunk):  # mostly it is one
             return chunk[len(_DATA) :], 1
         count = chunk.count(b"\n\n" + _DATA) + 1
-        if not chunk.endswith(b"\n\n") or chunk.count(b"\n") != 2 * count:
+        if b"\r" in chunk or not chunk.endswith(b"\n\n") or chunk.count(b"\n") != 2 * count:
             return None
         return chunk[len(_DATA) :].replace(b"\n\n" + _DATA, b"\n"), count
 

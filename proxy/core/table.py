@@ -207,8 +207,7 @@ class OneOf:
 
 def each(shape: Shape, items: Any, context: Context, path: str) -> list[Json]:
     """Every object of the array `items`, translated. Raises BadRequest."""
-    if type(items) is not list:
-        verify(array, items, path)
+    verify(array, items, path)
     return [shape.translate(item, context, f"{path}[{i}]") for i, item in enumerate(items)]
 
 
@@ -242,7 +241,7 @@ def verify(check: Check, value: Any, path: str) -> None:
 
 def keep(name: str, check: Check | None = None, note: str = "") -> Row:
     def apply(value: Any, out: Json, context: Context, path: str) -> None:
-        if check and check(value) is not None:
+        if check:
             verify(check, value, path)
         out[name] = value
 
@@ -251,7 +250,7 @@ def keep(name: str, check: Check | None = None, note: str = "") -> Row:
 
 def rename(name: str, to: str, check: Check | None = None, note: str = "") -> Row:
     def apply(value: Any, out: Json, context: Context, path: str) -> None:
-        if check and check(value) is not None:
+        if check:
             verify(check, value, path)
         out[to] = value
         context.report("rename", f"{path}>{to}")
@@ -287,8 +286,7 @@ def values(name: str, known: Mapping[str, str | None], note: str = "", to: str |
     """An enum: each known value and what it becomes; None leaves the field out."""
 
     def apply(value: Any, out: Json, context: Context, path: str) -> None:
-        if type(value) is not str:
-            verify(text, value, path)
+        verify(text, value, path)
         if value not in known:
             raise unsupported(path, known)
         becomes = known[value]

@@ -74,11 +74,7 @@ class Answer(RequestResponseCycle):
             return
         kind = message["type"]
         if kind == "http.response.body" and self.response_started and not self.response_complete:
-            body, more = message.get("body", b""), message.get("more_body", False)
-            if self.chunked_encoding and more and body and not self._head:  # as nearly every piece of a stream
-                self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
-            else:
-                self._go_on(body, more)
+            self._go_on(message.get("body", b""), message.get("more_body", False))
         elif kind == "http.response.start" and not self.response_started:
             self._begin(message["status"], message.get("headers", ()))
         else:
