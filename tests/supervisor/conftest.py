@@ -64,6 +64,8 @@ class Supervised:
             found.pop(answer.number, None)
             if accept(answer):
                 found[answer.number] = answer
+            else:
+                self._open.pop().close()  # a worker that is to go waits for it
             return len(found) == count
 
         until(complete, f"acceptable answers of {count} workers")
