@@ -15,7 +15,7 @@ import msgspec
 
 from bench.load import Connection, Reply, Route, connect
 from bench.mischief import PATIENCE, Mischief
-from bench.moody import MOODS, vector
+from bench.moody import GARBAGE, MOODS, vector
 from bench.traffic import MODEL
 
 SLOTS: Final = 2
@@ -228,11 +228,16 @@ async def _narrow(crowd: Crowd, kind: Kind) -> None:
 
 
 async def _moody(crowd: Crowd, kind: Kind) -> None:
-    stream = crowd.dice.random() < 0.5
-    text = f"{crowd.dice.choice(MOODS)} {next(crowd.numbers)}"
-    await crowd.ask(
-        kind, crowd.chat(text, model=f"moody/{MODEL}", stream=stream), lambda body: b"internal_error" not in body
-    )
+    await _in_a_mood(crowd, kind, crowd.dice.choice(MOODS))
+
+
+async def _garbled(crowd: Crowd, kind: Kind) -> None:
+    await _in_a_mood(crowd, kind, GARBAGE)
+
+
+async def _in_a_mood(crowd: Crowd, kind: Kind, mood: str) -> None:
+    request = crowd.chat(f"{mood} {next(crowd.numbers)}", model=f"moody/{MODEL}", stream=crowd.dice.random() < 0.5)
+    await crowd.ask(kind, request, lambda body: b"internal_error" not in body)
 
 
 async def _leaves(crowd: Crowd, kind: Kind) -> None:
@@ -293,7 +298,9 @@ KINDS: Final = (
     _kind("no such URL", 2, _no_such_url, 404),
     _kind("limited", 2, _limited, 200, 429),
     _kind("narrow", 2, _narrow, 200, 429),
-    _kind("moody upstream", 8, _moody, 200, 400, 404, 422, 429, 500, 502, 503, 504),
+    _kind("moody upstream", 7, _moody, 200, 429, 500, 502, 503, 504),
+    # A refusal that says what is wrong with the request is passed on, and changed bytes may say any of them.
+    _kind("garbled upstream", 1, _garbled, 200, *range(400, 500), 500, 502, 503, 504),
     _kind("leaves", 3, _leaves, LEFT),
     _kind("leaves a stream", 3, _leaves_a_stream, LEFT),
     _kind("leaves joiners", 2, _leaves_others, 200, LEFT),

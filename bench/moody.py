@@ -14,8 +14,11 @@ from bench.traffic import MODEL
 from tests.fuzz import targets as fuzz
 from tests.fuzz.mutate import mutated
 
-MOODS: Final = ("good", "slow", "429", "500", "reset", "hang", "cut", "garbage")
-"""`hang` gives no answer at all, `cut` ends in the middle of one, `garbage` is one of tests/fuzz, changed at random."""
+MOODS: Final = ("good", "slow", "429", "500", "reset", "hang", "cut")
+"""`hang` gives no answer at all, `cut` ends in the middle of one."""
+
+GARBAGE: Final = "garbage"
+"""One of the answers of tests/fuzz, changed at random."""
 
 PAUSE: Final = 0.005
 """Seconds between two events of a stream."""

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -22,6 +22,11 @@ SLOTS = Counter("red", Unit.CONCURRENCY, None)
 
 QUICK = Timing(deadline=20.0, patience=20.0, settle_in=0.0, beat=0.02, retry=0.02)
 """Busy where it waits for the clock, patient where a slow machine would fail the test."""
+
+HOUR = 3600.0
+
+STILL = replace(QUICK, beat=HOUR)
+"""Whose heart has beaten once before the test has the store, and does not again."""
 
 
 def calendar() -> Calendar:
@@ -70,10 +75,19 @@ class Calls:
 async def opened(
     url: Secret, owner: str = "w1", history: Ledger | None = None, timing: Timing = QUICK, **options: Any
 ) -> AsyncIterator[RedisStore]:
-    given: dict[str, Any] = {"log": Log(), "wall": lambda: time.time_ns() // 1_000_000}
+    rests = asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        if seconds == HOUR:
+            rests.set()
+        await asyncio.sleep(seconds)
+
+    given: dict[str, Any] = {"log": Log(), "wall": lambda: time.time_ns() // 1_000_000, "sleep": sleep}
     store = RedisStore(url, calendar(), history, owner=owner, timing=timing, **(given | options))
     await store.start()
     try:
+        if timing.beat == HOUR:
+            await rests.wait()
         yield store
     finally:
         await store.close(within=0.1)

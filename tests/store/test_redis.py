@@ -20,6 +20,7 @@ from tests.store.redis_parts import (
     MONTH,
     QUICK,
     SLOTS,
+    STILL,
     Calls,
     Ledger,
     Relay,
@@ -59,7 +60,7 @@ async def test_a_look_says_what_a_request_would_be_told_and_writes_nothing(serve
         with redis.Redis.from_url(server.url.reveal()) as client:
             return {key: client.dump(key) for key in client.keys("*") if b":peers" not in key}  # whoever is alive
 
-    async with opened(server.url, timing=replace(QUICK, beat=3600.0)) as store:
+    async with opened(server.url, timing=STILL) as store:
         await grant(store, "w1-1", ONE_OF_EACH)
         before = everything()
         seen = [await store.look(ONE_OF_EACH) for _ in range(50)]
@@ -105,7 +106,7 @@ async def test_settled_twice_counts_once(server: RedisServer):
 
 
 async def test_a_request_costs_two_commands(server: RedisServer):
-    async with opened(server.url, timing=replace(QUICK, beat=3600.0)) as store:
+    async with opened(server.url, timing=STILL) as store:
         await grant(store, "w1-1", ONE_OF_EACH)
         store.settle("w1-1", ONE_OF_EACH, [0, 0, 0])
         assert await store.drain(5)
@@ -290,7 +291,7 @@ async def test_the_counters_of_two_births_at_once_are_one(server: RedisServer):
 
 async def test_the_slots_of_a_dead_worker_come_back(server: RedisServer):
     claims = [Claim(SLOTS, 2, 1), Claim(MONTH, 1000, 300), Claim(MINUTE, 100, 10)]
-    async with opened(server.url, "w1") as living, opened(server.url, "w2", timing=replace(QUICK, beat=3600.0)) as dead:
+    async with opened(server.url, "w1") as living, opened(server.url, "w2", timing=STILL) as dead:
         await grant(dead, "w2-1", claims)
         await grant(dead, "w2-2", claims)
         assert not (await living.reserve("w1-1", claims)).granted
@@ -301,7 +302,7 @@ async def test_the_slots_of_a_dead_worker_come_back(server: RedisServer):
 
 
 async def test_a_lease_ends_by_itself(server: RedisServer):
-    short = replace(QUICK, lease=0.05, beat=3600.0)
+    short = replace(STILL, lease=0.05)
     async with opened(server.url, "w1", timing=short) as dead, opened(server.url, "w2") as living:
         await grant(dead, "w1-1", [Claim(SLOTS, 1, 1)])
         async with asyncio.timeout(20):
@@ -318,7 +319,7 @@ async def test_a_heartbeat_renews_the_lease(server: RedisServer):
 async def test_a_worker_that_was_frozen_takes_its_slots_again(server: RedisServer):
     claims = [Claim(SLOTS, 2, 1)]
     async with (
-        opened(server.url, "w1", timing=replace(QUICK, beat=3600.0)) as frozen,
+        opened(server.url, "w1", timing=STILL) as frozen,
         opened(server.url, "w2") as other,
     ):
         await grant(frozen, "w1-1", claims)
@@ -475,7 +476,7 @@ async def test_a_call_that_ended_before_the_ledger_was_asked_takes_nothing_back_
     ledger, claims = Ledger(), [Claim(MONTH, 10_000, 300), Claim(SLOTS, 2, 1)]
     async with (
         Relay(server.port) as relay,
-        opened(relay.url, "w1", timing=replace(QUICK, beat=3600.0)) as late,
+        opened(relay.url, "w1", timing=STILL) as late,
         opened(server.url, "w2", ledger) as other,
     ):
         await grant(other, "w2-1", claims)

@@ -17,11 +17,13 @@ from proxy.store.redis import PREFIX, RedisStore, Timing
 from proxy.store.redis_link import CONNECTIONS, LEAVE
 from tests.redis_server import PASSWORD, RedisServer, eventually
 from tests.store.redis_parts import (
+    HOUR,
     MINUTE,
     MONTH,
     QUICK,
     REQUESTS,
     SLOTS,
+    STILL,
     Calls,
     Ledger,
     Log,
@@ -224,7 +226,7 @@ async def test_a_settlement_waits_until_the_store_is_back(server: RedisServer):
 
 
 async def test_i5_a_reservation_whose_answer_was_lost_is_taken_back(server: RedisServer):
-    async with Relay(server.port) as relay, opened(relay.url, timing=replace(QUICK, beat=3600.0)) as store:
+    async with Relay(server.port) as relay, opened(relay.url, timing=STILL) as store:
         await store.look(CLAIMS)
         with impatient(store):
             relay.drop = True
@@ -489,7 +491,7 @@ async def test_no_redis_of_ours(answer: bytes):
     listener = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with listener:
         url = Secret(f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}/0")
-        async with opened(url, timing=Timing(beat=3600.0, retry=3600.0)) as store:
+        async with opened(url, timing=Timing(beat=HOUR, retry=HOUR)) as store:
             assert await gone(store)
 
 
