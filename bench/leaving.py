@@ -30,7 +30,7 @@ TRIALS = 200
 PATIENCE = 10.0
 """Seconds after which a call counts as never closed."""
 
-TRANSPORTS = ("aiohttp", "httpx")
+TRANSPORTS = ("http1", "aiohttp", "httpx")
 EVENT = b'data: {"object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"word "}}]}\n\n'
 STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 

@@ -127,7 +127,7 @@ class Config:
         moody = {
             "timeouts": TIMEOUTS,
             "base_url": f"{origin}/moody",
-            "transport": ("aiohttp", "httpx")[number % 2],
+            "transport": ("http1", "aiohttp", "httpx")[number % 3],
             "retry": {"max_attempts": 2, "initial_delay": "10ms", "max_delay": "100ms"},
             "circuit_breaker": {"failure_threshold": 6, "open_duration": "1s", "success_threshold": 1},
         }

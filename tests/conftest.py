@@ -104,7 +104,7 @@ def simulator() -> Iterator[Simulator]:
     program.stop()
 
 
-def start_proxy(folder: Path, simulator: str, transport: str = "aiohttp", config: str = CONFIG) -> Proxy:
+def start_proxy(folder: Path, simulator: str, transport: str = "http1", config: str = CONFIG) -> Proxy:
     file = folder / "proxy.yaml"
     file.write_text(config.format(simulator=simulator, transport=transport))
     keys = {"PROVIDER_KEY": PROVIDER_KEY, "TEAM_KEY": TEAM_KEY, "OTHER_KEY": OTHER_KEY}
@@ -112,7 +112,7 @@ def start_proxy(folder: Path, simulator: str, transport: str = "aiohttp", config
     return Proxy(program.url(), program)
 
 
-@pytest.fixture(scope="session", params=["aiohttp", "httpx"])
+@pytest.fixture(scope="session", params=["http1", "httpx"])
 def proxy(
     request: pytest.FixtureRequest, simulator: Simulator, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Proxy]:

@@ -215,7 +215,7 @@ def pointed_at(url: str) -> Callable[[Settings], Settings]:
     """Changes settings so that nothing leaves for anywhere but `url`."""
     # Made up: the provider's key is cut out of answers, and a word would be missing from them.
     key = Secret(secrets.token_hex(16))
-    there = {"base_url": url, "api_keys": [key], "transport": "aiohttp", "http2": False, "proxy_url": None}
+    there = {"base_url": url, "api_keys": [key], "transport": "http1", "http2": False, "proxy_url": None}
     there |= {"type": MAIN}  # it speaks nothing else
 
     def aim(settings: Settings) -> Settings:

@@ -28,6 +28,10 @@ def open_transport(config: Config, ssl_context: ssl.SSLContext | None = None) ->
         from proxy.upstream.httpx_transport import HttpxTransport
 
         return HttpxTransport(config, ssl_context)
-    from proxy.upstream.aiohttp_transport import AiohttpTransport
+    if config.transport == "aiohttp":
+        from proxy.upstream.aiohttp_transport import AiohttpTransport
 
-    return AiohttpTransport(config, ssl_context)
+        return AiohttpTransport(config, ssl_context)
+    from proxy.upstream.http1_transport import Http1Transport
+
+    return Http1Transport(config, ssl_context)

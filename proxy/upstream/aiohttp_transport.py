@@ -1,4 +1,4 @@
-"""The default transport: aiohttp's connector and HTTP parser, without its ClientSession.
+"""HTTP/1.1 by aiohttp's connector and HTTP parser, without its ClientSession.
 
 aiohttp resolves, connects (happy eyeballs, TLS) and parses. The request is written here, byte for byte what the caller
 asked for, and pool.py keeps the connections. The reasons are in docs/decisions/0002-upstream-transport.md: a session
@@ -13,7 +13,6 @@ import math
 import select
 import ssl
 from collections.abc import AsyncIterator
-from functools import lru_cache
 
 from aiohttp import (
     ClientConnectorError,
@@ -33,7 +32,7 @@ from yarl import URL
 
 from proxy.upstream import tls
 from proxy.upstream.config import Config
-from proxy.upstream.head import check_headers, check_path
+from proxy.upstream.head import Origin
 from proxy.upstream.pool import Pool
 from proxy.upstream.transport import Call, Connections, Headers, TransportError
 
@@ -44,9 +43,6 @@ _DNS_TTL = 300
 _READ_BUFFER = 16 * 1024
 """Bytes of an answer read at once. With it comes, for each client that reads slowly, most of what it makes us hold."""
 _MOST_INTERIM = 16
-_OPENINGS = 64
-"""Beginnings of heads that are remembered: of each endpoint and key there is one, or two."""
-_WITH_LENGTH = ("POST", "PUT", "PATCH")
 _EXCHANGE_ERRORS = (ClientError, HttpProcessingError, OSError, RuntimeError)
 
 
@@ -68,16 +64,14 @@ class AiohttpTransport:
         self._timeout = ClientTimeout(connect=config.timeouts.connect, ceil_threshold=math.inf)
         # The connector asks a request where to connect to. They all go to one origin: one object says it for all.
         self._origin = ClientRequest("GET", url.origin(), loop=loop)
-        self._host = url.host_port_subcomponent
-        self._prefix = url.raw_path.rstrip("/")
-        self._opening = lru_cache(_OPENINGS)(self._write_opening)
+        self._heads = Origin(config.base_url)
         self._pool: Pool[Request] = Pool(config.max_connections, config.timeouts.connect, self._connect, loop)
 
     def call(
         self, method: str, path: str, headers: Headers, body: bytes, *, more: Headers = (), fresh: bool = False
     ) -> Call:
         """See Transport. Raises ValueError for what may not stand in the head of a request."""
-        return self._pool.call((self._head(method, path, headers, more, body), body), fresh=fresh)
+        return self._pool.call((self._heads.head(method, path, headers, more, body), body), fresh=fresh)
 
     @property
     def connections(self) -> Connections:
@@ -88,25 +82,6 @@ class AiohttpTransport:
         """See Transport. Calls under way fail with TransportError("closed")."""
         await self._pool.close()
         await self._connector.close()
-
-    def _head(self, method: str, path: str, headers: Headers, more: Headers, body: bytes) -> bytes:
-        opening = self._opening(method, path, tuple(headers))
-        check_headers(more)
-        lines = [opening, *[f"{name}: {value}" for name, value in more]]
-        if body or method in _WITH_LENGTH:
-            lines.append(f"Content-Length: {len(body)}")
-        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
-
-    def _write_opening(self, method: str, path: str, headers: Headers) -> str:
-        check_path(path)
-        check_headers(headers)
-        return "\r\n".join(
-            (
-                f"{method} {self._prefix}{path} HTTP/1.1",
-                f"Host: {self._host}",
-                *(f"{name}: {value}" for name, value in headers),
-            )
-        )
 
     async def _connect(self) -> _Connection:
         try:

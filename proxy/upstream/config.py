@@ -113,7 +113,7 @@ class Config(Strict):
     timeouts: Timeouts = Timeouts()
     retry: Retry = Retry()
     circuit_breaker: CircuitBreaker = CircuitBreaker()
-    transport: Literal["aiohttp", "httpx"] = "aiohttp"
+    transport: Literal["http1", "aiohttp", "httpx"] = "http1"
     http2: bool = False
     proxy_url: Annotated[str, AfterValidator(_egress)] | None = None
     max_connections: int = Field(1000, ge=1, le=65_535)

@@ -1,4 +1,4 @@
-"""The second transport, for HTTP/2 and egress proxies: httpx2, the maintained continuation of httpx.
+"""The transport for HTTP/2 and egress proxies: httpx2, the maintained continuation of httpx.
 
 Every connection is an httpx2 transport of its own, held by one call at a time. So a cancelled call ends at the provider
 too (httpx2 sends no RST_STREAM: only closing the connection tells the server), and the decision which connection may
@@ -24,7 +24,7 @@ from proxy.upstream.pool import Pool
 from proxy.upstream.transport import Call, Connections, Headers, TransportError
 
 _MOST_HEADERS = 128
-"""As many as aiohttp takes. The size of a head is bounded by h11 (100 KB) and h2 (64 KB)."""
+"""As many as the other transports take. The size of a head is bounded by h11 (100 KB) and h2 (64 KB)."""
 
 _RECEIVING = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 * 1024)]
 """What anyio reads before it can be stopped is all that the kernel holds: with no bound, up to 8 MB per connection."""

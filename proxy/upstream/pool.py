@@ -1,4 +1,4 @@
-"""Who may hold a connection, which ones wait for their next call, and when one is closed. Both transports share it.
+"""Who may hold a connection, which ones wait for their next call, and when one is closed. All transports share it.
 
 A call takes a place first, then an idle connection or a new one. A new one is made when none is idle, or replaces one
 that is, so there are never more connections than places. A connection goes back only after a whole exchange; after

@@ -1,7 +1,7 @@
 """The narrow door to the network: one request out, one streamed answer back.
 
-Whatever carries the bytes (aiohttp, httpx) is hidden behind `Transport`. Deadlines after the connection is made and the
-client's leaving are the caller's business: it cancels the task, and a transport's one duty is then to close the
+Whatever carries the bytes (http1, aiohttp, httpx) is hidden behind `Transport`. Deadlines after the connection is made
+and the client's leaving are the caller's business: it cancels the task, and a transport's one duty is then to close the
 connection at once and give the pool its place back.
 """
 

@@ -93,7 +93,7 @@ PAGES = (
 
 
 class Place:
-    """`shared`: two workers with Redis and PostgreSQL, over aiohttp; else one with SQLite, over httpx. `plants` are
+    """`shared`: two workers with Redis and PostgreSQL, over http1; else one with SQLite, over httpx. `plants` are
     leaks (plants.py). Its `cast` is complete once it is made: one of its keys has been issued then."""
 
     def __init__(
@@ -116,7 +116,7 @@ class Place:
         self._text = CONFIG.format(
             workers=2 if shared else 1,
             upstream=url_of(upstream),
-            transport="aiohttp" if shared or plants else "httpx",
+            transport="http1" if shared or plants else "httpx",
             hashed=hashlib.sha256(Cast("").senders[1].key.text.encode()).hexdigest(),
             file=folder / "key",
             format=format,

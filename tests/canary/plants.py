@@ -22,8 +22,8 @@ from proxy.core.exchange import Exchange
 from proxy.core.redact import Redactor
 from proxy.dispatch import Dispatch
 from proxy.stages import access_log, begin, ledger, quota, rescue
-from proxy.upstream.aiohttp_transport import AiohttpTransport
 from proxy.upstream.client import Upstream
+from proxy.upstream.http1_transport import Http1Transport
 from tests.canary.table import Canary, Kind, Sink
 
 
@@ -196,7 +196,7 @@ PLANTS: dict[str, Plant] = {
     "the environment in /admin": Plant(_replacing(admin, "stats", _tells_all), Kind.OPERATOR, Sink.ADMIN),
     "a key among the arguments of a program": Plant(_helper, Kind.OPERATOR, Sink.PROCESS),
     "a header passed on to the provider": Plant(
-        _both(_before(Dispatch, "__call__", _remembering), _before(AiohttpTransport, "call", _passing_on)),
+        _both(_before(Dispatch, "__call__", _remembering), _before(Http1Transport, "call", _passing_on)),
         Kind.HEADER,
         Sink.UPSTREAM_HEADERS,
     ),

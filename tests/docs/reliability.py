@@ -24,7 +24,7 @@ HEAD = """\
 
 Whatever reaches either side of the proxy, every request ends in the right answer or a clear error, nothing hangs,
 nothing leaks, and no other caller notices. This page is the list of what that means, row by row, and of the tests that
-show it: over real sockets wherever a socket has a part in it, with both transports. What is closed is the client's
+show it: over real sockets wherever a socket has a part in it, with http1 and httpx. What is closed is the client's
 connection; *the error frame* is the last event of a stream that has begun ([errors.md](errors.md#in-a-stream)).
 
 This page is written by `python -m tests.docs.reliability`; a test compares the two. To run the tests of a row:

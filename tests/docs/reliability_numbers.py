@@ -107,7 +107,7 @@ COUNTS = (
     ),
     Count(
         "e2e/test_k_reload.py",
-        r'\("aiohttp", (\d+), 1\), \("httpx", (\d+), 2\)',
+        r'\("http1", (\d+), 1\), \("httpx", (\d+), 2\)',
         "{} reloads under load, every other one of a broken file: no request fails",
     ),
     Count(

@@ -49,14 +49,14 @@ class Stage:
         return upstream(self.held, reply)
 
 
-@pytest.fixture(params=["aiohttp", "httpx"])
+@pytest.fixture(params=["http1", "httpx"])
 def transport(request: pytest.FixtureRequest) -> str:
     """For a proxy of a test's own."""
     name: str = request.param
     return name
 
 
-@pytest.fixture(scope="session", params=["aiohttp", "httpx"])
+@pytest.fixture(scope="session", params=["http1", "httpx"])
 def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """One for each transport; PLACES calls at a time, and deadlines that no test waits for."""
     with listener() as held:

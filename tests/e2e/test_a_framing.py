@@ -528,7 +528,7 @@ async def test_a21_the_log_has_one_line_for_each_and_none_of_its_bytes(door: Pro
 @pytest.fixture
 def small(simulator: Simulator, tmp_path: Path) -> Iterator[Program]:
     """A proxy that may have 256 files open, and no more."""
-    (tmp_path / "proxy.yaml").write_text(CONFIG.format(simulator=simulator.url, transport="aiohttp"))
+    (tmp_path / "proxy.yaml").write_text(CONFIG.format(simulator=simulator.url, transport="http1"))
     program = Program(
         "serve", "--config", str(tmp_path / "proxy.yaml"), cwd=tmp_path,
         env={"PROVIDER_KEY": "p" * 20, "TEAM_KEY": TEAM_KEY, "OTHER_KEY": OTHER_KEY},

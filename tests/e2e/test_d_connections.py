@@ -28,7 +28,7 @@ from tests.upstream.conftest import Authority
 from tests.upstream.scripted import Peer, Received, answer, chunk
 from tests.upstream.test_tls import BAD
 
-TRANSPORTS = ["aiohttp", "httpx"]
+TRANSPORTS = ["http1", "httpx"]
 
 HASTY = """
 server: {{port: 0, drain: 60s}}
@@ -210,7 +210,7 @@ async def test_d5_the_environment_decides_nothing(guarded: Guarded) -> None:
 @pytest.fixture
 def reuses(request: pytest.FixtureRequest) -> bool:
     """Whether the transport uses an HTTP/1.1 connection again; httpx never does."""
-    return bool(request.node.callspec.params["stage"] == "aiohttp")
+    return bool(request.node.callspec.params["stage"] == "http1")
 
 
 class Closing:

@@ -244,7 +244,7 @@ IMPATIENT = "import proxy.guard; proxy.guard.SILENCE = 0.1; from proxy.cli impor
 """A proxy for which a tenth of a second is a long silence."""
 
 
-@pytest.fixture(params=["aiohttp", "httpx"])
+@pytest.fixture(params=["http1", "httpx"])
 def impatient(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     config = f"""
 server: {{port: 0}}

@@ -24,7 +24,7 @@ def _room_for(files: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(files, hard), hard))
 
 
-@pytest.mark.parametrize("transport", ["aiohttp", "httpx"])
+@pytest.mark.parametrize("transport", ["http1", "httpx"])
 async def test_e16_a_thousand_streams_at_once(tmp_path: Path, transport: str) -> None:
     """All are open before the first one may end; then each ends with every byte it was sent."""
     _room_for(8192)

@@ -94,7 +94,7 @@ async def test_f7_it_is_left_alone_and_tried_again(quick: Stage) -> None:
 
 async def test_f9_a_team_that_asks_nonsense_moves_nothing(quick: Stage, transport: str) -> None:
     """10,000 times, with the slower transport fewer: half of it is refused here, half by the provider."""
-    each = 500 if transport == "aiohttp" else 50
+    each = 500 if transport == "http1" else 50
 
     async def nonsense() -> None:
         async with connect(quick.url) as client:

@@ -84,7 +84,7 @@ async def test_f1_an_upstream_that_comes_back(tmp_path: Path) -> None:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))
         patient = PERSISTENT.replace("100ms", "1s")
-        proxy = start_proxy(tmp_path, url_of(held), "aiohttp", patient)
+        proxy = start_proxy(tmp_path, url_of(held), "http1", patient)
         asking = asyncio.create_task(ask(proxy.url, chat()))
         await asyncio.to_thread(proxy.program.line, event="retry")
         held.listen()
@@ -134,7 +134,7 @@ async def test_f2_f3_a_hundred_sdks_in_front_of_a_dead_upstream(persistent: Stag
 
 async def test_f4_what_has_begun_to_arrive_is_not_asked_for_again(persistent: Stage, transport: str) -> None:
     """2,000 streams, each cut somewhere behind its first byte; with the slower transport fewer of them."""
-    dice, stream, each = random.Random(4), whole_stream(), 100 if transport == "aiohttp" else 10
+    dice, stream, each = random.Random(4), whole_stream(), 100 if transport == "http1" else 10
 
     async def reply(peer: Peer, _: Received) -> None:
         await peer.send(stream[: dice.randrange(len(STREAM) + 1, len(stream) - 30)])

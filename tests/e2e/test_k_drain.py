@@ -42,7 +42,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start a proxy of its own for one test, with this `server.drain`."""
     started: list[Proxy] = []
 
-    def start_one(drain: str, transport: str = "aiohttp") -> Stage:
+    def start_one(drain: str, transport: str = "http1") -> Stage:
         started.append(start_proxy(tmp_path, url_of(held), transport, CONFIG % drain))
         return Stage(started[-1], held)
 
@@ -154,7 +154,7 @@ async def test_k5_readiness_ends_at_once_even_on_a_connection_that_is_kept(start
         assert await ends(stage) == 143
 
 
-@pytest.mark.parametrize("transport", ["aiohttp", "httpx"])
+@pytest.mark.parametrize("transport", ["http1", "httpx"])
 async def test_k5_a_stream_longer_than_the_drain_ends_with_an_error(start: Any, transport: str) -> None:
     stage = start("200ms", transport)
     async with streaming(stage) as (client, script, mark):
@@ -376,7 +376,7 @@ async def test_k5_no_restart_cuts_a_stream(tmp_path: Path) -> None:
         for first in range(0, RESTARTS, AT_A_TIME):
             wave = Wave()
             folders = [tmp_path / str(first + number) for number in range(AT_A_TIME)]
-            transports = ["httpx", *["aiohttp"] * (AT_A_TIME - 1)]
+            transports = ["httpx", *["http1"] * (AT_A_TIME - 1)]
             proxies = await asyncio.to_thread(started, folders, url_of(held), transports, config)
             try:
                 async with upstream(held, wave):

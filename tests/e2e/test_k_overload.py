@@ -25,7 +25,7 @@ async def test_k14_more_than_it_serves_are_told_so_and_health_answers(tmp_path: 
         await peer.send(completion())
 
     with listener() as held:
-        proxy = start_proxy(tmp_path, url_of(held), "aiohttp", NARROW)
+        proxy = start_proxy(tmp_path, url_of(held), "http1", NARROW)
         async with upstream(held, slow) as seen:
             busy = [asyncio.create_task(ask(proxy.url, chat())) for _ in range(3)]
             await asyncio.to_thread(until, lambda: len(seen.requests) == 3, "all places are taken")

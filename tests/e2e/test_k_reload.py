@@ -95,7 +95,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start a proxy of its own for one test."""
     started: list[Running] = []
 
-    def start_one(upstream_url: str = "http://127.0.0.1:9", transport: str = "aiohttp") -> Running:
+    def start_one(upstream_url: str = "http://127.0.0.1:9", transport: str = "http1") -> Running:
         started.append(Running(tmp_path, upstream_url, transport))
         return started[-1]
 
@@ -151,7 +151,7 @@ async def the_rest(peer: Peer, client: Connection) -> bytes:
 # What changes, and what stays.
 
 
-@pytest.mark.parametrize("transport", ["aiohttp", "httpx"])
+@pytest.mark.parametrize("transport", ["http1", "httpx"])
 async def test_k2_a_request_ends_under_the_configuration_it_began_with(start: Start, transport: str) -> None:
     """A provider that is replaced: the stream goes on at the old one, whose connection ends with it."""
     before, after = Streams(), Streams()
@@ -432,7 +432,7 @@ async def traffic(running: Running, clients: int = 3) -> AsyncIterator[list[Answ
     assert [error for error in ended if not isinstance(error, asyncio.CancelledError)] == []
 
 
-@pytest.mark.parametrize(("transport", "reloads", "seed"), [("aiohttp", 130, 1), ("httpx", 70, 2)])
+@pytest.mark.parametrize(("transport", "reloads", "seed"), [("http1", 130, 1), ("httpx", 70, 2)])
 async def test_k1_reloads_under_load(start: Start, transport: str, reloads: int, seed: int) -> None:
     """Good and broken files in turn: no request fails, each good one is in force, each broken one is told by line."""
     with listener() as held:

@@ -112,7 +112,7 @@ Start = Callable[..., Running]
 def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Running] = []
 
-    def start_one(workers: int = 2, drain: str = "60s", transport: str = "aiohttp") -> Running:
+    def start_one(workers: int = 2, drain: str = "60s", transport: str = "http1") -> Running:
         started.append(Running(tmp_path, held, workers, drain, transport))
         if not (tmp_path / "fault").exists():
             assert started[-1].url
@@ -169,7 +169,7 @@ async def test_lines_of_several_workers_do_not_mix(start: Start) -> None:
     assert len([line for line in map(json.loads, lines) if line["event"] == "request"]) == 400
 
 
-@pytest.mark.parametrize("transport", ["aiohttp", "httpx"])
+@pytest.mark.parametrize("transport", ["http1", "httpx"])
 async def test_k17_workers_share_the_listening_socket_and_no_other(start: Start, transport: str) -> None:
     """Each has connections of its own to the upstream; the supervisor has none, nor a thread that a fork would lose."""
     one = start(2, transport=transport)
@@ -462,7 +462,7 @@ uvloop.new_event_loop = Loop
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_k7_the_end_waits_for_no_resolver(tmp_path: Path, workers: int) -> None:
     (tmp_path / "sitecustomize.py").write_text(NO_NAMES)
-    text = CONFIG.format(workers=workers, drain="100ms", upstream="https://provider.invalid", transport="aiohttp")
+    text = CONFIG.format(workers=workers, drain="100ms", upstream="https://provider.invalid", transport="http1")
     (tmp_path / "proxy.yaml").write_text(text)
     keys = {"PROVIDER_KEY": PROVIDER_KEY, "TEAM_KEY": TEAM_KEY, "PYTHONPATH": str(tmp_path)}
     program = Program("serve", env=keys, cwd=tmp_path)

@@ -20,7 +20,7 @@ from tests.upstream.scripted import Peer, Received
 COUNT = 5000
 """Half of them over each transport."""
 
-SEEDS = {"aiohttp": 1, "httpx": 2}
+SEEDS = {"http1": 1, "httpx": 2}
 
 AT_ONCE = 20
 """Attacks on as many connections, so that they can wait together."""

@@ -1,4 +1,4 @@
-"""Any bytes at all as the whole answer of the upstream, through aiohttp's parser and the translation, without a socket.
+"""Any bytes at all as the whole answer of the upstream, through the default transport and the translation, no socket.
 
 It comes as the answer to every kind of request, in pieces whose size its checksum chooses.
 """
@@ -13,9 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 from zlib import crc32
 
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.connector import Connection as Lease
-
 from proxy import data as files
 from proxy.core import sse
 from proxy.core.catalogue import Catalogue
@@ -28,12 +25,15 @@ from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.embeddings import EMBEDDINGS
 from proxy.providers.mistral.models import MODELS
 from proxy.stages import translate
-from proxy.upstream.aiohttp_transport import AiohttpTransport
 from proxy.upstream.client import Upstream
 from proxy.upstream.config import Config, Retry
+from proxy.upstream.http1_transport import Http1Transport, _Connection
 from tests.asgi import Answer, call, exchange, services
 
 KEY = "provider-key-0123456789"
+LARGEST = 1 << 15
+"""Bytes that come at once, at most."""
+
 TURNS = 50
 """Turns of the event loop after which nothing more can be under way."""
 
@@ -45,7 +45,7 @@ _ASKED: list[tuple[Endpoint, dict[str, Any] | None]] = [
     (EMBEDDINGS, {"model": "m", "input": ["x", "y"]}),
     (MODELS, None),
 ]
-_PIECES = (1, 7, 100, 1 << 20)
+_PIECES = (1, 7, 100, LARGEST)
 
 
 class _Wire(asyncio.Transport):
@@ -70,7 +70,8 @@ class _Wire(asyncio.Transport):
             return
         if self._data:
             piece, self._data = self._data[: self._size], self._data[self._size :]
-            self.protocol.data_received(piece)
+            self.protocol.get_buffer(-1)[: len(piece)] = piece
+            self.protocol.buffer_updated(len(piece))
             self._loop.call_soon(self._feed)
         elif not self.protocol.eof_received():
             self.close()
@@ -101,37 +102,28 @@ class _Wire(asyncio.Transport):
     abort = close
 
 
-class _Connector:
-    """Stands for aiohttp's: every connection is a new _Wire."""
+class _Dialler:
+    """Stands for the network: every connection is a new _Wire."""
 
     def __init__(self, data: bytes, size: int) -> None:
         self._data, self._size = data, size
         self.made = 0
 
-    async def connect(self, *_: Any) -> Lease:
+    async def connected(self) -> _Connection:
         self.made += 1
         loop = asyncio.get_running_loop()
-        protocol, wire = ResponseHandler(loop), _Wire(loop, self._data, self._size)
-        wire.set_protocol(protocol)
-        protocol.connection_made(wire)
-        key: Any = None
-        here: Any = self
-        return Lease(here, key, protocol, loop)
-
-    def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
-        protocol.close()
-
-    async def close(self) -> None:
-        pass
+        connection, wire = _Connection(loop, memoryview(bytearray(LARGEST))), _Wire(loop, self._data, self._size)
+        wire.set_protocol(connection)
+        connection.connection_made(wire)
+        return connection
 
 
 async def _ask(endpoint: Endpoint, body: dict[str, Any] | None, data: bytes, size: int) -> Answer | None:
     """What the client is told; None: an error. Raises when anything else comes of it, or anything is left behind."""
     config = Config(base_url="http://127.0.0.1", api_keys=[Secret(KEY)], retry=Retry(max_attempts=1))
-    transport = AiohttpTransport(config)
-    await transport._connector.close()
-    connector: Any = _Connector(data, size)
-    transport._connector = connector
+    transport = Http1Transport(config)
+    dialler = _Dialler(data, size)
+    transport._connected = dialler.connected  # type: ignore[method-assign]
     ways = {"mistral": Way(endpoint, PROVIDER, Upstream(config, transport))}
     translation = translate.Config(lambda row: {"mistral": row}, strict=False, defaults={}, aliases={})
     dispatch = translate.build(translation, endpoint, _SERVICES)(Dispatch(ways, _SERVICES))
@@ -145,7 +137,7 @@ async def _ask(endpoint: Endpoint, body: dict[str, Any] | None, data: bytes, siz
         assert KEY not in error.message
         return None
     finally:
-        assert connector.made == 1  # nothing is asked twice
+        assert dialler.made == 1  # nothing is asked twice
         await transport.close()
         for _ in range(TURNS):
             await asyncio.sleep(0)

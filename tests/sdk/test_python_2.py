@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 OPENAI_2 = Path(sys.prefix) / "openai-2"
-OPTIONS = ["-o", "addopts=", "-p", "no:cacheprovider", "-k", "aiohttp or version"]
+OPTIONS = ["-o", "addopts=", "-p", "no:cacheprovider", "-k", "http1 or version"]
 """Without `addopts` the plug-in use_httpx2 is not loaded, which would put httpx2 in the place of that httpx."""
 
 

@@ -49,7 +49,7 @@ def test_simulated_settings_lead_nowhere_else() -> None:
     real = Settings.model_validate({"providers": {"mistral": provider}})
     aim = serve.pointed_at("http://127.0.0.1:1")
     made = aim(real).mistral
-    assert (made.base_url, made.transport, made.proxy_url) == ("http://127.0.0.1:1", "aiohttp", None)
+    assert (made.base_url, made.transport, made.proxy_url) == ("http://127.0.0.1:1", "http1", None)
     [key] = made.api_keys
     # Not a word: the provider's key is cut out of answers, and a word would be missing from them.
     assert len(key.reveal()) == 32

@@ -308,7 +308,7 @@ REFUSED = [
     ("providers: {mistral: {timeouts: {idle: 0s}}}", ["1: providers.mistral.timeouts.idle: must be more than 0"]),
     (
         "providers: {mistral: {transport: httpxx}}",
-        ["1: providers.mistral.transport: expected one of: aiohttp, httpx (did you mean 'httpx'?)"],
+        ["1: providers.mistral.transport: expected one of: http1, aiohttp, httpx (did you mean 'httpx'?)"],
     ),
     ("providers:\n  mistral:\n    http2: true", ["2: providers.mistral: http2 and proxy_url need `transport: httpx`"]),
     ("models: {default_temperature: warm}", ["1: models.default_temperature: expected a number"]),
@@ -480,7 +480,7 @@ def test_the_error_keeps_no_secret_alive(read):
 
 
 def test_no_http_client_is_imported():
-    clients = "{'httpx', 'httpx2', 'aiohttp', 'uvicorn'}"
+    clients = "{'httpx', 'httpx2', 'aiohttp', 'httptools', 'uvicorn'}"
     program = f"import sys, proxy.settings.load; print({clients} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -1,4 +1,4 @@
-"""Both transports, on both event loops: whatever is asked of one is asked of the other."""
+"""All transports, on both event loops: whatever is asked of one is asked of the other."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import trustme
 from proxy.upstream import tls
 from proxy.upstream.aiohttp_transport import AiohttpTransport
 from proxy.upstream.config import Config, Timeouts
+from proxy.upstream.http1_transport import Http1Transport
 from proxy.upstream.httpx_transport import HttpxTransport
 from proxy.upstream.transport import Transport
 from tests.upstream.scripted import soon
@@ -72,7 +73,17 @@ def settings(base_url: str, connect: float = 5.0, **options: Any) -> Config:
 @pytest.fixture
 async def open_aiohttp(opened: list[Transport], authority: Authority) -> Open:
     def open_to(base_url: str, **options: Any) -> Transport:
-        opened.append(AiohttpTransport(settings(base_url, **options), ssl_context=authority.client("aiohttp")))
+        config = settings(base_url, transport="aiohttp", **options)
+        opened.append(AiohttpTransport(config, ssl_context=authority.client("aiohttp")))
+        return opened[-1]
+
+    return open_to
+
+
+@pytest.fixture
+async def open_http1(opened: list[Transport], authority: Authority) -> Open:
+    def open_to(base_url: str, **options: Any) -> Transport:
+        opened.append(Http1Transport(settings(base_url, **options), ssl_context=authority.client("http1")))
         return opened[-1]
 
     return open_to
@@ -88,7 +99,13 @@ async def open_httpx(opened: list[Transport], authority: Authority) -> Open:
     return open_to
 
 
-@pytest.fixture(params=["aiohttp", "httpx"])
-async def open_to(request: pytest.FixtureRequest, open_aiohttp: Open, open_httpx: Open) -> Open:
+@pytest.fixture(params=["http1", "aiohttp"])
+async def open_reusing(request: pytest.FixtureRequest, open_http1: Open, open_aiohttp: Open) -> Open:
+    """One of those that use an HTTP/1.1 connection again."""
+    return {"http1": open_http1, "aiohttp": open_aiohttp}[request.param]
+
+
+@pytest.fixture(params=["http1", "aiohttp", "httpx"])
+async def open_to(request: pytest.FixtureRequest, open_http1: Open, open_aiohttp: Open, open_httpx: Open) -> Open:
     """Open a transport to a base URL; it is closed after the test."""
-    return open_aiohttp if request.param == "aiohttp" else open_httpx
+    return {"http1": open_http1, "aiohttp": open_aiohttp, "httpx": open_httpx}[request.param]

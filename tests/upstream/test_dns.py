@@ -93,14 +93,23 @@ async def test_d3_a_resolver_that_stalls(open_to: Open, names: Callable[[Resolve
                     assert error.kind == "connect_timeout"
 
 
-async def test_d3_a_name_that_comes_and_goes(open_aiohttp: Open, names: Callable[[Resolver], None]):
+async def test_d3_why_a_name_has_no_address_is_told(open_reusing: Open, names: Callable[[Resolver], None]):
+    def resolver(host: str, port: int) -> Addresses:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    names(resolver)
+    with pytest.raises(TransportError, match="cannot connect to the upstream: Name or service not known"):
+        await whole(open_reusing("https://localhost"))
+
+
+async def test_d3_a_name_that_comes_and_goes(open_reusing: Open, names: Callable[[Resolver], None]):
     """An address is remembered while it serves, and looked up again when it does not."""
     async with upstream(every_request(answer(b"ok"))) as server:
         with socket.socket() as dead:  # bound and not listening
             dead.bind(("127.0.0.2", server.port))
             addresses = iter(["127.0.0.2", "127.0.0.1"])
             names(lambda host, port: [v4(next(addresses), port)])
-            transport = open_aiohttp(f"http://localhost:{server.port}")
+            transport = open_reusing(f"http://localhost:{server.port}")
             assert await failing(transport) == "connect"
             async with transport.call("POST", "/", [], b"{}"):
                 assert await whole(transport) == b"ok"

@@ -11,6 +11,7 @@ import pytest
 from proxy.upstream import open_transport
 from proxy.upstream.aiohttp_transport import AiohttpTransport
 from proxy.upstream.config import Config
+from proxy.upstream.http1_transport import Http1Transport
 from proxy.upstream.httpx_transport import HttpxTransport
 
 OPEN = """
@@ -26,14 +27,16 @@ print(*sorted({"aiohttp", "httpx2"} & set(sys.modules)))
 """
 
 
-@pytest.mark.parametrize(("name", "kind"), [("aiohttp", AiohttpTransport), ("httpx", HttpxTransport)])
-async def test_the_setting_chooses(name: Literal["aiohttp", "httpx"], kind: type):
+@pytest.mark.parametrize(
+    ("name", "kind"), [("http1", Http1Transport), ("aiohttp", AiohttpTransport), ("httpx", HttpxTransport)]
+)
+async def test_the_setting_chooses(name: Literal["http1", "aiohttp", "httpx"], kind: type):
     transport = open_transport(Config(transport=name))
     assert type(transport) is kind
     await transport.close()
 
 
-@pytest.mark.parametrize(("name", "loaded"), [("aiohttp", "aiohttp"), ("httpx", "httpx2")])
-def test_only_the_chosen_library_is_loaded(name: str, loaded: str):
+@pytest.mark.parametrize(("name", "loaded"), [("http1", []), ("aiohttp", ["aiohttp"]), ("httpx", ["httpx2"])])
+def test_only_the_chosen_library_is_loaded(name: str, loaded: list[str]):
     run = subprocess.run([sys.executable, "-c", OPEN, name], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == [loaded]
+    assert run.stdout.split() == loaded

@@ -351,9 +351,9 @@ async def test_d12_a_head_without_measure(open_to: Open, sent: bytes):
     await refuses(open_to, sent)
 
 
-async def test_d11_interim_answers_without_end(open_aiohttp: Open):
+async def test_d11_interim_answers_without_end(open_reusing: Open):
     """httpx2 skips them all; there the first-byte deadline is the end."""
-    await refuses(open_aiohttp, b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000 + answer(b"ok"))
+    await refuses(open_reusing, b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000 + answer(b"ok"))
 
 
 async def test_nonsense_in_the_middle_of_a_body(open_to: Open):

@@ -1,13 +1,10 @@
-"""What only the default transport does: reuse connections, and know when not to."""
+"""What only http1 and aiohttp do: use an HTTP/1.1 connection again, and know when not to."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from typing import Any
 
 import pytest
-from aiohttp import ThreadedResolver
 
 from proxy.upstream.transport import TransportError
 from tests.upstream.conftest import Authority, Open
@@ -26,7 +23,7 @@ ENDING = {
 }
 
 
-async def test_the_bytes_of_a_request(open_aiohttp: Open):
+async def test_the_bytes_of_a_request(open_reusing: Open):
     received: list[bytes] = []
 
     async def script(peer: Peer) -> None:
@@ -34,7 +31,7 @@ async def test_the_bytes_of_a_request(open_aiohttp: Open):
         await peer.send(answer(b"ok"))
 
     async with upstream(script) as server:
-        await whole(open_aiohttp(server.url), path="/v1/x", headers=[("X-Name", "café")])
+        await whole(open_reusing(server.url), path="/v1/x", headers=[("X-Name", "café")])
     host = b"localhost:%d" % server.port
     assert received == [
         b"POST /v1/x HTTP/1.1\r\nHost: " + host + b"\r\nX-Name: caf\xe9\r\nContent-Length: 2\r\n\r\n{}",
@@ -42,31 +39,31 @@ async def test_the_bytes_of_a_request(open_aiohttp: Open):
 
 
 @pytest.mark.parametrize("reply", WHOLE.values(), ids=WHOLE)
-async def test_a_whole_answer_leaves_the_connection_to_the_next_call(open_aiohttp: Open, reply: bytes):
+async def test_a_whole_answer_leaves_the_connection_to_the_next_call(open_reusing: Open, reply: bytes):
     async with upstream(every_request(reply)) as server:
-        transport = open_aiohttp(server.url)
+        transport = open_reusing(server.url)
         bodies = [await whole(transport) for _ in range(5)]
     assert len(set(bodies)) == 1
     assert server.connections == 1
 
 
-async def test_a_connection_is_reused_under_tls(open_aiohttp: Open, authority: Authority):
+async def test_a_connection_is_reused_under_tls(open_reusing: Open, authority: Authority):
     async with upstream(every_request(answer(b"ok")), authority.server()) as server:
-        transport = open_aiohttp(server.url)
+        transport = open_reusing(server.url)
         for _ in range(5):
             await whole(transport)
     assert server.connections == 1
 
 
 @pytest.mark.parametrize("reply", ENDING.values(), ids=ENDING)
-async def test_a_connection_that_the_server_ends_is_not_reused(open_aiohttp: Open, reply: bytes):
+async def test_a_connection_that_the_server_ends_is_not_reused(open_reusing: Open, reply: bytes):
     async with upstream(every_request(reply)) as server:
-        transport = open_aiohttp(server.url)
+        transport = open_reusing(server.url)
         assert [await whole(transport) for _ in range(3)] == [b"ok"] * 3
     assert server.connections == 3
 
 
-async def test_a_connection_that_the_server_closed_meanwhile_is_not_used(open_aiohttp: Open):
+async def test_a_connection_that_the_server_closed_meanwhile_is_not_used(open_reusing: Open):
     """The commonest upstream fault of all: a POST on a stale connection cannot be repeated without asking."""
     closed = asyncio.Event()
 
@@ -77,7 +74,7 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_not_used(open_ai
         closed.set()
 
     async with upstream(script) as server:
-        transport = open_aiohttp(server.url)
+        transport = open_reusing(server.url)
         for _ in range(20):
             assert await whole(transport) == b"ok"
             await soon(closed.wait())
@@ -85,7 +82,7 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_not_used(open_ai
     assert server.connections == 20
 
 
-async def test_a_call_cancelled_on_a_reused_connection_closes_it(open_aiohttp: Open):
+async def test_a_call_cancelled_on_a_reused_connection_closes_it(open_reusing: Open):
     """It has seen a whole answer: the one before."""
     asked, gone = asyncio.Event(), asyncio.Event()
 
@@ -98,7 +95,7 @@ async def test_a_call_cancelled_on_a_reused_connection_closes_it(open_aiohttp: O
         gone.set()
 
     async with upstream(script) as server:
-        transport = open_aiohttp(server.url)
+        transport = open_reusing(server.url)
         await whole(transport)
         call = asyncio.create_task(whole(transport))
         await soon(asked.wait())
@@ -109,7 +106,7 @@ async def test_a_call_cancelled_on_a_reused_connection_closes_it(open_aiohttp: O
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_nothing_is_asked_twice(open_aiohttp: Open, method: str):
+async def test_nothing_is_asked_twice(open_reusing: Open, method: str):
     asked = 0
 
     async def script(peer: Peer) -> None:
@@ -120,7 +117,7 @@ async def test_nothing_is_asked_twice(open_aiohttp: Open, method: str):
         asked += 1
 
     async with upstream(script) as server:
-        transport = open_aiohttp(server.url)
+        transport = open_reusing(server.url)
         await whole(transport, method=method)
         with pytest.raises(TransportError) as caught:
             await whole(transport, method=method)
@@ -134,7 +131,7 @@ async def test_nothing_is_asked_twice(open_aiohttp: Open, method: str):
     "sent", [b"", b"H", b"HTTP/1.1 2", OK, b"HTTP/1.1 100 Continue\r\n\r\n", CHUNKED, CHUNKED + chunk(b"data")]
 )
 async def test_d6_a_connection_is_stale_only_while_nothing_of_the_answer_has_come(
-    open_aiohttp: Open, authority: Authority, sent: bytes, tls: bool, reset: bool
+    open_reusing: Open, authority: Authority, sent: bytes, tls: bool, reset: bool
 ):
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -145,7 +142,7 @@ async def test_d6_a_connection_is_stale_only_while_nothing_of_the_answer_has_com
             await peer.cut()
 
     async with upstream(script, authority.server() if tls else None) as server:
-        transport = open_aiohttp(server.url, max_connections=1)
+        transport = open_reusing(server.url, max_connections=1)
         await whole(transport)
         with pytest.raises(TransportError) as caught:
             await whole(transport)
@@ -154,9 +151,9 @@ async def test_d6_a_connection_is_stale_only_while_nothing_of_the_answer_has_com
             assert (caught.value.stale, caught.value.answered) == (not sent, bool(sent))
 
 
-async def test_d6_a_fresh_call_takes_no_idle_connection(open_aiohttp: Open):
+async def test_d6_a_fresh_call_takes_no_idle_connection(open_reusing: Open):
     async with upstream(every_request(answer(b"ok"))) as server:
-        transport = open_aiohttp(server.url, max_connections=2)
+        transport = open_reusing(server.url, max_connections=2)
         for count in (1, 1, 2, 2, 3):
             fresh = count > server.connections
             async with asyncio.timeout(5), transport.call("POST", "/", [], b"{}", fresh=fresh) as reply:
@@ -164,26 +161,7 @@ async def test_d6_a_fresh_call_takes_no_idle_connection(open_aiohttp: Open):
             assert server.connections == count
 
 
-async def test_d3_the_name_is_looked_up_again_after_a_failure(open_aiohttp: Open, monkeypatch: pytest.MonkeyPatch):
-    """An address is remembered for minutes: not one that leads nowhere."""
-    looked_up: list[str] = []
-    resolve_ = ThreadedResolver.resolve
-
-    async def resolve(self: ThreadedResolver, host: str, *args: Any, **options: Any) -> Any:
-        looked_up.append(host)
-        return await resolve_(self, host, *args, **options)
-
-    monkeypatch.setattr(ThreadedResolver, "resolve", resolve)
-    with socket.socket() as taken:  # bound and not listening
-        taken.bind(("127.0.0.1", 0))
-        transport = open_aiohttp(f"http://localhost:{taken.getsockname()[1]}")
-        for _ in range(3):
-            with pytest.raises(TransportError):
-                await whole(transport)
-    assert looked_up == ["localhost"] * 3
-
-
-async def test_an_answer_that_comes_before_the_request_has_left(open_aiohttp: Open):
+async def test_an_answer_that_comes_before_the_request_has_left(open_reusing: Open):
     """It is handed over, and the connection, on which the rest of the body is still to come, is closed."""
     gone: asyncio.Queue[bytes] = asyncio.Queue()
 
@@ -195,28 +173,8 @@ async def test_an_answer_that_comes_before_the_request_has_left(open_aiohttp: Op
         gone.put_nowait(await peer.gone())
 
     async with upstream(script) as server:
-        transport = open_aiohttp(server.url)
+        transport = open_reusing(server.url)
         large = b"x" * 16_000_000
         assert await whole(transport, body=large) == b"too large"
         assert len(await soon(gone.get())) < len(large)
         assert await whole(transport) == b"ok"
-
-
-async def test_a_name_that_does_not_resolve(open_aiohttp: Open, monkeypatch: pytest.MonkeyPatch):
-    async def resolve(*_: object, **__: object) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(ThreadedResolver, "resolve", resolve)
-    with pytest.raises(TransportError, match="Name or service not known") as caught:
-        await whole(open_aiohttp("https://api.example"))
-    assert caught.value.kind == "connect"
-
-
-async def test_a_name_that_takes_too_long_to_resolve(open_aiohttp: Open, monkeypatch: pytest.MonkeyPatch):
-    async def resolve(*_: object, **__: object) -> None:
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(ThreadedResolver, "resolve", resolve)
-    with pytest.raises(TransportError) as caught:
-        await whole(open_aiohttp("https://api.example", connect=0.05))
-    assert caught.value.kind == "connect_timeout"
