@@ -15,6 +15,7 @@ MOST_TEXT: Final = 500
 """Characters of a provider's own words."""
 
 _ZERO = re.compile(r"\s*0+(\.0*)?\s*")
+_INVISIBLE = re.compile(r"[^!-~]")
 
 
 class Refused(Protocol):
@@ -77,5 +78,9 @@ def one_line(text: str) -> str:
 def visible(header: Header, names: tuple[tuple[str, bytes], ...]) -> Headers:
     """The headers of an answer that clients may see, from the provider's name to theirs: visible ASCII. What is longer
     than 128 bytes is left out: half of a secret would not be recognised as one."""
-    found = ((name, re.sub(r"[^!-~]", "", header(theirs) or "")) for theirs, name in names)
-    return [(name, value.encode()) for name, value in found if 0 < len(value) <= 128]
+    found: Headers = []
+    for theirs, name in names:
+        told = header(theirs)
+        if told and 0 < len(value := _INVISIBLE.sub("", told)) <= 128:
+            found.append((name, value.encode()))
+    return found
