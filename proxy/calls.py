@@ -40,7 +40,7 @@ _ALARMS = {
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Calls:
     """`exchange` counts the attempts, and knows of the latest what may be billed."""
 

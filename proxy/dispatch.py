@@ -104,7 +104,7 @@ class Dispatch:
             exchange.end = guard.ends
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Responder:
     """The answer of one exchange, and what it is charged."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -69,13 +69,12 @@ class Routes(Router):
             (method, route.plain): route for route in reversed(routes) for method in route.methods or ()
         }
 
-    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:  # type: ignore[override]
         route = self._plain.get((scope["method"], scope.get("raw_path"))) if scope["type"] == "http" else None
         if route is None:
-            await super().app(scope, receive, send)
-            return
+            return super().__call__(scope, receive, send)
         scope["route"], scope["endpoint"], scope["path_params"] = route, route.endpoint, {}
-        await route.app(scope, receive, send)
+        return route.app(scope, receive, send)
 
 
 class Exact(Route):

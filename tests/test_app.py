@@ -169,7 +169,7 @@ async def test_another_provider_comes_and_goes_and_leaves_the_others_as_they_are
         assert app.current.upstreams == {"mistral": kept}
         [closing] = app._closing
         await closing
-        assert gone._transport._connector.closed  # type: ignore[attr-defined]
+        assert gone._transport._pool._closed  # type: ignore[attr-defined]
 
 
 async def test_a_team_that_pays_with_another_key_gets_its_own_pool() -> None:

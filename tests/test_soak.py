@@ -21,7 +21,7 @@ def anyio_backend():
 
 
 BRIEF = "from proxy.upstream import pool; pool.KEEP_IDLE = 0.5\n"
-LEAK = "pool.Pool.leave = lambda self, connection, *, failed=False: self._places.release()\n"
+LEAK = "pool.Pool.leave = lambda self, connection, *, failed=False: self._places.give()\n"
 START = "from proxy.cli import main; main()"
 
 

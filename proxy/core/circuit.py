@@ -16,6 +16,8 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Final, Protocol
 
+import msgspec
+
 from proxy.core.errors import KEY_REFUSED, ProxyError, UpstreamRefusal, UpstreamUnknown
 
 Log = Callable[..., None]
@@ -122,8 +124,7 @@ class Circuit:
         self.until = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
+class Pass(msgspec.Struct, frozen=True):
     """A call that was let in, in an `epoch` between two times that all was forgotten. A probe has a `place` among those
     of all workers until `ends`, and the `circuit` that it is about."""
 
@@ -183,11 +184,16 @@ class Circuits:
         may = sum(ends > now for ends in circuit.probes) < most and await self.probes.free(name, most)
         return Sight(State.HALF_OPEN, 0.0 if may else SOON)
 
+    def at_once(self, name: str) -> Pass | None:
+        """Let a call in, if the circuit is closed: there is nobody to be asked. `leave` must follow."""
+        circuit = self._circuits.get(name)
+        return Pass(name, self._epoch) if circuit is None or circuit.state is State.CLOSED else None
+
     async def enter(self, name: str, rules: Rules) -> Pass | float:
         """Let a call in, or say after how many seconds to come again. `leave` must follow."""
-        circuit = self._circuits.get(name)
-        if circuit is None or circuit.state is State.CLOSED:
-            return Pass(name, self._epoch)
+        if let_in := self.at_once(name):
+            return let_in
+        circuit = self._circuits[name]
         if circuit.state is State.OPEN:
             left = circuit.until - self._now()
             if left > 0:

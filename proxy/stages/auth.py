@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -114,7 +114,7 @@ class Auth:
         self._keys = keys
         self._refusals = Refusals(failures, monotonic, "a team key")
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         exchange = Exchange.of(scope)
         token = bearer(exchange)
         try:
@@ -124,4 +124,4 @@ class Auth:
         if known is None:
             raise self._refusals.refuse(exchange.client, token)
         exchange.team, exchange.key_id = known
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)

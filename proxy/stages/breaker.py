@@ -44,12 +44,13 @@ class Breaker:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange.of(scope)
         provider, rules = exchange.provider, self._rules[exchange.provider]
+        of_key = self._key_of(exchange)
         name = of_model(provider, self._model(exchange.model).id) if exchange.model else provider
-        key = await self._circuits.enter(self._key_of(exchange), rules)
+        key = self._circuits.at_once(of_key) or await self._circuits.enter(of_key, rules)
         if not isinstance(key, Pass):
             raise _refused()
         try:
-            model = await self._circuits.enter(name, rules)
+            model = self._circuits.at_once(name) or await self._circuits.enter(name, rules)
             exchange.circuit = self._circuits.state(name).value
             if not isinstance(model, Pass):
                 raise _open(model)

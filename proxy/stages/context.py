@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Collection, Mapping
 from typing import Final, Literal
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -46,11 +46,11 @@ class Context:
         self._sliding = sliding
         self._model = services.catalogue.model
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         exchange = Exchange.of(scope)
         if self._is_wanted(exchange):
             self._cut(exchange)
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)
 
     def _is_wanted(self, exchange: Exchange) -> bool:
         asked = exchange.header(b"x-proxy-context")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -33,12 +33,12 @@ class Deprecated:
         self._wall = services.wall
         self._is_due = services.notices.is_due
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         exchange = Exchange.of(scope)
         model = self._by_name.get(exchange.model or "")
         if model:
             self._tell(exchange, model)
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)
 
     def _tell(self, exchange: Exchange, model: Model) -> None:
         team = exchange.team.name if exchange.team else None

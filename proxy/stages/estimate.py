@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -38,7 +39,7 @@ class Estimated:
         self._clock = services.monotonic
         self._model = services.catalogue.model
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         exchange = Exchange.of(scope)
         if exchange.looked_up is None:
             exchange.looked_up = self._clock()
@@ -47,4 +48,4 @@ class Estimated:
             exchange.estimate = FREE
         elif self._metered and exchange.body is not None:
             exchange.estimate = estimate(exchange.body, self._model(exchange.model or ""), self._completion)
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)

@@ -7,6 +7,8 @@ has been checked before any stage, by `proxy.http.framing`.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.errors import HostNotAllowed
@@ -39,10 +41,10 @@ class Host:
         self._right: set[bytes] = set()
         """Values that were right before, up to MOST."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http":
             self._check(Exchange.of(scope))
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)
 
     def _check(self, exchange: Exchange) -> None:
         host = exchange.header(b"host") or b""

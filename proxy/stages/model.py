@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from pydantic import Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -45,7 +47,7 @@ class Model:
         self._place = services.catalogue.place
         self._providers = services.catalogue.providers
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         exchange = Exchange.of(scope)
         asked = scope["path_params"]["id"] if self._in_path else self._from_body(exchange)
         if not is_name(asked):
@@ -63,7 +65,7 @@ class Model:
             raise ModelNotAllowed(
                 f"Team '{exchange.team.name}' may not use the model '{exchange.model}'.", param="model"
             )
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)
 
     def _from_body(self, exchange: Exchange) -> str:
         asked = exchange.body.get("model") if exchange.body else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Awaitable, Container
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -49,10 +49,10 @@ class Parse:
         self._app = app
         self._fields = fields
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         exchange = Exchange.of(scope)
         exchange.body, exchange.raw = read(exchange.raw or b"", self._fields), None  # one of them is enough to keep
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)
 
 
 def read(data: Data, fields: Container[str]) -> Json:

@@ -5,6 +5,8 @@ Inside quota and ledger, which count such a request and write it down; outside o
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.endpoint import Cache, Endpoint
@@ -29,11 +31,13 @@ class Replayed:
         self._app = app
         self._log = log
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         exchange = Exchange.of(scope)
         if exchange.replay:
-            await exchange.replay(exchange, receive, send)
-            return
+            return exchange.replay(exchange, receive, send)
+        return self._or_rescue(exchange, scope, receive, send)
+
+    async def _or_rescue(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._app(scope, receive, send)
         except ProxyError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -33,12 +34,12 @@ class Started:
         self._what = {"operation": endpoint.span, "endpoint": endpoint.path}
         self._whose: dict[str, bytes] = {}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         exchange = Exchange.of(scope)
         # Ids are plain: they have been looked at.
         fields = f'{{"request_id":"{exchange.request_id}","trace_id":"{exchange.trace_id}",'.encode()
         self._log.ready("info", "request_started", fields + self._rest(exchange))
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)
 
     def _rest(self, exchange: Exchange) -> bytes:
         """What is the same for all requests of a key."""

@@ -6,7 +6,7 @@ and has no row; and the cache knows it by what would be sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,7 +53,7 @@ class Translate:
         self._model = services.catalogue.model
         self._redact = services.redact.text
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         exchange = Exchange.of(scope)
         row = self._rows.get(exchange.provider)
         if row is None:
@@ -64,7 +64,7 @@ class Translate:
         if row.request is not None:
             exchange.sending = row.request.translate(context.asked, context)
             exchange.sending["model"] = exchange.sent_as
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)
 
     def _context(self, exchange: Exchange, row: Endpoint) -> Context:
         notes: Json

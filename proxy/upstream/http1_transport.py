@@ -10,6 +10,7 @@ import asyncio
 import select
 import socket
 import ssl
+from collections.abc import Awaitable
 from typing import Final, cast
 
 from aiohappyeyeballs import start_connection
@@ -89,11 +90,12 @@ class Http1Transport:
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         name = self._origin.host if self._tls else None
         try:
-            _, connection = await self._loop.create_connection(
+            transport, connection = await self._loop.create_connection(
                 lambda: _Connection(self._loop, self._buffer), sock=connected, ssl=self._tls, server_hostname=name
             )
         except (OSError, RuntimeError) as error:
             raise TransportError("tls", f"TLS with the upstream failed: {tls.reason(error)}") from None
+        connection.opened(transport)
         return connection
 
 
@@ -107,18 +109,24 @@ class _Connection(asyncio.BufferedProtocol):
         self._buffer = buffer
         self._lost: asyncio.Future[None] = loop.create_future()
         self._answer: _Answer | None = None
+        self._spoke_first = False
 
-    async def ask(self, request: Request) -> _Answer:
+    def opened(self, transport: asyncio.BaseTransport) -> None:
+        """By whoever opened it: what is raised in a callback of the event loop would be heard by nobody."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._readable = select.poll()
+        self._readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+
+    def ask(self, request: Request) -> Awaitable[_Answer]:
         head, body = request
         self.sent = False
-        if self._transport.is_closing():
+        if self._transport.is_closing() or self._spoke_first:
             raise TransportError("closed", _CLOSED)
         self._answer = answer = _Answer(self._transport, self._loop)
         self.sent = True
         # Without the empty piece: from Python 3.12 on, asyncio's own loop would try to send it for ever.
         self._transport.writelines((head, body) if body else (head,))
-        await answer.begun()
-        return answer
+        return answer.begun()
 
     def is_done(self) -> bool:
         # An answer can also be whole before the request has left.
@@ -136,22 +144,19 @@ class _Connection(asyncio.BufferedProtocol):
 
     # What the event loop calls.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._readable = select.poll()
-        self._readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
-
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._answer is None or not self._answer.take(self._buffer[:nbytes]):
+        if self._answer is None:
+            self._spoke_first = True
+        elif not self._answer.take(self._buffer[:nbytes]):
             self._transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._answer is not None:
             self._answer.end(cleanly=error is None)
-        if not self._lost.done():  # by who no longer waits for it
+        if not self._lost.done():
             self._lost.set_result(None)
 
 
@@ -198,12 +203,14 @@ class _Answer:
 
     # For the caller.
 
-    async def begun(self) -> None:
-        """Return when the headers have come. Raises TransportError."""
+    async def begun(self) -> _Answer:
+        """Itself, when the headers have come. Raises TransportError."""
         while not self._has_begun:
             if self._error is not None:
                 raise self._error
-            await self._news()
+            self._waiter = waiter = self._loop.create_future()
+            await waiter
+        return self
 
     def header(self, name: str) -> str | None:
         value = self._headers.get(name.encode())
@@ -222,7 +229,8 @@ class _Answer:
                 raise StopAsyncIteration
             if self._error is not None:
                 raise self._error
-            await self._news()
+            self._waiter = waiter = self._loop.create_future()
+            await waiter
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self._held = 0
@@ -230,13 +238,6 @@ class _Answer:
             self._is_paused = False
             self._transport.resume_reading()
         return data
-
-    async def _news(self) -> None:
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
 
     # For the connection.
 
@@ -275,8 +276,9 @@ class _Answer:
         self._wake()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():  # by who no longer waits for it
+            waiter.set_result(None)
 
     # For the parser, which stops at what is raised here.
 

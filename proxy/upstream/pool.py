@@ -35,7 +35,7 @@ class Connection(Protocol[R_contra]):
 
     sent: bool
 
-    async def ask(self, request: R_contra) -> Answer:
+    def ask(self, request: R_contra) -> Awaitable[Answer]:
         """Send a request and wait for the headers of its answer. Raises TransportError."""
 
     def is_done(self) -> bool:
@@ -48,13 +48,52 @@ class Connection(Protocol[R_contra]):
         """Close it at once; the future is done when the socket is gone. May be called twice."""
 
 
+class Places:
+    """So many can be taken; who finds none waits in line. While any is `free`, nobody does."""
+
+    def __init__(self, count: int) -> None:
+        self.free = count
+        self._line: deque[asyncio.Future[None]] = deque()
+
+    def take(self) -> bool:
+        """Whether there was one."""
+        if not self.free:
+            return False
+        self.free -= 1
+        return True
+
+    async def wait(self) -> None:
+        """Take the next one that is given back, when those before have theirs."""
+        if self.take():
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it was ours already
+                self.give()
+            elif turn in self._line:
+                self._line.remove(turn)
+            raise
+
+    def give(self) -> None:
+        """Back, to who waits or to who comes."""
+        while self._line:
+            turn = self._line.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.free += 1
+
+
 class Pool(Generic[R]):
     """`places` calls at a time; the next one waits in line for `patience` seconds."""
 
     def __init__(
         self, places: int, patience: float, connect: Callable[[], Awaitable[Connection[R]]], clock: Clock
     ) -> None:
-        self._places = asyncio.Semaphore(places)
+        self._places = Places(places)
         self._patience = patience
         self._connect = connect
         self._clock = clock
@@ -73,14 +112,15 @@ class Pool(Generic[R]):
         idle = sum(connection.is_usable() for connection, _ in self._idle)
         return Connections(len(self._open) - len(self._idle), idle)
 
+    def enters_at_once(self) -> bool:
+        """Take a place if there is one."""
+        return self._places.take()
+
     async def enter(self) -> None:
-        """Take a place. Raises TransportError("pool")."""
-        if not self._places.locked():
-            await self._places.acquire()  # does not suspend
-            return
+        """Wait for a place, and take it. Raises TransportError("pool")."""
         try:
             async with asyncio.timeout(self._patience):
-                await self._places.acquire()
+                await self._places.wait()
         except TimeoutError:
             raise TransportError("pool", "every connection to the upstream was in use for too long") from None
 
@@ -110,7 +150,7 @@ class Pool(Generic[R]):
                     self._expire()
             else:
                 self._close(connection)
-        self._places.release()
+        self._places.give()
 
     def _expire(self) -> None:
         """Close what has been idle for too long, now and for as long as any is idle: one timer looks after them all."""
@@ -146,7 +186,8 @@ class PooledCall(Generic[R]):
         self._connection: Connection[R] | None = None
 
     async def __aenter__(self) -> Answer:
-        await self._pool.enter()
+        if not self._pool.enters_at_once():
+            await self._pool.enter()
         reused = False
         try:
             self._connection = None if self._fresh else self._pool.idle()

@@ -302,7 +302,7 @@ async def test_e4_nothing_is_left_of_abandoned_streams(transport: str) -> None:
                     await asyncio.sleep(0)
             assert not guards
             pool = door._pool
-            assert pool._places._value == PLACES
+            assert pool._places.free == PLACES
             assert not pool._open
             assert not pool._idle
             await door.close()

@@ -114,7 +114,7 @@ class _Dialler:
         loop = asyncio.get_running_loop()
         connection, wire = _Connection(loop, memoryview(bytearray(LARGEST))), _Wire(loop, self._data, self._size)
         wire.set_protocol(connection)
-        connection.connection_made(wire)
+        connection.opened(wire)
         return connection
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from proxy.upstream.pool import KEEP_IDLE, Pool
+from proxy.upstream.pool import KEEP_IDLE, Places, Pool
 from proxy.upstream.transport import Connections, TransportError
 from tests.upstream.conftest import Authority, Open
 from tests.upstream.scripted import CHUNKED, Peer, Upstream, answer, chunk, every_request, soon, upstream, whole
@@ -477,3 +479,43 @@ async def test_a_closed_pool_keeps_nothing():
     assert made[0].closed == 2
     await exchange(pool)
     assert [one.closed for one in made] == [2, 1]
+
+
+@given(
+    st.integers(1, 3), st.lists(st.sampled_from(["come", "give", "cancel first", "cancel last", "turn"]), max_size=40)
+)
+def test_places_are_neither_lost_nor_doubled(count: int, steps: list[str]):
+    async def scenario() -> None:
+        places, held, waiting = Places(count), 0, list[asyncio.Task[None]]()
+
+        def settle() -> None:
+            nonlocal held, waiting
+            held += sum(not task.cancelled() for task in waiting if task.done())
+            waiting = [task for task in waiting if not task.done()]
+
+        for step in [*steps, "turn", "turn"]:
+            if step == "come" and places.take():
+                held += 1
+            elif step == "come":
+                waiting.append(asyncio.create_task(places.wait()))
+            elif step == "give" and held:
+                held -= 1
+                places.give()
+            elif step.startswith("cancel") and waiting:
+                waiting[0 if step == "cancel first" else -1].cancel()
+            elif step == "turn":
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                settle()
+                assert places.free + held == count or waiting
+                assert not (places.free and waiting)
+                assert held <= count
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        settle()
+        for _ in range(held):
+            places.give()
+        assert places.free == count
+
+    asyncio.run(scenario())
