@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Awaitable
 from typing import Final, cast
 
-from aiohappyeyeballs import start_connection
+from aiohappyeyeballs import AddrInfoType, start_connection
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from proxy.upstream import tls
@@ -83,11 +83,13 @@ class Http1Transport:
 
     async def _connected(self) -> _Connection:
         try:
-            connected = await start_connection(await self._addresses.get(), happy_eyeballs_delay=_NEXT_ADDRESS)
+            addresses = await self._addresses.get()
+            connected = await start_connection(
+                addresses, happy_eyeballs_delay=_NEXT_ADDRESS, socket_factory=_keep_alive
+            )
         except (OSError, RuntimeError) as error:  # uvloop tells some by a RuntimeError
             why = getattr(error, "strerror", None) or "no address answered"
             raise TransportError("connect", f"cannot connect to the upstream: {why}") from None
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         name = self._origin.host if self._tls else None
         try:
             transport, connection = await self._loop.create_connection(
@@ -97,6 +99,13 @@ class Http1Transport:
             raise TransportError("tls", f"TLS with the upstream failed: {tls.reason(error)}") from None
         connection.opened(transport)
         return connection
+
+
+def _keep_alive(address: AddrInfoType) -> socket.socket:
+    """A socket that notices when its other side is no longer there."""
+    made = socket.socket(*address[:3])
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return made
 
 
 class _Connection(asyncio.BufferedProtocol):
@@ -265,13 +274,13 @@ class _Answer:
 
     def end(self, *, cleanly: bool) -> None:
         """There is nothing more to come. An answer without a length is whole by that."""
-        if cleanly and self._has_begun and not (self._headers.keys() & _FRAMING):
+        if cleanly and self._has_begun and self._error is None and not (self._headers.keys() & _FRAMING):
             self._is_whole = True
         self._fail("closed", _CLOSED)
 
     def _fail(self, kind: str, why: str) -> None:
         self._parser = None
-        if not self._is_whole:
+        if not self._is_whole and self._error is None:
             self._error = TransportError(kind, why, answered=self._is_heard)
         self._wake()
 

@@ -208,6 +208,17 @@ async def test_d12_bytes_that_bring_nothing_on_have_an_end(connection: _Connecti
     assert (caught.value.kind, caught.value.answered) == ("protocol", True)
 
 
+@pytest.mark.parametrize("cleanly", [False, True])
+async def test_what_was_wrong_is_told_however_late_it_is_heard(connection: _Connection, cleanly: bool):
+    given = await begun(connection, CHUNKED + chunk(b"ok"))
+    receive(connection, b"zz\r\n")
+    connection.connection_lost(None if cleanly else ConnectionResetError())
+    assert await anext(given) == b"ok"
+    with pytest.raises(TransportError) as caught:
+        await anext(given)
+    assert caught.value.kind == "protocol"
+
+
 async def test_an_answer_leaves_nothing_to_the_garbage_collector(connection: _Connection):
     async def exchange() -> None:
         assert await rest(await begun(connection, CHUNKED + chunk(b"ok") + chunk(b""))) == b"ok"
