@@ -126,7 +126,8 @@ class Calls:
             exchange.sent = exchange.answered = False
             payment.take()
             try:
-                await payment.turn(self.guard.rest)
+                if not payment.sends_at_once():
+                    await payment.turn(self.guard.rest)
                 return await self._once(data, use, payment)
             except ProxyError as error:
                 if not payment.refused(error):

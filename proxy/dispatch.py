@@ -119,7 +119,7 @@ class Responder:
         batch = self.way.endpoint.batch
         answered: list[tuple[Json, Json]] = []
         try:
-            async with self.guard:
+            with self.guard:
                 if batch and body:
                     for part in batch.split(body):
                         await self._answer_parts(batch, part, answered)
@@ -158,7 +158,7 @@ class Responder:
 
         relay = Relay(events, self.guard, send, self.way.upstream.scrub, charge)
         try:
-            async with self.guard:
+            with self.guard:
                 await self.calls.call(body, relay.run)
         except ProxyError as error:
             ended, stuck = error, isinstance(error, Draining) and bool(relay.unsent)

@@ -55,7 +55,7 @@ class Patience:
 
 
 class Guard(Interruptible):
-    """`async with Guard(receive, deadlines):` runs its block under watch; call `heard()` at every byte of the upstream.
+    """`with Guard(receive, deadlines):` runs its block under watch; call `heard()` at every byte of the upstream.
 
     `on_silence`, if one is set, is called after every SILENCE seconds without a `sent()`, but never between `sending()`
     and `sent()`.
@@ -89,7 +89,7 @@ class Guard(Interruptible):
         self.gaps: Gaps | None = None
         """If they are wanted: between the pieces of the answer."""
 
-    async def __aenter__(self) -> Guard:
+    def __enter__(self) -> Guard:
         self._loop = loop = self.begin().get_loop()
         now = loop.time()
         self._phase, self._wait, self._last = "first_byte", self._deadlines.first_byte, now
@@ -108,7 +108,7 @@ class Guard(Interruptible):
             self._departure.watch(self._left)
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._timer.cancel()

@@ -104,7 +104,7 @@ class Player:
         relay = Relay(_AsTheyCome(), guard, send, bytes, whole)
         error: ProxyError
         try:
-            async with guard:
+            with guard:
                 await relay.run(_Pieces(pieces))
             return
         except ClientGone:

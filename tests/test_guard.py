@@ -76,7 +76,7 @@ class Client:
 
 
 async def forever(guard: Guard) -> None:
-    async with guard:
+    with guard:
         await asyncio.Event().wait()
 
 
@@ -132,9 +132,9 @@ async def test_a_client_that_has_left_before_ends_the_block_at_its_first_wait() 
 
 async def test_a_departure_counts_no_more_once_the_block_has_ended_or_the_client_has_all() -> None:
     server = Server()
-    async with server.guard():
+    with server.guard():
         pass
-    async with server.guard() as guard:
+    with server.guard() as guard:
         guard.finishing(1)
         server.departure.happen()
         await settle()
@@ -168,7 +168,7 @@ async def test_e4_what_asked_to_be_told_is_not_kept_alive() -> None:
         def told(self) -> None: ...
 
     guard = Guard(stays, Deadlines(), set())
-    async with guard:
+    with guard:
         gone = weakref.ref(Holder(guard))
         assert gone()
     assert not gone()
@@ -347,7 +347,7 @@ async def test_a_foreign_cancellation_wins_over_the_guards_own() -> None:
 async def test_an_error_of_the_block_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, client, group = Clock(monkeypatch), Client(), set[Drainable]()
     with pytest.raises(ZeroDivisionError):
-        async with Guard(client.receive, Deadlines(), group):
+        with Guard(client.receive, Deadlines(), group):
             await settle()
             raise ZeroDivisionError
     await settle()
@@ -376,12 +376,12 @@ async def test_after_the_block_the_task_can_be_cancelled_anew() -> None:
 async def test_two_calls_one_after_the_other_share_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     first = Guard(stays, Deadlines(total=60), set())
-    async with first:
+    with first:
         await clock.advance(9)
     await clock.advance(41)
     second = Guard(stays, Deadlines(first_byte=99, total=60), set(), first.ends)
     with pytest.raises(UpstreamTimeout, match="total") as late:
-        async with second:
+        with second:
             assert second.left == 10
             await asyncio.gather(clock.advance(10), asyncio.Event().wait())
     assert late.value.elsewhere is Elsewhere.NO  # there is no time for anybody else

@@ -101,7 +101,7 @@ async def relay(
     guard = Guard(never, Timeouts(), set())
     made = Relay(events or Events(), guard, client.send, scrub)
     try:
-        async with guard:
+        with guard:
             await made.run(upstream)
     except ProxyError as error:
         return client, made, error
@@ -112,13 +112,13 @@ async def test_that_it_is_whole_is_said_once_before_the_last_piece_goes_on() -> 
     client, said = Client(), list[int]()
     guard = Guard(never, Timeouts(), set())
     made = Relay(Events(), guard, client.send, unchanged, lambda: said.append(len(client.bodies)))
-    async with guard:
+    with guard:
         await made.run(Upstream(b"a", b"b", b"c."))
     assert (said, len(client.bodies)) == ([2], 3)
     said.clear()
     broken = Relay(Events(), guard, Client().send, unchanged, lambda: said.append(0))
     with pytest.raises(UpstreamFailed):
-        async with guard:
+        with guard:
             await broken.run(Upstream(b"a", b"!"))
     await broken.fail(UpstreamFailed("cut"))
     assert not said
@@ -234,7 +234,7 @@ async def test_what_the_transport_raises_is_passed_on() -> None:
     client = Client()
     guard = Guard(never, Timeouts(), set())
     with pytest.raises(TransportError):
-        async with guard:
+        with guard:
             await Relay(Events(), guard, client.send, unchanged).run(Upstream(b"a", TransportError("closed", "cut")))
     assert client.bodies == [(b"A", True)]
 
@@ -288,7 +288,7 @@ async def test_a_client_that_takes_its_time_is_not_the_upstreams_silence(monkeyp
     guard = Guard(never, timeouts, set())
 
     async def run() -> None:
-        async with guard:
+        with guard:
             await Relay(Events(), guard, slow, unchanged).run(Upstream(b"a", b"b", never))
 
     task = asyncio.create_task(run())
@@ -318,7 +318,7 @@ async def test_the_last_bytes_have_as_long_as_the_client_needs(monkeypatch: pyte
     guard = Guard(never, timeouts, set())
 
     async def run() -> None:
-        async with guard:
+        with guard:
             await Relay(Events(), guard, slow, unchanged).run(Upstream(b"a."))
 
     task = asyncio.create_task(run())
@@ -340,7 +340,7 @@ class Comments:
         self.made = Relay(Events(), guard, self.send, unchanged)
 
         async def run() -> None:
-            async with guard:
+            with guard:
                 await self.made.run(Upstream(*chunks))
 
         self.task = asyncio.create_task(run())

@@ -293,7 +293,7 @@ class Cached:
         guard = Guard(search.receive, search.patience, self._drainables, exchange.end, departure=exchange.departure)
         try:
             if not flight.over:
-                async with guard:
+                with guard:
                     await flight.begun()
             else:
                 await flight.begun()
@@ -359,7 +359,7 @@ class Cached:
     async def _written(self, search: _Search, capture: Capture) -> None:
         """Others have the answer; its own client still takes it, and may take as long as for any other."""
         try:
-            async with Guard(
+            with Guard(
                 search.receive,
                 search.patience,
                 self._drainables,

@@ -8,6 +8,7 @@ under which the answer is kept. It takes longer to find out than everything else
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Awaitable
 from hashlib import blake2b
 from typing import Final
 
@@ -55,19 +56,20 @@ class Recall:
         self._at_hand = backend.at_hand
         self._known: OrderedDict[bytes, Known] = OrderedDict()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         exchange = Exchange.of(scope)
         assert exchange.team
         if exchange.team.log_content or len(exchange.raw or b"") > LARGEST:  # what it says is wanted, or it is much
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         said = letters(exchange)
         known = self._known.get(said)
         if known and self._recall(exchange, known):
             self._known.move_to_end(said)
             exchange.raw = None
-            await self._answered(scope, receive, send)
-            return
+            return self._answered(scope, receive, send)
+        return self._understood(said, exchange, scope, receive, send)
+
+    async def _understood(self, said: bytes, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
         if exchange.known and exchange.status is not None:
             self._remember(said, exchange.known)

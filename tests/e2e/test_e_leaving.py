@@ -284,9 +284,10 @@ async def test_e4_nothing_is_left_of_abandoned_streams(transport: str) -> None:
             return {"type": "http.disconnect"}
 
         with pytest.raises(ClientGone):
-            async with Guard(receive, Timeouts(), guards) as guard, door.call("POST", "/", [], b"{}") as answer:
-                events = ChatStream(Context(Model("m"), {}, strict=False, notes={}))
-                await Relay(events, guard, send, bytes).run(answer)
+            with Guard(receive, Timeouts(), guards) as guard:
+                async with door.call("POST", "/", [], b"{}") as answer:
+                    events = ChatStream(Context(Model("m"), {}, strict=False, notes={}))
+                    await Relay(events, guard, send, bytes).run(answer)
 
     guards: set[Any] = set()
     with listener() as held:
