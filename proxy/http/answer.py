@@ -12,6 +12,7 @@ first piece.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Generator
 from http import HTTPStatus
 from typing import Final
 
@@ -66,10 +67,18 @@ class Answer(RequestResponseCycle):
         finally:
             self.on_response = _nothing
 
-    async def send(self, message: Message) -> None:  # type: ignore[override]
+    def send(self, message: Message) -> Awaitable[None]:  # type: ignore[override]
         """Raises RuntimeError for what is no answer, or not the one that its head has announced."""
         if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
+            return self._send_when_there_is_room(message)
+        self._send(message)
+        return _SENT
+
+    async def _send_when_there_is_room(self, message: Message) -> None:
+        await self.flow.drain()
+        self._send(message)
+
+    def _send(self, message: Message) -> None:
         if self.disconnected:
             return
         kind = message["type"]
@@ -146,6 +155,16 @@ class Answer(RequestResponseCycle):
     def _flush(self) -> None:
         if self._head:
             self._write(b"")
+
+
+class _Sent:
+    """Nobody need wait for what has been sent, and no piece of a stream pays for a coroutine that does not."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return iter(())  # type: ignore[return-value]  # any iterator will do
+
+
+_SENT: Final = _Sent()
 
 
 def _nothing() -> None:
