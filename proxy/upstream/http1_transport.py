@@ -11,7 +11,7 @@ import select
 import socket
 import ssl
 from collections.abc import Awaitable
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from aiohappyeyeballs import AddrInfoType, start_connection
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -123,6 +123,9 @@ class _Connection(asyncio.BufferedProtocol):
     def opened(self, transport: asyncio.BaseTransport) -> None:
         """By whoever opened it: what is raised in a callback of the event loop would be heard by nobody."""
         self._transport = cast(asyncio.Transport, transport)
+        if transport.get_extra_info("ssl_object") is not None:
+            # Else TLS reads on before we have what it holds, and when it finds the end of the connection, forgets that.
+            cast(Any, transport).set_read_buffer_limits(high=1, low=0)
         self._readable = select.poll()
         self._readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
@@ -148,6 +151,8 @@ class _Connection(asyncio.BufferedProtocol):
         return self.is_done() and not self._readable.poll(0)
 
     def close(self) -> asyncio.Future[None]:
+        if self._answer is not None:
+            self._answer.end(cleanly=False)  # it is we who end it: that makes no answer whole
         self._transport.abort()  # close() would first send what is buffered, and wait for TLS's good-bye
         return self._lost
 
