@@ -74,6 +74,7 @@ def forwarder(place: Place, name: str = "forwarder") -> Target:
 def proxy(place: Place, *, counts: bool = True) -> Target:
     """The product as a user starts it: every stage on, one team key, JSON logs written to a file. Without `counts` it
     has no quotas and no ledger."""
+    name, file = ("mistral-proxy", "proxy.yaml") if counts else ("without-counts", "without-counts.yaml")
     team_key = secrets.token_urlsafe()
     provider = {
         "type": "mistral",
@@ -89,13 +90,13 @@ def proxy(place: Place, *, counts: bool = True) -> Target:
         "ledger": {} if counts else {"url": "off"},
         "logging": {"level": "info", "format": "json"},
     }
-    config = place.folder / "proxy.yaml"
+    config = place.folder / file
     config.write_bytes(msgspec.yaml.encode(settings))
     return Target(
-        name="mistral-proxy",
+        name=name,
         command=(str(Path(sys.executable).with_name("mistral-proxy")), "serve", "--config", str(config)),
         route=Route(place.port, {"authorization": f"Bearer {team_key}"}),
-        log=place.folder / "mistral-proxy.log",
+        log=place.folder / f"{name}.log",
         environment={
             "BENCH_TEAM_KEY": team_key,
             "BENCH_PROVIDER_KEY": secrets.token_urlsafe(),
@@ -121,6 +122,7 @@ def upstream(port: int, folder: Path) -> Target:
 TARGETS: dict[str, Callable[[Place], Target]] = {
     "forwarder": forwarder,
     "mistral-proxy": proxy,
+    "without-counts": partial(proxy, counts=False),
     # The same program twice: how far from 1.00 chance alone takes a ratio on this machine today.
     "forwarder-again": partial(forwarder, name="forwarder-again"),
 }

@@ -126,8 +126,7 @@ class Calls:
             exchange.sent = exchange.answered = False
             payment.take()
             try:
-                if not payment.sends_at_once():
-                    await payment.turn(self.guard.rest)
+                await payment.turn(self.guard.rest)
                 return await self._once(data, use, payment)
             except ProxyError as error:
                 if not payment.refused(error):

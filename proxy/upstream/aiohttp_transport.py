@@ -107,6 +107,7 @@ class _Connection:
         self.sent = False
         self._ear = _Ear(protocol)
         transport.set_protocol(self._ear)
+        tls.take_all_before_the_end(transport)
         self._payload: StreamReader | None = None
         self._readable = select.poll()
         self._readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN)

@@ -166,16 +166,8 @@ class Allowance:
     async def turn(self, tokens: int, rest: Callable[[float], Awaitable[None]]) -> Sent:
         """Hold a call back for as long as it must be, in the order in which they came, and count it as sent. `rest`
         sleeps. Raises ProviderBusy if that takes longer than PATIENCE."""
-        if self.has_to_wait(tokens):
+        if self._line or self.wait(tokens):
             await self._wait_in_line(tokens, rest)
-        return self.send(tokens)
-
-    def has_to_wait(self, tokens: int) -> bool:
-        """Whether a call must be held back; else it can be sent at once."""
-        return bool(self._line) or self.wait(tokens) > 0
-
-    def send(self, tokens: int) -> Sent:
-        """Count a call as sent."""
         self._sent += 1
         self._sent_tokens += tokens
         self._calls += 1

@@ -11,7 +11,7 @@ import select
 import socket
 import ssl
 from collections.abc import Awaitable
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from aiohappyeyeballs import AddrInfoType, start_connection
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -87,7 +87,7 @@ class Http1Transport:
             connected = await start_connection(
                 addresses, happy_eyeballs_delay=_NEXT_ADDRESS, socket_factory=_keep_alive
             )
-        except (OSError, RuntimeError) as error:  # uvloop tells some by a RuntimeError
+        except (OSError, RuntimeError, UnicodeError) as error:  # uvloop's own, and of a name that is none
             why = getattr(error, "strerror", None) or "no address answered"
             raise TransportError("connect", f"cannot connect to the upstream: {why}") from None
         name = self._origin.host if self._tls else None
@@ -123,9 +123,7 @@ class _Connection(asyncio.BufferedProtocol):
     def opened(self, transport: asyncio.BaseTransport) -> None:
         """By whoever opened it: what is raised in a callback of the event loop would be heard by nobody."""
         self._transport = cast(asyncio.Transport, transport)
-        if transport.get_extra_info("ssl_object") is not None:
-            # Else TLS reads on before we have what it holds, and when it finds the end of the connection, forgets that.
-            cast(Any, transport).set_read_buffer_limits(high=1, low=0)
+        tls.take_all_before_the_end(transport)
         self._readable = select.poll()
         self._readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 

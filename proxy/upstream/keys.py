@@ -159,15 +159,6 @@ class Payment:
         """Choose the key to try next; `give` must follow. Raises ProviderBusy."""
         self.key = self._pool.take(self._model, self._tokens, [key for key, _ in self._faults])
 
-    def sends_at_once(self) -> bool:
-        """Whether the key's account has something left, and nobody waits for it: then the call is counted as sent."""
-        allowance = self.key.allowances.get(self._model)
-        if allowance:
-            if allowance.has_to_wait(self._tokens):
-                return False
-            self._sent, self._counted = allowance.send(self._tokens), allowance
-        return True
-
     async def turn(self, rest: Callable[[float], Awaitable[None]]) -> None:
         """Wait until the key's account has something left; `rest` sleeps. Raises ProviderBusy if that takes long."""
         allowance = self.key.allowances.get(self._model)

@@ -102,6 +102,11 @@ async def test_d3_why_a_name_has_no_address_is_told(open_reusing: Open, names: C
         await whole(open_reusing("https://localhost"))
 
 
+@pytest.mark.parametrize("name", ["a..b", "a" * 70])
+async def test_d3_a_name_that_is_none(open_http1: Open, name: str):
+    assert await failing(open_http1(f"https://{name}:1")) == "connect"
+
+
 async def test_d3_a_name_that_comes_and_goes(open_reusing: Open, names: Callable[[Resolver], None]):
     """An address is remembered while it serves, and looked up again when it does not."""
     async with upstream(every_request(answer(b"ok"))) as server:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import socket
-import ssl
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -17,7 +14,7 @@ from proxy.upstream import http1_transport
 from proxy.upstream.head import Origin
 from proxy.upstream.http1_transport import _Connection
 from proxy.upstream.transport import TransportError
-from tests.upstream.conftest import Authority, Open
+from tests.upstream.conftest import Open
 from tests.upstream.scripted import CHUNKED, OK, Peer, answer, chunk, every_request, soon, upstream, whole
 
 TRAILER = b"0\r\ncontent-type: evil\r\nx-trailer: 1\r\n\r\n"
@@ -295,61 +292,18 @@ def test_the_host_of_a_request(url: str, host: str):
     )
 
 
-def one_answer(listener: socket.socket, context: ssl.SSLContext, reply: bytes, *, says_so: bool) -> None:
-    """Accept one connection, answer, and send its end at once: asyncio's own servers wait for the client's first."""
-    with suppress(OSError), context.wrap_socket(listener.accept()[0], server_side=True) as peer:
-        peer.recv(1 << 16)
-        peer.sendall(reply)
-        if says_so:
-            peer.settimeout(0)
-            with suppress(OSError):
-                peer.unwrap()
-        socket.socket.shutdown(peer, socket.SHUT_WR)
-        with suppress(OSError):
-            peer.settimeout(5)
-            while socket.socket.recv(peer, 1 << 16):
-                pass
-
-
-@pytest.mark.parametrize(
-    "head", [OK, OK + b"connection: close\r\ncontent-length: 400000\r\n"], ids=["no length", "length"]
-)
-@pytest.mark.parametrize("says_so", [False, True], ids=["FIN", "close_notify"])
-@pytest.mark.parametrize("pause", [0.0, 0.005], ids=["fast", "slow"])
-async def test_d6_under_tls_the_end_of_a_connection_takes_nothing_of_an_answer_with_it(
-    open_http1: Open, authority: Authority, head: bytes, says_so: bool, pause: float
-):
-    large, context = b"x" * 400_000, authority.server()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        transport = open_http1(f"https://localhost:{listener.getsockname()[1]}")
-        for _ in range(5):
-            serving = asyncio.create_task(
-                asyncio.to_thread(one_answer, listener, context, head + b"\r\n" + large, says_so=says_so)
-            )
-            received = b""
-            async with asyncio.timeout(10), transport.call("POST", "/", [], b"{}") as reply:
-                async for data in reply.chunks():
-                    received += data
-                    await asyncio.sleep(pause)
-            assert received == large
-            await serving
-
-
 async def test_an_answer_without_a_length_that_we_end_is_not_whole(open_http1: Open):
-    begun = asyncio.Event()
-
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(OK + b"\r\npartial")
-        begun.set()
         await peer.gone()
 
     async with upstream(script) as server:
         transport = open_http1(server.url)
-        call = asyncio.create_task(whole(transport))
-        await soon(begun.wait())
-        await asyncio.sleep(0.05)
-        await soon(transport.close())
         with pytest.raises(TransportError) as caught:
-            await call
+            async with asyncio.timeout(5), transport.call("POST", "/", [], b"{}") as reply:
+                pieces = reply.chunks()
+                assert await anext(pieces) == b"partial"
+                await transport.close()
+                await anext(pieces)
     assert caught.value.kind == "closed"

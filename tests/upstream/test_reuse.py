@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
+from contextlib import suppress
 
 import pytest
 
@@ -178,3 +181,44 @@ async def test_an_answer_that_comes_before_the_request_has_left(open_reusing: Op
         assert await whole(transport, body=large) == b"too large"
         assert len(await soon(gone.get())) < len(large)
         assert await whole(transport) == b"ok"
+
+
+def one_answer(listener: socket.socket, context: ssl.SSLContext, reply: bytes, *, says_so: bool) -> None:
+    """Accept one connection, answer, and send its end at once: asyncio's own servers wait for the client's first."""
+    with suppress(OSError), context.wrap_socket(listener.accept()[0], server_side=True) as peer:
+        peer.recv(1 << 16)
+        peer.sendall(reply)
+        if says_so:
+            peer.settimeout(0)
+            with suppress(OSError):
+                peer.unwrap()
+        socket.socket.shutdown(peer, socket.SHUT_WR)
+        with suppress(OSError):
+            peer.settimeout(5)
+            while socket.socket.recv(peer, 1 << 16):
+                pass
+
+
+@pytest.mark.parametrize(
+    "head", [OK, OK + b"connection: close\r\ncontent-length: 400000\r\n"], ids=["no length", "length"]
+)
+@pytest.mark.parametrize("says_so", [False, True], ids=["FIN", "close_notify"])
+@pytest.mark.parametrize("turns", [0, 300], ids=["fast", "slow"])
+async def test_under_tls_the_end_of_a_connection_takes_nothing_of_an_answer_with_it(
+    open_reusing: Open, authority: Authority, head: bytes, says_so: bool, turns: int
+):
+    large, context = b"x" * 400_000, authority.server()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        transport = open_reusing(f"https://localhost:{listener.getsockname()[1]}")
+        for _ in range(5):
+            serving = asyncio.create_task(
+                asyncio.to_thread(one_answer, listener, context, head + b"\r\n" + large, says_so=says_so)
+            )
+            received = b""
+            async with asyncio.timeout(10), transport.call("POST", "/", [], b"{}") as reply:
+                async for data in reply.chunks():
+                    received += data
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+            assert received == large
+            await serving
