@@ -67,7 +67,7 @@ def find(token: bytes, known: Mapping[bytes, Owner]) -> Owner | None:
 def bearer(exchange: Exchange) -> bytes:
     """The key that was sent; empty if none was. Two keys are no key but two readers' quarrel: whoever is in front of us
     may have looked at the other one."""
-    values = [value for name, value in exchange.headers if name == b"authorization"]
+    values = exchange.values(b"authorization")
     if len(values) > 1:
         raise BadFraming("The request must have one Authorization header.")
     value = values[0].strip(b" \t") if values else b""  # what surrounds a value is no part of it (RFC 9110, 5.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 _DIRECTIVE: Final = re.compile(rb'([!#$%&\'*+.^_`|~0-9A-Za-z-]+)(?:=(?:"([^"]*)"|([^",;\s]*)))?')
@@ -24,10 +25,9 @@ class Wishes(NamedTuple):
 NONE: Final = Wishes()
 
 
-def wishes(headers: tuple[tuple[bytes, bytes], ...]) -> Wishes:
+def wishes(values: Sequence[bytes]) -> Wishes:
     """Of all the Cache-Control headers together. A `max-age` that is no number is 0: what cannot be understood gets
     nothing old."""
-    values = [value for name, value in headers if name == b"cache-control"]
     return _read(b",".join(values)) if values else NONE
 
 

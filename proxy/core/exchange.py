@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from operator import itemgetter
+from typing import Any, ClassVar, Final
 
 import msgspec
 from starlette.types import Receive, Send
@@ -19,7 +20,8 @@ from proxy.core.provider import MAIN
 from proxy.core.table import Context
 from proxy.core.trace import SAMPLED, Span, traceparent
 
-_KEY = "mistral_proxy.exchange"
+KEY: Final = "mistral_proxy.exchange"
+"""Where a scope has it."""
 
 Replay = Callable[["Exchange", Receive, Send], Awaitable[None]]
 """Answers with what is there already. It is told whom, and does not keep that: what holds on to itself stays in memory
@@ -76,16 +78,17 @@ class Stand(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True, repr=False)
 class Exchange:
-    """Kept in `scope["state"]`; each field has one writer, the stage named beside it.
+    """Kept in the scope; each field has one writer, the stage named beside it.
 
-    Times are monotonic seconds. `headers` is a snapshot from before the body: a chunk trailer cannot add to it.
-    `request_id` may be the client's own, and come again; `call` is ours, and never does. `client` is who sent the
-    request, as far as those in front of us can be believed, and `departure` tells when it leaves. `model` is the name
-    after aliasing, `sent_as` the one that it has at its provider, `sending` the body as the provider gets it. Of the
-    latest attempt, `sent` says whether some of it may have reached the provider, `answered` whether that has begun to
-    answer with a success; `lost` is what earlier ones may have cost, `alone` what the answer has cost without them.
-    What is counted, reserved and charged is of the model that is asked now; `before` is of those that were asked first,
-    and failed, `others` whether there are more to turn to, `turned` whether this is not the first.
+    Times are monotonic seconds. `headers` is a snapshot from before the body: a chunk trailer cannot add to it, and
+    `first` has the first value of each. `request_id` may be the client's own, and come again; `call` is ours, and never
+    does. `client` is who sent the request, as far as those in front of us can be believed, and `departure` tells when
+    it leaves. `model` is the name after aliasing, `sent_as` the one that it has at its provider, `sending` the body as
+    the provider gets it. Of the latest attempt, `sent` says whether some of it may have reached the provider,
+    `answered` whether that has begun to answer with a success; `lost` is what earlier ones may have cost, `alone` what
+    the answer has cost without them. What is counted, reserved and charged is of the model that is asked now; `before`
+    is of those that were asked first, and failed, `others` whether there are more to turn to, `turned` whether this is
+    not the first.
 
     The request is the span `span_id` of the trace `trace_id`, within the client's `parent_id` if it said so; `failed`
     tells of the model that was asked before.
@@ -111,6 +114,7 @@ class Exchange:
     headers: tuple[tuple[bytes, bytes], ...]
     client: str
     started: float
+    first: dict[bytes, bytes] = field(init=False)
     trace_id: str = ""
     span_id: str = ""
     parent_id: str | None = None
@@ -209,6 +213,9 @@ class Exchange:
     # rescue; dispatch, for an error after the first byte of a stream
     error: ProxyError | None = None
 
+    def __post_init__(self) -> None:
+        self.first = dict(reversed(self.headers))
+
     def __repr__(self) -> str:
         return f"<Exchange {self.request_id}>"  # it holds a key and a prompt, and a traceback may print it
 
@@ -261,16 +268,16 @@ class Exchange:
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a request header, by its lower-case name."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
+        return self.first.get(name)
+
+    def values(self, name: bytes) -> list[bytes]:
+        """All values of one, as they came."""
+        if name not in self.first:
+            return []
+        return [value for key, value in self.headers if key == name]
 
     def keep_in(self, scope: MutableMapping[str, Any]) -> None:
-        # Not every server and test client makes a `state`.
-        scope.setdefault("state", {})[_KEY] = self
+        scope[KEY] = self
 
-    @staticmethod
-    def of(scope: MutableMapping[str, Any]) -> Exchange:
-        exchange: Exchange = scope["state"][_KEY]
-        return exchange
+    of: ClassVar[Callable[[Mapping[str, Any]], Exchange]] = itemgetter(KEY)
+    """The exchange of a scope. Every stage asks for it, so it is no function of Python."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import Headers, ProxyError
@@ -18,8 +18,7 @@ Header = Callable[[str], str | None]
 """The first value of an answer's header, by lower-case name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
+class Left(NamedTuple):
     """What an account may still ask of a model within a minute, as its provider says: None where it does not."""
 
     requests: int | None = None

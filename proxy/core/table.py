@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final, Protocol
 
 from proxy.core.errors import (
@@ -230,19 +231,25 @@ def type_name(value: Any) -> str:
 def verify(check: Check, value: Any, path: str) -> None:
     """Raise the error that names `path` unless `check` accepts `value`."""
     expected = check(value)
-    if expected is None:
-        return
+    if expected is not None:
+        raise _unfit(expected, value, path)
+
+
+def _unfit(expected: str, value: Any, path: str) -> BadRequest:
     where = f"'{path}'" if path else "the body"
     if not expected.startswith(("a ", "an ")):
         kind = NumberOutOfRange if type(value) is int and abs(value) > _MOST_EXACT else BadRequest
-        raise kind(f"Invalid value for {where}: it must be {expected}.", param=path or None)
-    raise InvalidType(f"Invalid type for {where}: expected {expected}, but got {type_name(value)}.", param=path or None)
+        return kind(f"Invalid value for {where}: it must be {expected}.", param=path or None)
+    return InvalidType(
+        f"Invalid type for {where}: expected {expected}, but got {type_name(value)}.", param=path or None
+    )
 
 
 def keep(name: str, check: Check | None = None, note: str = "") -> Row:
     def apply(value: Any, out: Json, context: Context, path: str) -> None:
-        if check:
-            verify(check, value, path)
+        expected = check(value) if check else None  # as `verify` does it: most fields are kept
+        if expected is not None:
+            raise _unfit(expected, value, path)
         out[name] = value
 
     return Row(name, "keep", apply, note)
@@ -351,22 +358,23 @@ def text_or_texts(value: Any) -> str | None:
 
 
 def integer(least: int | None = None, most: int | None = None) -> Check:
-    def check(value: Any) -> str | None:
-        return within(value, least, most) if type(value) is int else "an integer"
-
-    return check
+    return _numeric((int,), "an integer", least, most)
 
 
 def number(least: float | None = None, most: float | None = None) -> Check:
+    return _numeric((int, float), "a number", least, most)
+
+
+def _numeric(types: tuple[type, ...], name: str, least: float | None, most: float | None) -> Check:
+    lowest, highest = -inf if least is None else least, inf if most is None else most
+    if least is None or most is None:
+        bounds = f"at most {most}" if least is None else f"at least {least}"
+    else:
+        bounds = f"between {least} and {most}"
+
     def check(value: Any) -> str | None:
-        return within(value, least, most) if type(value) in (int, float) else "a number"
+        if type(value) not in types:
+            return name
+        return None if lowest <= value <= highest else bounds
 
     return check
-
-
-def within(value: float, least: float | None, most: float | None) -> str | None:
-    if least is not None and most is not None:
-        return None if least <= value <= most else f"between {least} and {most}"
-    if least is not None:
-        return None if value >= least else f"at least {least}"
-    return None if most is None or value <= most else f"at most {most}"

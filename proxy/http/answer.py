@@ -12,8 +12,9 @@ first piece.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Generator, Iterable
 from http import HTTPStatus
+from itertools import chain
 from typing import Final
 
 from starlette.types import ASGIApp, Message
@@ -27,6 +28,7 @@ LARGE: Final = 1 << 16
 
 _STATUS: Final = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 _NO_BODY: Final = (204, 304)
+_LINE: Final = b"%b: %b\r\n"
 
 _ALLOWED: Final = bytes({*range(0x20, 0x7F), *range(0x80, 0x100), 0x09})
 """What a header may have in it: anything but control characters."""
@@ -90,40 +92,47 @@ class Answer(RequestResponseCycle):
             raise RuntimeError(f"{kind} is out of place in an answer")
 
     def _begin(self, status: int, headers: Headers) -> None:
-        length: bytes | None = None
-        lines = [_STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        for name, value in (*self.default_headers, *headers):
-            if name not in self._names:
-                self._check(name)
-            lines.append(b"%b: %b\r\n" % (name, value))
-            if name == b"content-length":
-                if length is not None or not value.isdigit():
-                    raise RuntimeError("an answer has one length, in digits")
-                length = value
-                self.expected_content_length, self.chunked_encoding = int(value), False
-            elif name == b"connection" and b"close" in value.lower():
-                self.keep_alive = False
-                lines.pop()
-        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in _NO_BODY:
+        headers = [*self.default_headers, *headers]
+        named = dict(headers)
+        if not named.keys() <= self._names:
+            self._check(named)
+        if b"content-length" in named:
+            self._announce(named[b"content-length"], is_only=len(named) == len(headers) or _is_only(headers))
+        elif self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in _NO_BODY:
             self.chunked_encoding = self.scope["http_version"] != "1.0"
             self._by_connection = not self.chunked_encoding
             if self.chunked_encoding:
-                lines.append(b"transfer-encoding: chunked\r\n")
+                headers.append((b"transfer-encoding", b"chunked"))
+        if b"connection" in named:
+            self._heed_connection(headers)
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        head = b"".join(lines)
-        if head.translate(None, _ALLOWED) != b"\r\n" * len(lines):
+            headers.append((b"connection", b"close"))
+        first = _STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status
+        # All headers by one format: most of what each would cost by itself is no copying.
+        head = first + _LINE * len(headers) % tuple(chain.from_iterable(headers)) + b"\r\n"
+        if head.translate(None, _ALLOWED) != b"\r\n" * (len(headers) + 2):
             raise RuntimeError("a header has a control character")
         self._head = head
         self.response_started = True
         self.waiting_for_100_continue = False
 
-    def _check(self, name: bytes) -> None:
-        """Raises RuntimeError unless it can be a header's. How the end is found is said here and nowhere else."""
-        if not name or not _TOKEN.issuperset(name) or name == b"transfer-encoding":
-            raise RuntimeError("an answer has no such header")
-        self._names.add(name)
+    def _check(self, names: Iterable[bytes]) -> None:
+        """Raises RuntimeError unless they can be headers'. How the end is found is said here and nowhere else."""
+        for name in names:
+            if not name or not _TOKEN.issuperset(name) or name == b"transfer-encoding":
+                raise RuntimeError("an answer has no such header")
+            self._names.add(name)
+
+    def _announce(self, length: bytes, *, is_only: bool) -> None:
+        if not is_only or not length.isdigit():
+            raise RuntimeError("an answer has one length, in digits")
+        self.expected_content_length, self.chunked_encoding = int(length), False
+
+    def _heed_connection(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Whoever says `close` has it said once, at the end."""
+        kept = [one for one in headers if one[0] != b"connection" or b"close" not in one[1].lower()]
+        if len(kept) < len(headers):
+            self.keep_alive, headers[:] = False, kept
 
     def _go_on(self, body: bytes, more: bool) -> None:
         if self.scope["method"] == "HEAD":
@@ -155,6 +164,10 @@ class Answer(RequestResponseCycle):
     def _flush(self) -> None:
         if self._head:
             self._write(b"")
+
+
+def _is_only(headers: Headers) -> bool:
+    return [name for name, _ in headers].count(b"content-length") == 1
 
 
 class _Sent:

@@ -45,6 +45,7 @@ HOST = re.compile(rb"(?P<name>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::
 """A name or an address, and a port. What other servers take beyond that (user@, zones, %-escapes) no client sends."""
 
 _VERSIONS = ("1.1", "1.0")
+_FRAGMENT = ord("#")
 _ONCE = {
     b"host": (HOST, "The request must have one valid Host header."),
     b"content-length": (re.compile(rb"[0-9]{1,18}"), "Content-Length must be one decimal number."),
@@ -63,31 +64,34 @@ def check(method: bytes, target: bytes, version: str, headers: Headers, limits: 
         raise uri_too_long(limits)
     if method == b"CONNECT":
         raise MethodNotAllowed("This is no tunnel: CONNECT is not allowed.", headers=[(b"allow", b"")])
-    if target[:1] != b"/" or b"#" in target:
+    if target[:1] != b"/" or _FRAGMENT in target:
         raise BadFraming("The target of a request must be a path that begins with `/`.")
     if version not in _VERSIONS:
         raise BadFraming("The HTTP version must be 1.1 or 1.0.")
     if len(headers) > limits.headers or (most > limits.header_block and block_size(headers) > limits.header_block):
         raise headers_too_large(limits)
-    seen = _check_once(headers)
-    if b"host" not in seen:
+    named = _check_once(headers)
+    if b"host" not in named:
         raise BadFraming(_ONCE[b"host"][1])
-    chunked = b"transfer-encoding" in seen
-    if chunked and (b"content-length" in seen or version != "1.1"):
+    chunked = b"transfer-encoding" in named
+    if chunked and (b"content-length" in named or version != "1.1"):
         raise BadFraming("Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0.")
     return chunked
 
 
-def _check_once(headers: Headers) -> list[bytes]:
-    """Those of _ONCE that are there."""
-    seen: list[bytes] = []
-    for name, value in headers:
-        if name in _ONCE:
-            form, message = _ONCE[name]
-            if name in seen or not form.fullmatch(value):
+def _check_once(headers: Headers) -> dict[bytes, bytes]:
+    """The headers by their names, when those of _ONCE are right."""
+    named = dict(headers)
+    for name, (form, message) in _ONCE.items():
+        value = named.get(name)
+        if value is not None and not form.fullmatch(value):
+            raise BadFraming(message)
+    if len(named) < len(headers):  # some come more than once
+        names = [name for name, _ in headers]
+        for name, (_, message) in _ONCE.items():
+            if names.count(name) > 1:
                 raise BadFraming(message)
-            seen.append(name)
-    return seen
+    return named
 
 
 def line_size(method: bytes, target: bytes) -> int:

@@ -88,7 +88,7 @@ class Begin:
         asked = exchange.header(b"x-request-id")
         if asked and _VALID_ID.fullmatch(asked) and self._is_harmless(asked.decode()):
             exchange.request_id = asked.decode()
-        parents = [value for name, value in headers if name == b"traceparent"]
+        parents = exchange.values(b"traceparent")
         if parents and (parent := self._parent(parents)):
             exchange.trace_id, exchange.parent_id, exchange.trace_flags = parent
         exchange.keep_in(scope)

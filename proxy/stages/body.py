@@ -105,18 +105,13 @@ _PLAIN = frozenset({b"application/json", b"application/json; charset=utf-8", b"a
 
 def _declared_length(exchange: Exchange) -> int:
     """The body's bytes as declared, 0 if they are not. Raises UnsupportedMediaType unless it is declared as JSON."""
-    length = 0
-    types: list[bytes] = []
-    for name, value in exchange.headers:
-        if name == b"content-type":
-            types.append(value)
-        elif name == b"content-length":
-            length = int(value)
-        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+    for encoding in exchange.values(b"content-encoding"):
+        if encoding.strip().lower() not in (b"", b"identity"):
             raise UnsupportedMediaType("Compressed request bodies are not accepted.", headers=_CLOSE)
+    types = exchange.values(b"content-type")
     if len(types) != 1 or not (types[0] in _PLAIN or _is_json(types[0])):
         raise UnsupportedMediaType("The body must be JSON: send `content-type: application/json`.", headers=_CLOSE)
-    return length
+    return int(exchange.header(b"content-length") or 0)
 
 
 def _is_json(value: bytes) -> bool:

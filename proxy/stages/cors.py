@@ -80,7 +80,7 @@ class Cors:
 
     def _of(self, exchange: Exchange) -> Headers | None:
         """The headers for who asks; None for no page, one that is not listed, and one that claims two origins."""
-        origins = [value for name, value in exchange.headers if name == b"origin"]
+        origins = exchange.values(b"origin")
         if len(origins) != 1:
             return None
         return self._headers.get(b"*" if self._everyone else origins[0])

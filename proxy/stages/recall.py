@@ -76,7 +76,7 @@ class Recall:
 
     def _recall(self, exchange: Exchange, known: Known) -> bool:
         """Whether there is an answer that may be given."""
-        wishes = cache_control.wishes(exchange.headers)
+        wishes = cache_control.wishes(exchange.values(b"cache-control"))
         if wishes.no_cache or wishes.no_store:
             return False
         entry = self._at_hand(known.key)
@@ -98,8 +98,9 @@ def letters(exchange: Exchange) -> bytes:
     """Who says what, to the letter."""
     assert exchange.team
     digest = blake2b(f"{exchange.team.name}\n{exchange.key_id}\n".encode(), digest_size=32)
-    for name, value in exchange.headers:
-        if name in _SAID_ASIDE:
+    for name in _SAID_ASIDE:
+        value = exchange.header(name)
+        if value is not None:
             digest.update(b"%b:%b\n" % (name, value))
     digest.update(b"\n")
     digest.update(exchange.raw or b"")

@@ -41,6 +41,7 @@ def _headers(accept: str) -> Headers:
 _JSON: Final = _headers("application/json")
 _EVENTS: Final = _headers("text/event-stream")
 _BODY: Final = (("Content-Type", "application/json"),)
+_BACKSLASH: Final = ord("\\")
 
 
 class Upstream:
@@ -104,11 +105,12 @@ class Upstream:
     def scrub(self, data: bytes) -> bytes:
         """`data` without the provider's keys, should an upstream ever repeat one: it must not reach a client. JSON may
         spell it with escapes. Linear in time; what is cut afterwards can cut no key."""
+        # `find`, and a number: `in` first takes bytes for a number, and that this is an error costs ten times as much
+        # as to look for them.
         for key in self._secrets:
-            if key in data:
+            if data.find(key) >= 0:
                 data = data.replace(key, b"***")
-        # One byte is found ten times as fast as two.
-        if b"\\" in data and (b"\\u00" in data or (self._has_slash and b"\\/" in data)) and self._escaped:
+        if _BACKSLASH in data and (b"\\u00" in data or (self._has_slash and b"\\/" in data)) and self._escaped:
             data = self._escaped.sub(b"***", data)
         return data
 

@@ -36,8 +36,11 @@ _MOST_HELD: Final = 32 << 10
 """Bytes of a body that wait for a slow reader. While there are more, nothing is read from the network."""
 
 _MOST_HEADERS: Final = 128
+"""Different ones."""
+
 _MOST_HEAD: Final = 64 << 10
-"""Bytes of all headers, and of what is no body, be it within one line or between two chunks."""
+"""Bytes of a head, and of what is no body, be it within one line or between two chunks. It is looked at after each read
+(`_READ`), and what a head within the first is too much of is its headers."""
 
 _MOST_INTERIM: Final = 16
 
@@ -188,15 +191,15 @@ class _Answer:
         "_is_heard",
         "_is_paused",
         "_is_whole",
-        "_lines",
         "_loop",
         "_messages",
         "_parser",
         "_pieces",
-        "_size",
+        "_raw",
         "_transport",
         "_waiter",
         "leaves_open",
+        "on_header",
         "status",
     )
 
@@ -206,8 +209,11 @@ class _Answer:
         """It is whole, and the connection can serve another call."""
         self._transport, self._loop = transport, loop
         self._has_begun = self._is_whole = self._is_heard = self._is_paused = False
-        self._messages = self._lines = self._size = self._held = self._barren = 0
+        self._messages = self._held = self._barren = 0
         self._headers: dict[bytes, bytes] = {}
+        self._raw: dict[bytes, bytes] = {}
+        """The same as they were sent, and trailers. The parser adds each by itself: no function of ours is called."""
+        self.on_header = self._raw.setdefault
         self._pieces: list[bytes] = []
         self._error: TransportError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -299,22 +305,15 @@ class _Answer:
         if self._is_whole or self._messages > _MOST_INTERIM + 1:
             raise _OutOfStep
 
-    def on_status(self, reason: bytes) -> None:
-        self._measure(len(reason))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._lines += 1
-        self._measure(len(name) + len(value))
-        if not self._has_begun:  # else it is a trailer
-            self._headers.setdefault(name.lower(), value)
-
     def on_headers_complete(self) -> None:
         assert self._parser
         status = self._parser.get_status_code()
+        if status < 100 or status == 101 or len(self._raw) > _MOST_HEADERS:
+            raise _OutOfStep  # 101 switches protocols, and nobody has asked for that
         if status >= 200:
             self.status, self._has_begun, self._barren = status, True, 0
-        elif status < 100 or status == 101:  # 101 switches protocols, and nobody has asked for that
-            raise _OutOfStep
+            # Of several the first: it is the last one to be written here.
+            self._headers = {name.lower(): value for name, value in reversed(self._raw.items())}
 
     def on_body(self, piece: bytes) -> None:
         self._pieces.append(piece)
@@ -327,12 +326,7 @@ class _Answer:
             self._is_whole, self.leaves_open = True, self._parser.should_keep_alive()
             self._parser = None
         else:
-            self._headers.clear()
-
-    def _measure(self, size: int) -> None:
-        self._size += size
-        if self._size > _MOST_HEAD or self._lines > _MOST_HEADERS:
-            raise _OutOfStep
+            self._raw.clear()
 
 
 class _OutOfStep(Exception):

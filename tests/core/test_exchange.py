@@ -15,3 +15,4 @@ def test_c9_an_exchange_in_a_traceback_tells_its_id_only() -> None:
 def test_the_first_of_two_headers_is_the_header() -> None:
     exchange = Exchange("id-1", "GET", "/", ((b"a", b"1"), (b"b", b"2"), (b"b", b"3")), "", 0.0)
     assert (exchange.header(b"b"), exchange.header(b"c")) == (b"2", None)
+    assert [exchange.values(name) for name in (b"a", b"b", b"c")] == [[b"1"], [b"2", b"3"], []]

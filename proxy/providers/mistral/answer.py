@@ -30,7 +30,7 @@ _TIER = {"standard": "default"}
 _NO_TEXT = ("reference", "image_url", "input_audio", "document_url", "file", "tool_file")
 _DETAILS = ("prompt_tokens_details", "completion_tokens_details")
 _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
-_NOT_OPENAI_USAGE = frozenset(("num_cached_tokens", "prompt_token_details", "service_tier"))
+_NOT_OPENAI_USAGE = ("num_cached_tokens", "prompt_token_details", "service_tier")
 _PLAIN_CODE = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
@@ -46,7 +46,10 @@ def chat_answer(answer: Any, context: Context) -> Json:
     out = {**answer, "choices": [_choice(choice, at, context) for at, choice in enumerate(choices)]}
     source = out.pop("usage", None)
     usage = clean_usage(source)
-    return out | service_tier(source) | {"usage": usage} if usage else out
+    if usage:
+        out |= service_tier(source)
+        out["usage"] = usage
+    return out
 
 
 def choices_of(body: Any) -> list[Json]:
@@ -56,8 +59,11 @@ def choices_of(body: Any) -> list[Json]:
     if body.get("error") or body.get("object") in ("error", "Error"):
         raise UpstreamFailed(FAILED, billed=False, detail=_upstream(body))
     choices = body.get("choices")
-    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+    if not isinstance(choices, list):
         raise UpstreamFailed(NONSENSE)
+    for choice in choices:
+        if not isinstance(choice, dict):
+            raise UpstreamFailed(NONSENSE)
     return choices
 
 
@@ -221,7 +227,9 @@ def clean_usage(source: Any) -> Json | None:
     for name in _COUNTS:
         if not is_count(source.get(name)):
             return None
-    usage = {key: value for key, value in source.items() if key not in _NOT_OPENAI_USAGE}
+    usage = source.copy()
+    for name in _NOT_OPENAI_USAGE:
+        usage.pop(name, None)
     details = source.get("prompt_tokens_details") or source.get("prompt_token_details")
     cached = source.get("num_cached_tokens")
     if isinstance(details, dict):
@@ -235,7 +243,7 @@ def clean_usage(source: Any) -> Json | None:
 
 
 def _are_counts(details: Any) -> bool:
-    return isinstance(details, dict) and all(value is None or is_count(value) for value in details.values())
+    return isinstance(details, dict) and all(map(is_count, [one for one in details.values() if one is not None]))
 
 
 def service_tier(usage: Any) -> Json:

@@ -62,8 +62,13 @@ MOST_TOKENS = 10_000_000
 """More than any model's context holds: a number above it is a mistake."""
 
 
+_TEMPERATURE = number(0, 2)
+_TOP_P = number(0, 1)
+_SEED = integer(-LARGEST_SEED - 1, LARGEST_SEED)
+
+
 def _temperature(value: Any, context: Context, path: str) -> Any:
-    verify(number(0, 2), value, path)
+    verify(_TEMPERATURE, value, path)
     if value <= HIGHEST_TEMPERATURE:
         return value
     context.worse("clamp", path, f"the provider's highest temperature is {HIGHEST_TEMPERATURE}")
@@ -71,7 +76,7 @@ def _temperature(value: Any, context: Context, path: str) -> Any:
 
 
 def _top_p(value: Any, context: Context, path: str) -> Any:
-    verify(number(0, 1), value, path)
+    verify(_TOP_P, value, path)
     if value >= LOWEST_TOP_P:
         return value
     context.report("clamp", path)
@@ -88,7 +93,7 @@ def _greedy(out: Json, context: Context) -> None:
 
 def _seed(value: Any, context: Context, path: str) -> int:
     """Mistral API: random_seed is at least 0."""
-    verify(integer(-LARGEST_SEED - 1, LARGEST_SEED), value, path)
+    verify(_SEED, value, path)
     context.report("rename", f"{path}>random_seed")
     seed: int = value
     if seed < 0:

@@ -25,10 +25,20 @@ NO_RESULT = "(no result)"
 NOT_SHOWN = "(earlier messages are not shown)"
 RESULT = "Tool result:\n"
 
+_ASKING = frozenset(("system", "user"))
+
 
 def arrange(messages: list[Json], context: Context) -> list[Json]:
     """The messages in an order that Mistral accepts. They have Mistral's shape already, belong to the caller and are
     changed. Raises BadRequest when nothing is asked, in strict mode for every repair."""
+    if not messages or not _ASKING.issuperset([message["role"] for message in messages]):
+        messages = _answered(messages, context)
+    _end(messages, context)
+    return messages
+
+
+def _answered(messages: list[Json], context: Context) -> list[Json]:
+    """A conversation in which somebody has answered already, up to its end."""
     messages = _without_silent(messages, context)
     if all(message["role"] == "assistant" for message in messages):
         raise BadRequest(
@@ -38,7 +48,7 @@ def arrange(messages: list[Json], context: Context) -> list[Json]:
     if any(message["role"] == "tool" or "tool_calls" in message for message in messages):
         messages = _paired(messages, context)
     _begin(messages, context)
-    _end(messages, context)
+    _only_last_goes_on(messages, context)
     return messages
 
 
@@ -208,10 +218,13 @@ def _begin(messages: list[Json], context: Context) -> None:
         messages.insert(0, {"role": "user", "content": NOT_SHOWN})
 
 
-def _end(messages: list[Json], context: Context) -> None:
+def _only_last_goes_on(messages: list[Json], context: Context) -> None:
     for message in messages[:-1]:
         if message.pop("prefix", False):
             _repair("prefix", "only the last message can be a prefix", context)
+
+
+def _end(messages: list[Json], context: Context) -> None:
     last = messages[-1]
     if last["role"] == "assistant" and not last.get("prefix"):
         _go_on_from(last, context)
