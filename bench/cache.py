@@ -35,7 +35,7 @@ from bench.traffic import request_body
 from proxy.core.cache import Answers
 from proxy.core.cache_key import Keys
 from proxy.core.charge import charge
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.table import Context
 from proxy.generation import unix_milliseconds
 from proxy.pipeline import fold
@@ -110,7 +110,7 @@ async def hits(rounds: int, count: int, plan: str | None, *, counts: bool) -> li
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
     """As dispatch does when all goes well."""
-    exchange = Exchange.of(scope)
+    exchange = exchange_of(scope)
     exchange.attempts, exchange.usage = 1, USAGE
     exchange.charge = charge(USAGE, CATALOGUE.model("mistral-small-latest"), None)
     await asyncio.sleep(0)

@@ -27,7 +27,7 @@ from proxy.core.calendar import Calendar
 from proxy.core.catalogue import Catalogue
 from proxy.core.charge import charge
 from proxy.core.circuit import Circuits
-from proxy.core.exchange import Exchange, Team
+from proxy.core.exchange import Exchange, Team, exchange_of
 from proxy.core.metrics.board import Board
 from proxy.core.records import Records
 from proxy.core.redact import Redactor
@@ -73,7 +73,7 @@ async def nothing() -> None:
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-    exchange = Exchange.of(scope)
+    exchange = exchange_of(scope)
     exchange.attempts, exchange.status = 1, 200
     exchange.charge = charge(USAGE, CATALOGUE.model("mistral-small-latest"), None)
     await asyncio.sleep(0)

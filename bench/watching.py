@@ -20,7 +20,7 @@ import uvloop
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bench.stages import AT_ONCE, REQUESTS, TEAM, Round, answer, bare_forwarder, services, summary
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import exchange_of
 from proxy.core.gaps import Gaps
 from proxy.logs import Writer
 from proxy.pipeline import fold
@@ -46,7 +46,7 @@ def application(events: int, *, watched: bool) -> ASGIApp:
     """Answers with so many pieces; their delays are counted where somebody watches."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         exchange.team, exchange.key_id = TEAM, "0123456789ab"
         exchange.model_asked = exchange.model = "mistral-small-latest"
         exchange.streamed = events > 1
@@ -54,7 +54,7 @@ def application(events: int, *, watched: bool) -> ASGIApp:
         await asked(scope, receive, send)
 
     async def answered(scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         await answer(scope, receive, send)
         gaps = Gaps() if watched and events > 1 else None
         await send({"type": "http.response.start", "status": 200, "headers": []})

@@ -161,7 +161,7 @@ class Calls:
             data,
             payment.key,
             stream=self.exchange.streamed,
-            traceparent=self.exchange.traceparent,
+            traceparent=self.exchange.traceparent(),
             fresh=fresh,
         )
         try:

@@ -24,7 +24,7 @@ from proxy.core.errors import (
     UpstreamFailed,
     UpstreamRefusal,
 )
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.gaps import Gaps
 from proxy.core.json import Json
 from proxy.core.provider import Provider
@@ -72,7 +72,7 @@ class Dispatch:
     services: Services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         way, context, body = self.ways[exchange.provider], exchange.context, exchange.sending
         assert context
         endpoint, upstream = way.endpoint, way.upstream

@@ -42,6 +42,9 @@ MOST_LINES, MOST_BYTES = 10_000, 8 << 20
 LAST_ATTEMPT = 1.0
 """Seconds that the end of the process waits for that reader."""
 
+_FRACTIONS = tuple(b".%03dZ" % number for number in range(1000))
+"""The ends of a time."""
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -66,8 +69,10 @@ class Writer:
         self._now = now
         self._always = always
         self._rest = b"," + _encode(always)[1:] + b"\n" if always else b"}\n"
+        self._heads: dict[tuple[str, str], bytes] = {}
+        """What stands between a line's time and its fields, by level and event."""
         self.become(level, format)
-        self._second, self._written = -1, ""
+        self._second, self._written = -1, b""
         self._waiting: deque[bytes] = deque()
         self._bytes = self._lost = 0
         self.lost = 0
@@ -118,8 +123,17 @@ class Writer:
                 return
 
     def _write_waiting(self) -> None:
-        while self._waiting and (size := self._write(self._piece())):
-            self._forget(size)
+        while self._waiting:
+            piece, lines = self._piece()
+            size = self._write(piece)
+            if not size:
+                return
+            if size == len(piece):
+                self._bytes -= size
+                for _ in range(lines):
+                    self._waiting.popleft()
+            else:
+                self._forget(size)
             if not self._waiting:
                 self._tell_what_is_lost()
 
@@ -143,27 +157,29 @@ class Writer:
     def _add(self, level: str, event: str, fields: bytes) -> None:
         time = self._timestamp()
         if self._is_json:
-            said = b"," + fields[1:-1] if len(fields) > 2 else b""
-            line = b'{"time":"%b","level":"%b","event":"%b"%b%b' % (
-                time.encode(), level.encode(), event.encode(), said, self._rest,
-            )  # fmt: skip
+            head = self._heads.get((level, event)) or self._head(level, event)
+            line = b"".join((b'{"time":"', time, head, b"," if len(fields) > 2 else b"", fields[1:-1], self._rest))
         else:
-            line = _console_line(time, level, event, msgspec.json.decode(fields) | self._always)
+            line = _console_line(time.decode(), level, event, msgspec.json.decode(fields) | self._always)
         self._waiting.append(line)
         self._bytes += len(line)
 
-    def _piece(self) -> bytes:
-        """Whole lines, as many as go at once; a longer line alone."""
+    def _head(self, level: str, event: str) -> bytes:
+        head = self._heads[level, event] = f'","level":"{level}","event":"{event}"'.encode()
+        return head
+
+    def _piece(self) -> tuple[bytes, int]:
+        """Whole lines, as many as go at once; a longer line alone. And how many they are."""
         size = count = 0
         for line in self._waiting:
             size += len(line)
             if size > MOST_AT_ONCE and count:
                 break
             count += 1
-        return b"".join(islice(self._waiting, count))
+        return b"".join(islice(self._waiting, count)), count
 
     def _forget(self, size: int) -> None:
-        """So many bytes are written. Of a long line it may be the beginning."""
+        """So many bytes are written, and a part of a line is not."""
         self._bytes -= size
         while size:
             line = self._waiting.popleft()
@@ -172,13 +188,13 @@ class Writer:
                 return
             size -= len(line)
 
-    def _timestamp(self) -> str:
+    def _timestamp(self) -> bytes:
         """UTC, with milliseconds. The calendar is asked once a second, not once a line."""
         now = self._now()
         second = int(now)
         if second != self._second:
-            self._second, self._written = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._written}.{int((now - second) * 1000):03d}Z"
+            self._second, self._written = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+        return self._written + _FRACTIONS[int((now - second) * 1000)]
 
 
 # Where they go.

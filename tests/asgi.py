@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy import data
 from proxy.core.circuit import Circuits
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.metrics.board import Board
 from proxy.core.records import Records
 from proxy.core.redact import Redactor
@@ -31,7 +31,7 @@ class Answer:
 
     @property
     def exchange(self) -> Exchange:
-        return Exchange.of(self.scope)
+        return exchange_of(self.scope)
 
     def header(self, name: str) -> str | None:
         return next((value.decode() for key, value in self.headers if key == name.encode()), None)

@@ -20,7 +20,7 @@ from proxy import data
 from proxy.core.access import AccessKey
 from proxy.core.catalogue import Catalogue
 from proxy.core.charge import Charge
-from proxy.core.exchange import Exchange, Failed
+from proxy.core.exchange import Failed, exchange_of
 from proxy.core.metrics.board import Board
 from proxy.core.metrics.page import page
 from proxy.core.records import Records
@@ -58,7 +58,7 @@ class Unheard:
 
 async def answering(scope: Any, receive: Any, send: Any) -> None:
     """What a call comes to, with all that can be said of it."""
-    found = Exchange.of(scope)
+    found = exchange_of(scope)
     found.attempts, found.upstream = 2, f"{found.provider}/{found.sent_as}"
     found.in_vain = (Failed(found.provider, 1, "upstream_timeout"),)
     found.charge = Charge(prompt=1, completion=1, cost=1)

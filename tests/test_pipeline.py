@@ -18,7 +18,7 @@ from proxy.core.access import AccessKey
 from proxy.core.cache import Answers
 from proxy.core.catalogue import Catalogue
 from proxy.core.errors import BodyTooLarge, HostNotAllowed, InvalidApiKey, ModelNotAllowed, ProxyError
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import exchange_of
 from proxy.core.services import Middleware, Services
 from proxy.pipeline import Configs, answering, entering, finding, fold, inner, outer, understanding
 from proxy.player import Player
@@ -160,7 +160,7 @@ async def test_an_unknown_host_reaches_no_route_and_is_logged_with_what_it_was_t
 
 async def test_whatever_is_raised_becomes_an_answer_and_a_line() -> None:
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
-        Exchange.of(scope).upstream = "mistral/x"
+        exchange_of(scope).upstream = "mistral/x"
         raise RuntimeError("sk-secret in the text")
 
     log = Log()

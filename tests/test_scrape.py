@@ -14,7 +14,7 @@ import pytest
 from proxy import __version__, data
 from proxy.core.access import AccessKey
 from proxy.core.catalogue import Catalogue
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import exchange_of
 from proxy.core.metrics import families
 from proxy.core.metrics.board import Board
 from proxy.core.metrics.page import CONTENT_TYPE, Sample
@@ -169,4 +169,4 @@ async def test_series_that_were_lost_are_those_of_all_workers_once() -> None:
 async def test_nothing_of_a_client_is_on_the_page() -> None:
     answer = await ask([*ASKING, (b"user-agent", b"hunter2"), (b"x-request-id", b"hunter2")])
     assert not re.search(rb"hunter2|sk-admin", answer.body)
-    assert Exchange.of(answer.scope).key_id in (None, ADMIN.id)
+    assert exchange_of(answer.scope).key_id in (None, ADMIN.id)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 _DIRECTIVE: Final = re.compile(rb'([!#$%&\'*+.^_`|~0-9A-Za-z-]+)(?:=(?:"([^"]*)"|([^",;\s]*)))?')
 
@@ -12,7 +14,7 @@ _MOST_AGE: Final = 2**31
 """Seconds; whatever is more means as much (RFC 9111, section 1.2.2)."""
 
 
-class Wishes(NamedTuple):
+class Wishes(msgspec.Struct, frozen=True, gc=False):
     """`no_store`: neither looked for nor kept. `no_cache`: made anew. `max_age`: no older than so many seconds.
     `only_if_cached`: not made at all. Other directives are not understood, and do not matter."""
 

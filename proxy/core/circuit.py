@@ -220,8 +220,11 @@ class Circuits:
             self._found_out(one, one.circuit, rules, success)
         elif success is False:
             self.failed(one, rules)
-        elif success and one.epoch == self._epoch and self.state(one.name) is State.CLOSED:
-            self._circuits.pop(one.name, None)
+        elif success and one.name in self._circuits and self._is_still_closed(one):
+            del self._circuits[one.name]
+
+    def _is_still_closed(self, one: Pass) -> bool:
+        return one.epoch == self._epoch and self._circuits[one.name].state is State.CLOSED
 
     def failed(self, one: Pass, rules: Rules) -> bool:
         """An attempt has failed, whatever becomes of its call. Whether there may be another one: not once the circuit

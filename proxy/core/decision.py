@@ -52,7 +52,7 @@ def _decision(exchange: Exchange, seconds: float) -> bytes:
         text += f"breaker={exchange.circuit}, "
     if exchange.upstream:
         causes = f";causes={quoted(_causes(exchange.in_vain))}" if exchange.in_vain else ""
-        text += f"route={quoted(exchange.upstream)};attempts={exchange.all_attempts}{causes}, "
+        text += f"route={quoted(exchange.upstream)};attempts={exchange.all_attempts()}{causes}, "
     if exchange.rewrites:
         text += f"rewrites={len(exchange.rewrites)}, "
     if exchange.error:

@@ -12,7 +12,7 @@ NANO: Final = 10**9
 def decimal(nano: int) -> str:
     """In USD, exactly: `12.5`."""
     whole, fraction = divmod(abs(nano), NANO)
-    text = f"{whole}.{fraction:09}".rstrip("0").rstrip(".")
+    text = f"{whole}.{str(fraction).zfill(9)}".rstrip("0").rstrip(".")
     return f"-{text}" if nano < 0 else text
 
 

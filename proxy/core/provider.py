@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import Headers, ProxyError
@@ -18,7 +20,7 @@ Header = Callable[[str], str | None]
 """The first value of an answer's header, by lower-case name."""
 
 
-class Left(NamedTuple):
+class Left(msgspec.Struct, frozen=True, gc=False):
     """What an account may still ask of a model within a minute, as its provider says: None where it does not."""
 
     requests: int | None = None

@@ -23,13 +23,12 @@ _RESERVED: Final[Mapping[Unit, Callable[[Estimate], int]]] = {
 }
 """The most that a request can use. A request is one request, and holds one slot."""
 
-_USED: Final[Mapping[Unit, Callable[[Charge], int]]] = {
-    Unit.REQUESTS: lambda charge: 1,  # whatever became of it
-    Unit.TOKENS: lambda charge: charge.prompt + charge.completion,
-    Unit.SPEND: lambda charge: charge.cost or 0,
-    Unit.CONCURRENCY: lambda charge: 0,
-}
-"""What one that has ended has used."""
+_UNITS: Final = (Unit.REQUESTS, Unit.TOKENS, Unit.SPEND, Unit.CONCURRENCY)
+
+
+def _used(charge: Charge) -> tuple[int, int, int, int]:
+    """What a request that has ended has used, by _UNITS. It was a request, whatever became of it."""
+    return 1, charge.prompt + charge.completion, charge.cost or 0, 0
 
 
 class Line:
@@ -38,16 +37,16 @@ class Line:
 
     def __init__(self, team: str, rule: Rule) -> None:
         self.rule = rule
-        self.used = _USED[rule.unit]
         self.differs = rule.unit in _RESERVED
         self._team = team
         self._name = quoted(rule.name)
+        self._shown: Callable[[int], str] = _in_usd if rule.unit is Unit.SPEND else str
         self._amount = _RESERVED.get(rule.unit)
         self._counters: dict[str | None, Counter] = {}
 
     def stand(self, standing: Standing) -> Stand:
-        rule, shown = self.rule, _in_usd if self.rule.unit is Unit.SPEND else str
-        return Stand(self._name, shown(standing.used), shown(standing.reserved), shown(rule.limit))
+        shown = self._shown
+        return Stand(self._name, shown(standing.used), shown(standing.reserved), shown(self.rule.limit))
 
     def claim(self, key: str, estimate: Estimate | None) -> Claim:
         counter = self._counter(key if self.rule.per_key else None)
@@ -80,6 +79,7 @@ class Sheet:
         self._enforced = [(at, line.rule.limit) for at, line in enumerate(self.lines) if not line.rule.shadow]
         self._shadows = [at for at, line in enumerate(self.lines) if line.rule.shadow]
         self._shown = Shown([line.rule for line in self.lines])
+        self._units = [_UNITS.index(line.rule.unit) for line in self.lines]
         counted = [line for line in self.lines if line.rule.unit is not Unit.SPEND]
         self.unpriced: Sheet = self if len(counted) == len(self.lines) else Sheet(counted)
         """The same without what is counted in money."""
@@ -100,8 +100,8 @@ class Sheet:
 
     def used(self, charge: Charge | None) -> list[int]:
         """In the order of the claims. Without a charge nothing got to the provider."""
-        ended = charge or NOTHING
-        return [line.used(ended) for line in self.lines]
+        used = _used(charge or NOTHING)
+        return [used[unit] for unit in self._units]
 
     def shadow_refusals(self, standings: Sequence[Standing]) -> tuple[str, ...]:
         """The shadow rules that would have refused it, by name."""

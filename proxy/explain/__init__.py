@@ -18,7 +18,7 @@ from proxy.admin import Resource, query
 from proxy.core import json
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import ProxyError
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.services import Services
 from proxy.core.success import send_json
 from proxy.explain.asked import Asked, Asking
@@ -64,7 +64,7 @@ class Explain:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         query(scope, frozenset())
-        outer = Exchange.of(scope)
+        outer = exchange_of(scope)
         asked, outer.raw = self._asking.read(outer.raw or b""), None
         exchange = self._exchange(outer, asked)
         record, error = await self._run(exchange, receive)

@@ -14,7 +14,7 @@ from proxy.core.circuit import Sight
 from proxy.core.endpoint import Endpoint
 from proxy.core.entry import Entry
 from proxy.core.errors import ProxyError
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.json import Json
 from proxy.core.quota import Claim, Verdict
 
@@ -65,7 +65,7 @@ class Each:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         notes = Notes(exchange.model, exchange.provider, exchange.sent_as, exchange.others)
         RECORD.get().append(notes)
         try:
@@ -84,6 +84,6 @@ class End:
         self._rows = rows
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         batch = self._rows[exchange.provider].batch
         noted().calls = len(batch.split(exchange.sending)) if batch and exchange.sending else 1

@@ -12,7 +12,7 @@ from proxy.core import json
 from proxy.core.config import Strict
 from proxy.core.errors import Fault, InvalidApiKey, TooManyAuthFailures
 from proxy.core.excerpt import Excerpts
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.json import Json
 from proxy.core.log_content import Content, TeamContent
 from proxy.core.money import decimal
@@ -74,7 +74,7 @@ class AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         answer = bytearray()
         try:
             await self._app(scope, receive, self._listening(exchange, send, answer) if self._content else send)
@@ -112,7 +112,7 @@ class AccessLog:
             "first_byte_ms": _ms(exchange.started, exchange.first_byte),
             "stream": exchange.streamed,
             "bytes_out": exchange.bytes_out,
-            "attempts": exchange.all_attempts,
+            "attempts": exchange.all_attempts(),
             "client": exchange.client,
             "generation": self._generation,
         }
@@ -122,7 +122,7 @@ class AccessLog:
             fields["prompt_tokens"] = _count(exchange.usage.get("prompt_tokens"))
             fields["completion_tokens"] = _count(exchange.usage.get("completion_tokens"))
             fields["total_tokens"] = _count(exchange.usage.get("total_tokens"))
-        charge = exchange.whole_charge
+        charge = exchange.whole_charge()
         if charge and charge.cost is not None:
             fields["cost_usd"] = decimal(charge.cost)
         if exchange.cache:
@@ -216,4 +216,5 @@ def _level(exchange: Exchange, endpoint: str) -> str:
 
 
 def _ms(start: float, end: float | None) -> float | None:
-    return None if end is None else round((end - start) * 1000, 2)
+    """Milliseconds, two digits behind the point. `round` takes pains with what a float cannot hold exactly."""
+    return None if end is None else int((end - start) * 100_000 + 0.5) / 100

@@ -10,7 +10,7 @@ from typing import Final
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.access import AccessKey, Refusals, bearer, find
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import exchange_of
 from proxy.core.failures import Failures
 from proxy.core.services import Middleware, Services
 
@@ -46,7 +46,7 @@ class Admin:
         self._refusals = Refusals(failures, monotonic, "an admin key")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         if self._near and _is_here(scope):
             await self._app(scope, receive, send)
             return

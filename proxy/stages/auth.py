@@ -14,8 +14,8 @@ from proxy.core.catalogue import Catalogue, Pattern
 from proxy.core.config import Strict
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import StoreUnavailable
-from proxy.core.exchange import Exchange
 from proxy.core.exchange import Team as Caller
+from proxy.core.exchange import exchange_of
 from proxy.core.failures import Failures
 from proxy.core.log_content import TeamContent
 from proxy.core.quota import StoreGone
@@ -115,7 +115,7 @@ class Auth:
         self._refusals = Refusals(failures, monotonic, "a team key")
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         token = bearer(exchange)
         try:
             known = self._keys.find(token)

@@ -195,7 +195,7 @@ def _headers(exchange: Exchange, now: float) -> list[tuple[bytes, bytes]]:
     headers = [(b"x-request-id", exchange.request_id.encode())]
     if exchange.upstream:
         headers.append((b"x-proxy-upstream", exchange.upstream.encode()))
-        headers.append((b"x-proxy-attempts", b"%d" % exchange.all_attempts))
+        headers.append((b"x-proxy-attempts", b"%d" % exchange.all_attempts()))
     if exchange.cache:
         headers.append((b"x-proxy-cache", exchange.cache.encode()))
         if exchange.cache_key:
@@ -205,7 +205,7 @@ def _headers(exchange: Exchange, now: float) -> list[tuple[bytes, bytes]]:
     if exchange.rewrites:
         headers.append((b"x-proxy-rewrites", ", ".join(exchange.rewrites).encode()))
     # A stream's own is known when its headers are gone.
-    charge = exchange.charge and exchange.whole_charge
+    charge = exchange.charge and exchange.whole_charge()
     if charge and charge.cost is not None:
         headers.append((b"x-proxy-cost-usd", decimal(charge.cost).encode() if charge.cost else b"0"))
     return headers + decision.headers(exchange, now) + exchange.quota_headers + exchange.answer_headers

@@ -17,7 +17,7 @@ from proxy.core.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.interrupt import Interruptible
 from proxy.core.services import Drainable, Middleware, Services
 
@@ -56,7 +56,7 @@ class Body:
         self._arrivals = arrivals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         exchange.admitted = self._clock()
         length = _declared_length(exchange)
         if length > self._limit:

@@ -6,14 +6,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
+from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.core.circuit import Pass, Rules, of_key, of_model, verdict, verdict_on_key
+from proxy.core.circuit import Pass, Rules, State, of_key, of_model, verdict, verdict_on_key
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import KEY_REFUSED, SHOULD_RETRY, CircuitOpen, UpstreamFailed
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.services import Middleware, Services
+
+_CLOSED: Final = State.CLOSED.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Breaker:
         self._model = services.catalogue.model
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         provider, rules = exchange.provider, self._rules[exchange.provider]
         of_key = self._key_of(exchange)
         name = of_model(provider, self._model(exchange.model).id) if exchange.model else provider
@@ -50,8 +53,11 @@ class Breaker:
         if not isinstance(key, Pass):
             raise _refused()
         try:
-            model = self._circuits.at_once(name) or await self._circuits.enter(name, rules)
-            exchange.circuit = self._circuits.state(name).value
+            model: Pass | float | None = self._circuits.at_once(name)
+            exchange.circuit = _CLOSED
+            if model is None:
+                model = await self._circuits.enter(name, rules)
+                exchange.circuit = self._circuits.state(name).value
             if not isinstance(model, Pass):
                 raise _open(model)
         except BaseException:

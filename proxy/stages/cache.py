@@ -30,7 +30,7 @@ from proxy.core.config import Duration, Size, Strict
 from proxy.core.endpoint import Cache, Endpoint
 from proxy.core.entry import Entry
 from proxy.core.errors import ClientGone, NotInCache, ProxyError
-from proxy.core.exchange import Exchange, Stale
+from proxy.core.exchange import Exchange, Stale, exchange_of
 from proxy.core.flight import Flight, Lost
 from proxy.core.json import Json
 from proxy.core.services import Middleware, Services
@@ -165,7 +165,7 @@ class Cached:
         self._clock = services.monotonic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         if exchange.replay:  # it is known already what there is
             await self._app(scope, receive, send)
             return

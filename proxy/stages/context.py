@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.core.context_window import ANSWER, fit
 from proxy.core.endpoint import Endpoint, ModelFrom
 from proxy.core.errors import BadRequest
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.services import Middleware, Services
 
 SLIDING: Final = "sliding-window"
@@ -47,7 +47,7 @@ class Context:
         self._model = services.catalogue.model
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         if self._is_wanted(exchange):
             self._cut(exchange)
         return self._app(scope, receive, send)

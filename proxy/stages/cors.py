@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.core.errors import Headers
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.services import Middleware, Services
 
 _METHODS = b"GET, POST"
@@ -64,7 +64,7 @@ class Cors:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         headers = self._of(exchange)
         if headers and exchange.method == "OPTIONS" and exchange.header(b"access-control-request-method"):
             await _answer(send, [*headers, *_preflight(exchange)])

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Mapping
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.endpoint import Endpoint, ModelFrom
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.model import Model
 from proxy.core.services import Middleware, Services
 
@@ -34,7 +34,7 @@ class Deprecated:
         self._is_due = services.notices.is_due
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         model = self._by_name.get(exchange.model or "")
         if model:
             self._tell(exchange, model)

@@ -12,7 +12,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import exchange_of
 from proxy.core.services import Middleware, Services
 
 _WORDS: Final = frozenset(
@@ -72,7 +72,7 @@ class Details:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         try:
             await self._app(scope, receive, send)
         finally:

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.charge import Estimate, estimate
 from proxy.core.endpoint import Endpoint, Meter
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import exchange_of
 from proxy.core.services import Middleware, Services
 
 UNLIMITED: Final = 4096
@@ -40,7 +40,7 @@ class Estimated:
         self._model = services.catalogue.model
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         if exchange.looked_up is None:
             exchange.looked_up = self._clock()
         exchange.call = self._next_call()

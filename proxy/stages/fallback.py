@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.core.catalogue import Catalogue
 from proxy.core.endpoint import Endpoint, ModelFrom
 from proxy.core.errors import CircuitOpen, Draining, Elsewhere, ProxyError
-from proxy.core.exchange import Exchange, Failed, Stale
+from proxy.core.exchange import Exchange, Failed, Stale, exchange_of
 from proxy.core.services import Middleware, Services
 
 Chains = Mapping[str, Sequence[str]]
@@ -51,7 +51,7 @@ class Fallback:
         self._log = services.log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         model = exchange.model or ""
         others = self._chains.get(self._catalogue.model(model).id)
         if not others:
@@ -63,7 +63,7 @@ class Fallback:
     async def _try(self, models: deque[str], scope: Scope, receive: Receive, send: Send) -> None:
         """One after the other, until one answers. If none does, one may have answered before; else the first one's
         error is told: the others are models that the client has not asked for."""
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         body, failed = exchange.body, list[tuple[str, ProxyError]]()
         while models:
             model = models.popleft()

@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.errors import HostNotAllowed
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.services import Middleware, Services
 from proxy.http.framing import HOST
 
@@ -43,7 +43,7 @@ class Host:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http":
-            self._check(Exchange.of(scope))
+            self._check(exchange_of(scope))
         return self._app(scope, receive, send)
 
     def _check(self, exchange: Exchange) -> None:

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.core.charge import NOTHING
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import ProxyError, StoreUnavailable
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.ledger import Intent, Ledger, LedgerFull, Outcome, Status
 from proxy.core.services import Middleware, Services
 
@@ -45,7 +45,7 @@ class Rows:
         self._wall = services.wall
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         try:
             self._ledger.open(self._intent(exchange))
         except LedgerFull:

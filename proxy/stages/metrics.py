@@ -10,7 +10,7 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.errors import ProxyError
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.metrics import families
 from proxy.core.metrics.board import Part
 from proxy.core.metrics.families import Family
@@ -55,7 +55,7 @@ class Metrics:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         exchange.ending = partial(self._count, exchange, scope, whole=True)
         try:
             await self._app(scope, receive, send)

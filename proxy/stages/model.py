@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.core.config import ModelName, Strict
 from proxy.core.endpoint import Endpoint, ModelFrom
 from proxy.core.errors import BadRequest, InvalidType, MissingParameter, ModelNotAllowed, ModelNotFound
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.model import is_name
 from proxy.core.services import Middleware, Services
 from proxy.core.table import type_name
@@ -48,7 +48,7 @@ class Model:
         self._providers = services.catalogue.providers
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         asked = scope["path_params"]["id"] if self._in_path else self._from_body(exchange)
         if not is_name(asked):
             raise BadRequest("'model' is not a valid model name.", param="model")

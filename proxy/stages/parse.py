@@ -17,7 +17,7 @@ from proxy.core.errors import (
     JsonTooLarge,
     NumberOutOfRange,
 )
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import exchange_of
 from proxy.core.json import Data, Json, Malformed
 from proxy.core.services import Middleware, Services
 
@@ -50,7 +50,7 @@ class Parse:
         self._fields = fields
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         exchange.body, exchange.raw = read(exchange.raw or b"", self._fields), None  # one of them is enough to keep
         return self._app(scope, receive, send)
 

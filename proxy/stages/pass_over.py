@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.core.circuit import of_model
 from proxy.core.endpoint import Endpoint, ModelFrom
 from proxy.core.errors import CircuitOpen
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import exchange_of
 from proxy.core.services import Middleware, Services
 
 
@@ -35,7 +35,7 @@ class PassOver:
         self._model = services.catalogue.model
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         if exchange.others and exchange.replay is None:
             seconds = self._circuits.left(of_model(exchange.provider, self._model(exchange.model or "").id))
             if seconds:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.core.config import ModelName, Strict
 from proxy.core.endpoint import Endpoint, Meter
 from proxy.core.errors import ModelNotAllowed, StoreUnavailable
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.quota import Rule, StoreGone, Unit
 from proxy.core.quota_refusal import refusal
 from proxy.core.quota_sheet import Sheet, Sheets
@@ -89,7 +89,7 @@ class Quotas:
         self._model = services.catalogue.model
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         assert exchange.team
         assert exchange.key_id
         sheet = self._sheet(exchange, exchange.team.name)

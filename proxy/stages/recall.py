@@ -18,7 +18,7 @@ from proxy.core import cache_control
 from proxy.core.cache import Backend, Known
 from proxy.core.cache_policy import Policy
 from proxy.core.endpoint import Cache, Endpoint
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.services import Middleware, Services
 from proxy.player import Player
 
@@ -57,7 +57,7 @@ class Recall:
         self._known: OrderedDict[bytes, Known] = OrderedDict()
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         assert exchange.team
         if exchange.team.log_content or len(exchange.raw or b"") > LARGEST:  # what it says is wanted, or it is much
             return self._app(scope, receive, send)

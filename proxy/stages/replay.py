@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.endpoint import Cache, Endpoint
 from proxy.core.errors import ProxyError
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.services import Log, Middleware, Services
 
 
@@ -32,7 +32,7 @@ class Replayed:
         self._log = log
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         if exchange.replay:
             return exchange.replay(exchange, receive, send)
         return self._or_rescue(exchange, scope, receive, send)

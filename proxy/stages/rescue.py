@@ -7,7 +7,7 @@ import asyncio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.core.errors import Draining, ProxyError, place_of, render
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import exchange_of
 from proxy.core.services import Log, Middleware, Services
 
 
@@ -39,9 +39,9 @@ class Rescue:
             error = Draining("The proxy is shutting down. Send the request again.")
         except Exception as unexpected:
             error = ProxyError("Something went wrong in the proxy. Its log has the cause under this request id.")
-            kind, ids = type(unexpected).__name__, Exchange.of(scope).ids
+            kind, ids = type(unexpected).__name__, exchange_of(scope).ids
             self._log("error", "unexpected", **ids, kind=kind, place=place_of(unexpected))
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         exchange.error = error
         if exchange.status is None:  # once an answer has begun, the server's closing it is all that is left
             await answer(send, error)

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core import json
 from proxy.core.endpoint import Endpoint
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.services import Lines, Middleware, Services
 
 MOST_KEYS: Final = 10_000
@@ -35,7 +35,7 @@ class Started:
         self._whose: dict[str, bytes] = {}
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         # Ids are plain: they have been looked at.
         fields = f'{{"request_id":"{exchange.request_id}","trace_id":"{exchange.trace_id}",'.encode()
         self._log.ready("info", "request_started", fields + self._rest(exchange))

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.endpoint import Endpoint, Meter, ModelFrom
 from proxy.core.errors import ProxyError
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.services import Middleware, Services
 from proxy.core.trace import Span, Tracer
 
@@ -86,7 +86,7 @@ class Trace:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         try:
             await self._app(scope, receive, send)
         finally:
@@ -104,7 +104,7 @@ class Asked:
         self._author = author
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         if exchange.failed:
             self._tracer.record(exchange.failed)
         if not exchange.sampled:

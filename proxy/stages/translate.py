@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.endpoint import Endpoint, ModelFrom
 from proxy.core.errors import BadRequest, UnsupportedEndpoint
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.json import Json
 from proxy.core.services import Middleware, Services
 from proxy.core.table import Context
@@ -54,7 +54,7 @@ class Translate:
         self._redact = services.redact.text
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         row = self._rows.get(exchange.provider)
         if row is None:
             raise UnsupportedEndpoint(

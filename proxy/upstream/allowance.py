@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from proxy.core.errors import ProviderBusy
 from proxy.core.provider import Left
@@ -37,7 +39,7 @@ PATIENCE: Final = 5.0
 """Seconds that a call may be held back. Who would have to wait longer is told so."""
 
 
-class Sent(NamedTuple):
+class Sent(msgspec.Struct, frozen=True, gc=False):
     """When a call was sent, as which of all, and whether that was to find out."""
 
     at: float
@@ -45,7 +47,7 @@ class Sent(NamedTuple):
     blind: bool = False
 
 
-class Used(NamedTuple):
+class Used(msgspec.Struct, frozen=True, gc=False):
     """So much was used between two moments: the call was sent, and the answer came."""
 
     sent: float
@@ -101,7 +103,7 @@ class Quantity:
         oldest = self._used.popleft()
         amount = oldest.amount if most is None else min(most, oldest.amount)
         if amount < oldest.amount:
-            self._used.appendleft(oldest._replace(amount=oldest.amount - amount))
+            self._used.appendleft(Used(oldest.sent, oldest.heard, oldest.amount - amount))
         self._sum -= amount
         return amount
 
@@ -120,7 +122,6 @@ class Quantity:
         self._left = left
         return left
 
-    @property
     def is_used_up(self) -> bool:
         """When it was last looked at."""
         return self._left == 0
@@ -171,7 +172,7 @@ class Allowance:
         self._sent += 1
         self._sent_tokens += tokens
         self._calls += 1
-        return Sent(self._now(), self._calls, self._requests.is_used_up or self._tokens.is_used_up)
+        return Sent(self._now(), self._calls, self._requests.is_used_up() or self._tokens.is_used_up())
 
     async def _wait_in_line(self, tokens: int, rest: Callable[[float], Awaitable[None]]) -> None:
         end, number = self._now() + PATIENCE, self._came

@@ -18,7 +18,7 @@ from typing import Any
 
 from proxy import admin, dispatch, stages
 from proxy.core.catalogue import Catalogue
-from proxy.core.exchange import KEY, Exchange
+from proxy.core.exchange import KEY, exchange_of
 from proxy.core.table import Table
 from proxy.upstream.client import Upstream
 
@@ -62,7 +62,7 @@ class Forced(Exception):
 
 def known(scope: Any) -> str:
     """All that is known of a request, and of the process."""
-    exchange = Exchange.of(scope) if KEY in scope else None
+    exchange = exchange_of(scope) if KEY in scope else None
     body = (exchange.raw, exchange.body) if exchange else ()
     return f"{scope['headers']} {scope['query_string']} {scope['path']} {body} {dict(os.environ)}"
 

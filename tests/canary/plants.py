@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 
 from proxy import admin, routes
 from proxy.core.excerpt import Excerpts
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.redact import Redactor
 from proxy.dispatch import Dispatch
 from proxy.stages import access_log, begin, ledger, quota, rescue
@@ -139,7 +139,7 @@ _cookie: ContextVar[str] = ContextVar("cookie", default="")
 
 
 def _remembering(dispatch: Any, scope: Any, *rest: Any) -> tuple[Any, ...]:
-    _cookie.set(_header(Exchange.of(scope), b"cookie"))
+    _cookie.set(_header(exchange_of(scope), b"cookie"))
     return dispatch, scope, *rest
 
 
@@ -148,7 +148,7 @@ def _passing_on(transport: Any, method: str, path: str, headers: Any, body: byte
 
 
 def _calling_it_so(stage: Any, scope: Any, *rest: Any) -> tuple[Any, ...]:
-    exchange = Exchange.of(scope)
+    exchange = exchange_of(scope)
     exchange.call += _header(exchange, b"authorization")
     return stage, scope, *rest
 

@@ -23,7 +23,7 @@ from proxy.core.errors import (
     TooManyAuthFailures,
     UpstreamFailed,
 )
-from proxy.core.exchange import Before, Exchange, Team
+from proxy.core.exchange import Before, Exchange, Team, exchange_of
 from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
 from proxy.logs import Writer
@@ -227,7 +227,7 @@ async def test_truncated_content_never_ends_in_half_a_secret() -> None:
 
 async def test_a_secret_spread_over_the_events_of_a_stream_is_found() -> None:
     async def streaming(scope: Scope, receive: Receive, send: Send) -> None:
-        Exchange.of(scope).streamed = True
+        exchange_of(scope).streamed = True
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for piece in [*KEY.reveal(), " and more"]:
             chunk = {"choices": [{"index": 0, "delta": {"content": piece}}]}
@@ -247,7 +247,7 @@ async def test_a_stream_that_is_not_seen_to_its_end_shows_no_half_secret(
     for error in (None, UpstreamFailed("cut")):
 
         async def breaking(scope: Scope, receive: Receive, send: Send, error: UpstreamFailed | None = error) -> None:
-            Exchange.of(scope).streamed, Exchange.of(scope).error = True, error
+            exchange_of(scope).streamed, exchange_of(scope).error = True, error
             await send({"type": "http.response.start", "status": 200, "headers": []})
             for piece in ["so ", *KEY.reveal()[:-1]]:
                 event = b"data: %b\n\n" % json.encode({"choices": [{"index": 0, "delta": {"content": piece}}]})

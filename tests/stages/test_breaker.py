@@ -10,7 +10,7 @@ from proxy import data
 from proxy.core.catalogue import Catalogue
 from proxy.core.circuit import Circuits, State
 from proxy.core.errors import BadRequest, CircuitOpen, ProxyError, UpstreamFailed, UpstreamRefusal
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import Exchange, exchange_of
 from proxy.providers.mistral.chat import CHAT
 from proxy.stages import breaker
 from proxy.upstream.config import CircuitBreaker
@@ -34,7 +34,7 @@ class Scene:
 
     async def provider(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.calls += 1
-        seen, end = Exchange.of(scope), self.ends.pop(0)
+        seen, end = exchange_of(scope), self.ends.pop(0)
         seen.attempts = 1
         if callable(end):
             end(seen)

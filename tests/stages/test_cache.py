@@ -26,7 +26,7 @@ from proxy.core.errors import (
     UpstreamFailed,
     UpstreamRefusal,
 )
-from proxy.core.exchange import Exchange, Team
+from proxy.core.exchange import Exchange, Team, exchange_of
 from proxy.core.flight import Flight
 from proxy.core.services import Drainable
 from proxy.core.sse import KEEP_ALIVE
@@ -91,7 +91,7 @@ class Setting:
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.calls += 1
-        await self.play(Exchange.of(scope), send)
+        await self.play(exchange_of(scope), send)
 
     def exchange(self, team: str = "a", control: str = "", **fields: Any) -> Exchange:
         body = {"model": "mistral-small-latest", "temperature": 0} | fields

@@ -25,7 +25,7 @@ from proxy.core.errors import (
     UpstreamFailed,
     UpstreamRefusal,
 )
-from proxy.core.exchange import Exchange, Team
+from proxy.core.exchange import Exchange, Team, exchange_of
 from proxy.core.model import Price
 from proxy.pipeline import fold
 from proxy.providers.mistral.chat import CHAT
@@ -60,7 +60,7 @@ class Setting:
         self.circuits = Circuits(lambda: self.now, self.log)
 
     async def model(self, scope: Scope, receive: Receive, send: Send) -> None:
-        seen = Exchange.of(scope)
+        seen = exchange_of(scope)
         assert seen.model
         self.asked.append(seen.model)
         self.others.append(seen.others)
@@ -115,7 +115,7 @@ async def test_one_that_answers_needs_no_other():
     setting = Setting({})
     answer, about = await setting.ask()
     assert isinstance(answer, Answer)
-    assert (setting.asked, setting.caught_up, about.all_attempts) == ([LARGE], 0, 2)
+    assert (setting.asked, setting.caught_up, about.all_attempts()) == ([LARGE], 0, 2)
 
 
 async def test_a_model_without_a_chain_is_alone():
@@ -151,9 +151,10 @@ async def test_the_next_one_begins_as_if_it_were_the_only_one():
     assert setting.bodies == [BODY] * 3
     assert setting.caught_up == 2
     assert (about.provider, about.sent_as, about.upstream) == ("openai", "gpt-4o", OTHER)
-    assert about.all_attempts == 6
-    assert about.whole_charge
-    assert about.whole_charge.cost == 7
+    assert about.all_attempts() == 6
+    charge = about.whole_charge()
+    assert charge
+    assert charge.cost == 7
     assert list(about.rewrites) == [f"of:{OTHER}"]
     told = [fields for _, event, fields in setting.log.lines if event == "fallback"]
     assert [(one["to"], one["error_code"]) for one in told] == [(MEDIUM, "upstream_error"), (OTHER, "upstream_error")]
@@ -166,7 +167,7 @@ async def test_of_all_errors_the_first_is_told():
     error, about = await setting.ask()
     assert error is first
     assert about.upstream == f"mistral/{LARGE}"
-    assert about.all_attempts == 6
+    assert about.all_attempts() == 6
 
 
 @pytest.mark.parametrize(

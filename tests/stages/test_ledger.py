@@ -13,7 +13,7 @@ from proxy import data
 from proxy.core.catalogue import Catalogue
 from proxy.core.charge import Charge, Estimate
 from proxy.core.errors import ProxyError, StoreUnavailable, UpstreamFailed
-from proxy.core.exchange import Exchange, Team
+from proxy.core.exchange import Exchange, Team, exchange_of
 from proxy.core.ledger import Intent, LedgerFull, Outcome
 from proxy.providers.mistral.chat import CHAT
 from proxy.stages import ledger
@@ -71,7 +71,7 @@ async def test_the_row_ends_with_what_it_cost() -> None:
     rows = Rows()
 
     async def charged(scope: Any, receive: Any, send: Any) -> None:
-        found = Exchange.of(scope)
+        found = exchange_of(scope)
         found.charge = Charge(12, 4, 30, 20, 7, 2, cost=99, estimated=True)
         found.attempts, found.status, found.first_byte = 2, 200, 0.25
         await ok(scope, receive, send)
@@ -106,7 +106,7 @@ async def test_it_says_what_ended_it(error: BaseException, status: str, http_sta
 
 async def test_a_stream_that_broke_has_failed_though_its_status_is_200() -> None:
     async def breaks(scope: Any, receive: Any, send: Any) -> None:
-        Exchange.of(scope).status, Exchange.of(scope).error = 200, UpstreamFailed("x")
+        exchange_of(scope).status, exchange_of(scope).error = 200, UpstreamFailed("x")
 
     rows = Rows()
     await keep(rows, breaks)
@@ -116,7 +116,7 @@ async def test_a_stream_that_broke_has_failed_though_its_status_is_200() -> None
 
 async def test_a_client_that_left_has_cancelled_it() -> None:
     async def left(scope: Any, receive: Any, send: Any) -> None:
-        Exchange.of(scope).client_gone = True
+        exchange_of(scope).client_gone = True
 
     rows = Rows()
     await keep(rows, left)

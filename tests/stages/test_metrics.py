@@ -14,7 +14,7 @@ from proxy import data
 from proxy.core.catalogue import Catalogue
 from proxy.core.charge import NOTHING, Charge
 from proxy.core.errors import BadFraming, BadRequest, Overloaded, RateLimited, UpstreamFailed, UpstreamRefusal
-from proxy.core.exchange import Before, Exchange, Failed, Team
+from proxy.core.exchange import Before, Failed, Team, exchange_of
 from proxy.core.gaps import Gaps
 from proxy.core.metrics import families
 from proxy.core.metrics.board import Board
@@ -75,7 +75,7 @@ class Setting:
         self._app = fold((begin.build((), made), self.stage, rescue.build(made)), self._inside)
 
     async def _inside(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = Exchange.of(scope)
+        found = exchange_of(scope)
         for name, value in self._fields.items():
             setattr(found, name, value)
         await self._end(scope, receive, send)

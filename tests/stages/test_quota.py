@@ -16,7 +16,7 @@ from proxy.core.catalogue import Catalogue
 from proxy.core.charge import NOTHING, Charge, Estimate
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import InsufficientQuota, ModelNotAllowed, ProxyError, RateLimited, StoreUnavailable
-from proxy.core.exchange import Exchange, Team
+from proxy.core.exchange import Exchange, Team, exchange_of
 from proxy.core.money import NANO
 from proxy.core.quota import WINDOWS, Claim, Rule, Standing, StoreGone, Unit, Verdict
 from proxy.providers.mistral.chat import CHAT
@@ -97,7 +97,7 @@ async def test_everything_is_claimed_in_one_step() -> None:
 
 async def test_what_was_used_is_settled() -> None:
     async def charged(scope: Any, receive: Any, send: Any) -> None:
-        Exchange.of(scope).charge = Charge(12, 0, 30, 0, 0, 0, cost=NANO, estimated=False)
+        exchange_of(scope).charge = Charge(12, 0, 30, 0, 0, 0, cost=NANO, estimated=False)
         await ok(scope, receive, send)
 
     store = Store()
@@ -110,7 +110,7 @@ async def test_what_was_used_is_settled() -> None:
 @pytest.mark.parametrize("error", [None, ProxyError("x"), RuntimeError(), asyncio.CancelledError()])
 async def test_it_is_settled_however_it_ends(charge: Charge | None, error: BaseException | None) -> None:
     async def ends(scope: Any, receive: Any, send: Any) -> None:
-        Exchange.of(scope).charge = charge
+        exchange_of(scope).charge = charge
         if error:
             raise error
 

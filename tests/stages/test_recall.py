@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.cache import Answers, Known
 from proxy.core.entry import Entry
-from proxy.core.exchange import Exchange, Team
+from proxy.core.exchange import Team, exchange_of
 from proxy.core.flight import Flight
 from proxy.player import Player
 from proxy.providers.mistral.chat import CHAT
@@ -48,13 +48,13 @@ class Setting:
 
     async def at_once(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.ways.append("at once")
-        exchange = Exchange.of(scope)
+        exchange = exchange_of(scope)
         assert exchange.replay
         await exchange.replay(exchange, receive, send)
 
     async def long_way(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.ways.append("long")
-        about = Exchange.of(scope)
+        about = exchange_of(scope)
         about.known, about.status = KNOWN, 200
         await ok(scope, receive, send)
 

@@ -5,7 +5,7 @@ import asyncio
 from starlette.types import Receive, Scope, Send
 
 from proxy.core.errors import BadRequest
-from proxy.core.exchange import Exchange
+from proxy.core.exchange import exchange_of
 from proxy.stages import rescue
 from tests.asgi import Log, call, exchange, ok, services
 
@@ -14,7 +14,7 @@ def raising(error: Exception, *, after_start: bool = False):
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if after_start:
             await send({"type": "http.response.start", "status": 200, "headers": []})
-            Exchange.of(scope).status = 200
+            exchange_of(scope).status = 200
         raise error
 
     return app

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy import data
 from proxy.core.catalogue import Catalogue
 from proxy.core.errors import BadRequest, CircuitOpen, Draining, UpstreamFailed
-from proxy.core.exchange import Exchange, Team
+from proxy.core.exchange import Exchange, Team, exchange_of
 from proxy.core.model import Price
 from proxy.core.table import Context
 from proxy.core.trace import RANDOM, SAMPLED, Span
@@ -163,7 +163,7 @@ async def test_what_is_no_count_is_not_told(count: Any) -> None:
 
 async def test_an_error_is_told_by_its_code() -> None:
     async def fails(scope: Scope, receive: Receive, send: Send) -> None:
-        Exchange.of(scope).attempts = 1
+        exchange_of(scope).attempts = 1
         raise UpstreamFailed(SECRET)
 
     found = begun(model="house/priced", provider="house")
@@ -202,7 +202,7 @@ def turning(kept: Kept, errors: list[Any]) -> ASGIApp:
     """The stage for each model, around calls that end so."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        Exchange.of(scope).attempts = 1
+        exchange_of(scope).attempts = 1
         error = errors.pop(0)
         if error:
             raise error
