@@ -4,14 +4,13 @@ call           once more with a body that is mended, where the provider's error 
 _persistently  again after a while, where that may help (upstream/retry.py)
 _paid          again at once with another key, where it is the key that is refused (upstream/keys.py)
 _once          again at once, on a connection that the upstream was just about to close
-_attempt       one request, and the head of its answer
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 from urllib.parse import quote
 
 from proxy.core import json
@@ -28,7 +27,7 @@ from proxy.guard import Guard
 from proxy.metering import may_be_billed
 from proxy.upstream.client import MOST_REFUSAL, Upstream, failure, is_encoded, read
 from proxy.upstream.keys import Payment
-from proxy.upstream.transport import Answer, TransportError
+from proxy.upstream.transport import Answer, Call, TransportError
 
 _ALARMS = {
     "upstream_auth_failed": "the provider refuses the key of this proxy",
@@ -36,6 +35,8 @@ _ALARMS = {
     "usage_anomaly": "an answer came without token counts that can be believed: it is not metered",
 }
 """What no client can mend, by an error's code or a word of ours: somebody who runs the proxy must know."""
+
+_IN_THE_PATH: Final = ModelFrom.PATH
 
 T = TypeVar("T")
 
@@ -126,7 +127,8 @@ class Calls:
             exchange.sent = exchange.answered = False
             payment.take()
             try:
-                await payment.turn(self.guard.rest)
+                if not payment.goes_at_once():
+                    await payment.turn(self.guard.rest)
                 return await self._once(data, use, payment)
             except ProxyError as error:
                 if not payment.refused(error):
@@ -135,55 +137,55 @@ class Calls:
                 payment.give()
 
     async def _once(self, data: bytes | None, use: Callable[[Answer], Awaitable[T]], payment: Payment) -> T:
-        """One request, which is sent again if it met a connection that the upstream was just about to close."""
-        try:
+        """One request, and its answer; sent again if it met a connection that the upstream was just about to close."""
+        exchange, fresh = self.exchange, False
+        while True:
+            call = self._call(data, payment, fresh=fresh)
             try:
-                return await self._attempt(data, use, payment)
+                async with call as answer:
+                    if self._head(answer, payment):
+                        return await use(answer)
+                    refused = None if is_encoded(answer) else await read(answer, self.guard.heard, MOST_REFUSAL)
+                raise self._refusal(answer, self.upstream.scrub(refused or b""))
             except TransportError as error:
-                if not error.stale or self.endpoint.retry is not Retry.SAFE:
-                    raise
-            return await self._attempt(data, use, payment, fresh=True)
-        except TransportError as error:
-            raise failure(error, self.upstream.timeouts, sent=self.exchange.sent) from None
+                if error.kind == "pool":
+                    exchange.attempts -= 1  # nothing was sent
+                if fresh or not error.stale or self.endpoint.retry is not Retry.SAFE:
+                    raise failure(error, self.upstream.timeouts, sent=exchange.sent or call.sent) from None
+                fresh = True
+            finally:
+                exchange.sent = exchange.sent or call.sent
 
-    async def _attempt(
-        self, data: bytes | None, use: Callable[[Answer], Awaitable[T]], payment: Payment, *, fresh: bool = False
-    ) -> T:
-        endpoint, upstream = self.endpoint, self.upstream
+    def _call(self, data: bytes | None, payment: Payment, *, fresh: bool) -> Call:
+        endpoint, exchange = self.endpoint, self.exchange
         path = endpoint.upstream
-        if endpoint.model is ModelFrom.PATH:
-            path = path.replace("{id}", quote(self.exchange.sent_as or "", safe=""))
-        self.exchange.attempts += 1
+        if endpoint.model is _IN_THE_PATH:
+            path = path.replace("{id}", quote(exchange.sent_as or "", safe=""))
+        exchange.attempts += 1
         self.guard.calling()
-        call = upstream.call(
+        return self.upstream.call(
             endpoint.method,
             path,
             data,
             payment.key,
-            stream=self.exchange.streamed,
-            traceparent=self.exchange.traceparent(),
+            stream=exchange.streamed,
+            traceparent=exchange.traceparent(),
             fresh=fresh,
         )
-        try:
-            async with call as answer:
-                payment.heard(self.provider.left(answer.header), refused=answer.status == 429)
-                named = self.provider.answer_headers(answer.header)
-                self.exchange.answer_headers = [(name, upstream.scrub(value)) for name, value in named]
-                encoded = is_encoded(answer)
-                if 200 <= answer.status < 300:
-                    if encoded:
-                        raise UpstreamFailed("The upstream compressed its answer, which it was not asked to do.")
-                    self.exchange.answered = True
-                    payment.accepted()
-                    return await use(answer)
-                refused = (None if encoded else await read(answer, self.guard.heard, MOST_REFUSAL)) or b""
-        except TransportError as error:
-            if error.kind == "pool":
-                self.exchange.attempts -= 1  # nothing was sent
-            raise
-        finally:
-            self.exchange.sent = self.exchange.sent or call.sent
-        raise self._refusal(answer, upstream.scrub(refused))
+
+    def _head(self, answer: Answer, payment: Payment) -> bool:
+        """What the head of an answer tells, and whether that is a success. Raises UpstreamFailed."""
+        provider, header, upstream = self.provider, answer.header, self.upstream
+        payment.heard(provider.left(header), refused=answer.status == 429)
+        named = provider.answer_headers(header)
+        self.exchange.answer_headers = [(name, upstream.scrub(value)) for name, value in named]
+        if not 200 <= answer.status < 300:
+            return False
+        if is_encoded(answer):
+            raise UpstreamFailed("The upstream compressed its answer, which it was not asked to do.")
+        self.exchange.answered = True
+        payment.accepted()
+        return True
 
     def _refusal(self, answer: Answer, body: bytes) -> ProxyError:
         error = self.provider.refusal(answer.status, answer.header, body, self.context)

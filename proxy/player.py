@@ -144,6 +144,9 @@ class _Pieces:
     def header(self, name: str) -> str | None:
         return "text/event-stream"
 
+    def whole(self) -> bytes | None:
+        return None
+
     def chunks(self) -> AsyncIterator[bytes]:
         return self._pieces
 

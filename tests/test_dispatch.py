@@ -113,6 +113,9 @@ class Received:
     def header(self, name: str) -> str | None:
         return self._found.headers.get(name)
 
+    def whole(self) -> bytes | None:
+        return None
+
     async def chunks(self) -> AsyncIterator[bytes]:
         for one in self._found.chunks:
             if isinstance(one, Exception):

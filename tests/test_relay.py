@@ -58,6 +58,9 @@ class Upstream:
     def header(self, name: str) -> str | None:
         return self._kind if name == "content-type" else None
 
+    def whole(self) -> bytes | None:
+        return None
+
     async def chunks(self) -> AsyncIterator[bytes]:
         for one in self._chunks:
             if isinstance(one, Exception):

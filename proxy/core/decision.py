@@ -68,10 +68,16 @@ def _is_a_stranger(exchange: Exchange) -> bool:
 
 
 def _times(exchange: Exchange, seconds: float, now: float) -> bytes:
-    """In milliseconds."""
-    if exchange.called is None:
-        return b"proxy;dur=%.2f" % (seconds * 1e3)
-    return b"proxy;dur=%.2f, upstream;dur=%.2f" % (seconds * 1e3, upstream(exchange, now) * 1e3)
+    text = "proxy;dur=" + _milliseconds(seconds)
+    if exchange.called is not None:
+        text += ", upstream;dur=" + _milliseconds(upstream(exchange, now))
+    return text.encode()
+
+
+def _milliseconds(seconds: float) -> str:
+    """To the microsecond, as a decimal."""
+    text = str(round(seconds * 1e6)).zfill(4)
+    return f"{text[:-3]}.{text[-3:]}"
 
 
 @lru_cache(4096)  # mostly they are the names of the configuration

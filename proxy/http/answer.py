@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Generator, Iterable
 from http import HTTPStatus
-from itertools import chain
+from operator import itemgetter
 from typing import Final
 
 from starlette.types import ASGIApp, Message
@@ -26,9 +26,9 @@ from proxy.core.errors import Headers
 LARGE: Final = 1 << 16
 """Bytes of a first piece that is not copied to stand behind its head."""
 
-_STATUS: Final = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+_STATUS: Final = {status.value: b"HTTP/1.1 %d %b" % (status, status.phrase.encode()) for status in HTTPStatus}
 _NO_BODY: Final = (204, 304)
-_LINE: Final = b"%b: %b\r\n"
+_NAME: Final = itemgetter(0)
 
 _ALLOWED: Final = bytes({*range(0x20, 0x7F), *range(0x80, 0x100), 0x09})
 """What a header may have in it: anything but control characters."""
@@ -93,23 +93,22 @@ class Answer(RequestResponseCycle):
 
     def _begin(self, status: int, headers: Headers) -> None:
         headers = [*self.default_headers, *headers]
-        named = dict(headers)
-        if not named.keys() <= self._names:
-            self._check(named)
-        if b"content-length" in named:
-            self._announce(named[b"content-length"], is_only=len(named) == len(headers) or _is_only(headers))
+        names = [*map(_NAME, headers)]
+        if not self._names.issuperset(names):
+            self._check(names)
+        if b"content-length" in names:
+            self._announce(headers[names.index(b"content-length")][1], is_only=names.count(b"content-length") == 1)
         elif self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in _NO_BODY:
             self.chunked_encoding = self.scope["http_version"] != "1.0"
             self._by_connection = not self.chunked_encoding
             if self.chunked_encoding:
                 headers.append((b"transfer-encoding", b"chunked"))
-        if b"connection" in named:
+        if b"connection" in names:
             self._heed_connection(headers)
         if not self.keep_alive:
             headers.append((b"connection", b"close"))
-        first = _STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status
-        # All headers by one format: most of what each would cost by itself is no copying.
-        head = first + _LINE * len(headers) % tuple(chain.from_iterable(headers)) + b"\r\n"
+        first = _STATUS.get(status) or b"HTTP/1.1 %d " % status
+        head = b"\r\n".join((first, *map(b": ".join, headers), b"\r\n"))
         if head.translate(None, _ALLOWED) != b"\r\n" * (len(headers) + 2):
             raise RuntimeError("a header has a control character")
         self._head = head
@@ -164,10 +163,6 @@ class Answer(RequestResponseCycle):
     def _flush(self) -> None:
         if self._head:
             self._write(b"")
-
-
-def _is_only(headers: Headers) -> bool:
-    return [name for name, _ in headers].count(b"content-length") == 1
 
 
 class _Sent:

@@ -61,23 +61,28 @@ class Body:
         length = _declared_length(exchange)
         if length > self._limit:
             raise self._too_large()
-        try:
-            data = await self._read(receive)
-        except ClientGone:
-            exchange.client_gone = True
-            return
+        begun = Begun(receive())
+        exchange.raw = self._with_its_head(begun.message)
+        if exchange.raw is None:
+            try:
+                exchange.raw = await self._read(begun, receive)
+            except ClientGone:
+                exchange.client_gone = True
+                return
         exchange.received = self._clock()
-        exchange.raw = data
-        del data  # it is not needed for long, and may be large
+        del begun  # it has the body, which is not needed for long, and may be large
         await self._app(scope, receive, send)
 
-    async def _read(self, receive: Receive) -> bytes | bytearray:
-        begun = Begun(receive())
-        if begun.message is not None and not begun.message.get("more_body") and begun.message["type"] == "http.request":
-            whole: bytes = begun.message.get("body", b"")  # with its head, as most bodies come
-            if len(whole) > self._limit:
-                raise self._too_large()
-            return whole
+    def _with_its_head(self, message: Message | None) -> bytes | None:
+        """The whole body, if it came with its head, as most do."""
+        if message is None or message.get("more_body") or message["type"] != "http.request":
+            return None
+        body: bytes = message.get("body", b"")
+        if len(body) > self._limit:
+            raise self._too_large()
+        return body
+
+    async def _read(self, begun: Begun, receive: Receive) -> bytearray:
         with self._arrivals.arrival() as arrival:
             message = await begun if begun.message is None else begun.message
             return await self._read_on(message, arrival, receive)

@@ -202,6 +202,9 @@ class _Answer:
             return value
         return value.encode("utf-8", "surrogateescape").decode("latin-1")  # one character per byte, as it was sent
 
+    def whole(self) -> bytes | None:
+        return None
+
     def chunks(self) -> AsyncIterator[bytes]:
         return _Chunks(self._payload)
 

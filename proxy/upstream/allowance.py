@@ -164,11 +164,18 @@ class Allowance:
         alone = calls == 1
         return max(self._requests.wait(calls * workers, now, alone), self._tokens.wait(needed, now, alone))
 
+    def at_once(self, tokens: int) -> Sent | None:
+        """Count a call as sent, if it need not be held back."""
+        return None if self._line or self.wait(tokens) else self._count(tokens)
+
     async def turn(self, tokens: int, rest: Callable[[float], Awaitable[None]]) -> Sent:
         """Hold a call back for as long as it must be, in the order in which they came, and count it as sent. `rest`
         sleeps. Raises ProviderBusy if that takes longer than PATIENCE."""
         if self._line or self.wait(tokens):
             await self._wait_in_line(tokens, rest)
+        return self._count(tokens)
+
+    def _count(self, tokens: int) -> Sent:
         self._sent += 1
         self._sent_tokens += tokens
         self._calls += 1

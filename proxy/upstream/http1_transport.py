@@ -234,6 +234,9 @@ class _Answer:
         value = self._headers.get(name.encode())
         return None if value is None else value.decode("latin-1")  # one character per byte, as it was sent
 
+    def whole(self) -> bytes | None:
+        return self._take() if self._is_whole and self._pieces else None
+
     def chunks(self) -> _Answer:
         return self
 
@@ -249,6 +252,10 @@ class _Answer:
                 raise self._error
             self._waiter = waiter = self._loop.create_future()
             await waiter
+        return self._take()
+
+    def _take(self) -> bytes:
+        pieces = self._pieces
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self._held = 0

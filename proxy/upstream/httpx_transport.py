@@ -153,6 +153,9 @@ class _Answer:
         found = (value.decode("latin-1") for key, value in self._response.headers.raw if key.lower() == wanted)
         return next(found, None)
 
+    def whole(self) -> bytes | None:
+        return None
+
     async def chunks(self) -> AsyncIterator[bytes]:
         try:
             async for chunk in self._response.aiter_raw():

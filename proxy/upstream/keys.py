@@ -159,12 +159,22 @@ class Payment:
         """Choose the key to try next; `give` must follow. Raises ProviderBusy."""
         self.key = self._pool.take(self._model, self._tokens, [key for key, _ in self._faults])
 
-    async def turn(self, rest: Callable[[float], Awaitable[None]]) -> None:
-        """Wait until the key's account has something left; `rest` sleeps. Raises ProviderBusy if that takes long."""
+    def goes_at_once(self) -> bool:
+        """Whether the key's account has something left, or nothing is known of it."""
         allowance = self.key.allowances.get(self._model)
-        if allowance:
-            self._sent = await allowance.turn(self._tokens, rest)
-            self._counted = allowance
+        if allowance is None:
+            return True
+        self._sent = allowance.at_once(self._tokens)
+        if self._sent is None:
+            return False
+        self._counted = allowance
+        return True
+
+    async def turn(self, rest: Callable[[float], Awaitable[None]]) -> None:
+        """Wait until it has; `rest` sleeps. Raises ProviderBusy if that takes long."""
+        allowance = self.key.allowances[self._model]
+        self._sent = await allowance.turn(self._tokens, rest)
+        self._counted = allowance
 
     def give(self) -> None:
         """The call is over."""

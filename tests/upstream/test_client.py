@@ -104,6 +104,9 @@ class Body:
     def header(self, name: str) -> str | None:
         return None
 
+    def whole(self) -> bytes | None:
+        return None
+
     async def chunks(self) -> AsyncIterator[bytes]:
         for piece in self._pieces:
             self.taken += 1
