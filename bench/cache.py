@@ -176,7 +176,7 @@ class Asked:
         for one in made:
             assert one.sending
             assert one.context
-            recall.letters(one)
+            recall.letters(one, one.raw or b"")
             keys.key("bench", one.sending, one.context)
         return (time.process_time() - before) / REQUESTS * 1e6
 

@@ -172,13 +172,11 @@ def _check_keys(data: Data) -> None:
 
 def _add_up(members: dict[str, msgspec.Raw], size: int) -> bool:
     """Whether these, the last one of each key, are all that an object of so many bytes has. Raises TooLarge."""
-    keys, rest = 0, 1
-    for key, value in members.items():
-        keys += len(key)
-        rest += len(value) + 4  # two quotes, a colon, and a comma or a bracket
+    keys = sum(map(len, members))
     if keys > LONGEST_KEYS or len(members) > MOST_KEYS:
         raise TooLarge(f"it has more than {MOST_KEYS} keys at its top level, or too long ones")
-    return keys + rest == size or not members
+    # Besides keys and values there is a bracket, and for each of them two quotes, a colon, and a comma or a bracket.
+    return 1 + keys + sum(map(len, members.values())) + 4 * len(members) == size or not members
 
 
 _KEY = re.compile(rb'[{,]("[^"\\]*+(?:\\.[^"\\]*+)*+"):')

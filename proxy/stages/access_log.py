@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal
 
+import msgspec
+from msgspec import UNSET, UnsetType
 from pydantic import Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -47,6 +49,43 @@ class Config(Strict):
         return {"none": 0, "truncated": self.content_max_chars, "full": _MOST_CONTENT}[mode]
 
 
+class Line(msgspec.Struct, kw_only=True, gc=False):
+    """What the line of a request says, in this order. What is unset it does not mention."""
+
+    request_id: str
+    trace_id: str
+    team: str | None
+    key_id: str | None
+    method: str
+    endpoint: str
+    operation: str | None
+    model: str | None
+    upstream: str | None
+    status_code: int | None
+    duration_ms: float
+    first_byte_ms: float | None
+    stream: bool
+    bytes_out: int
+    attempts: int
+    client: str
+    generation: int
+    model_asked: str | UnsetType | None = UNSET
+    prompt_tokens: int | UnsetType | None = UNSET
+    completion_tokens: int | UnsetType | None = UNSET
+    total_tokens: int | UnsetType | None = UNSET
+    cost_usd: str | UnsetType = UNSET
+    cache: str | UnsetType = UNSET
+    shadow_refusals: str | UnsetType = UNSET
+    rewrites: str | UnsetType = UNSET
+    error_type: str | UnsetType = UNSET
+    error_code: str | UnsetType | None = UNSET
+    fault: str | UnsetType = UNSET
+    error_param: str | UnsetType | None = UNSET
+    client_gone: bool | UnsetType = UNSET
+    request_content: str | UnsetType = UNSET
+    answer_content: str | UnsetType = UNSET
+
+
 def build(config: Config, services: Services, *, content: bool) -> Middleware:
     """`content`: there is a team that has prompts and answers logged."""
 
@@ -79,66 +118,64 @@ class AccessLog:
         try:
             await self._app(scope, receive, self._listening(exchange, send, answer) if self._content else send)
         finally:
-            fields = self._fields(exchange, scope)
-            line = json.encode(fields)
-            self._ring.keep(line[:-1] + self._more(exchange))
+            line = self._line(exchange, scope)
+            text = json.encode(line)
+            self._ring.keep(text[:-1] + self._more(exchange))
             if self._content and exchange.team and (most := exchange.team.log_content):
-                line = json.encode(fields | self._said_and_told(exchange, bytes(answer), most))
-            self._log.ready(_level(exchange, fields["endpoint"]), "request", line)
+                self._tell_content(line, exchange, bytes(answer), most)
+                text = json.encode(line)
+            self._log.ready(_level(exchange, line.endpoint), "request", text)
 
-    def _said_and_told(self, exchange: Exchange, answer: bytes, most: int) -> Json:
-        said: Json = {}
+    def _tell_content(self, line: Line, exchange: Exchange, answer: bytes, most: int) -> None:
         if exchange.body is not None:
-            said["request_content"] = self._said(json.encode(exchange.body), most)
+            line.request_content = self._said(json.encode(exchange.body), most)
         cut = len(answer) >= _MOST_CAPTURED or exchange.client_gone or exchange.error is not None
-        said["answer_content"] = self._said(_joined(answer, cut) if exchange.streamed else answer, most)
-        return said
+        line.answer_content = self._said(_joined(answer, cut) if exchange.streamed else answer, most)
 
-    def _fields(self, exchange: Exchange, scope: Scope) -> dict[str, Any]:
-        route = scope.get("route")
-        fields: dict[str, Any] = {
-            "request_id": exchange.request_id,
-            "trace_id": exchange.trace_id,
-            "team": exchange.team.name if exchange.team else None,
-            "key_id": exchange.key_id,
-            "method": exchange.method,
+    def _line(self, exchange: Exchange, scope: Scope) -> Line:
+        route, usage, error, charge = scope.get("route"), exchange.usage, exchange.error, exchange.whole_charge()
+        line = Line(
+            request_id=exchange.request_id,
+            trace_id=exchange.trace_id,
+            team=exchange.team.name if exchange.team else None,
+            key_id=exchange.key_id,
+            method=exchange.method,
             # A path that is no endpoint's is the client's text; of the others only the template is told.
-            "endpoint": route.path if route else self._excerpts.name(exchange.path),
-            "operation": route.operation if route else None,
-            "model": self._name(exchange.model),
-            "upstream": exchange.upstream and exchange.upstream.partition("/")[0],
-            "status_code": _status(exchange),
-            "duration_ms": _ms(exchange.started, exchange.last_byte or self._clock()),
-            "first_byte_ms": _ms(exchange.started, exchange.first_byte),
-            "stream": exchange.streamed,
-            "bytes_out": exchange.bytes_out,
-            "attempts": exchange.all_attempts(),
-            "client": exchange.client,
-            "generation": self._generation,
-        }
+            endpoint=route.path if route else self._excerpts.name(exchange.path),
+            operation=route.operation if route else None,
+            model=self._name(exchange.model),
+            upstream=exchange.upstream and exchange.upstream.partition("/")[0],
+            status_code=_status(exchange),
+            duration_ms=_ms(exchange.started, exchange.last_byte or self._clock()),
+            first_byte_ms=None if exchange.first_byte is None else _ms(exchange.started, exchange.first_byte),
+            stream=exchange.streamed,
+            bytes_out=exchange.bytes_out,
+            attempts=exchange.all_attempts(),
+            client=exchange.client,
+            generation=self._generation,
+        )
         if exchange.model_asked and exchange.model_asked != exchange.model:
-            fields["model_asked"] = self._name(exchange.model_asked)
-        if exchange.usage:
-            fields["prompt_tokens"] = _count(exchange.usage.get("prompt_tokens"))
-            fields["completion_tokens"] = _count(exchange.usage.get("completion_tokens"))
-            fields["total_tokens"] = _count(exchange.usage.get("total_tokens"))
-        charge = exchange.whole_charge()
+            line.model_asked = self._name(exchange.model_asked)
+        if usage:
+            line.prompt_tokens = _count(usage.get("prompt_tokens"))
+            line.completion_tokens = _count(usage.get("completion_tokens"))
+            line.total_tokens = _count(usage.get("total_tokens"))
         if charge and charge.cost is not None:
-            fields["cost_usd"] = decimal(charge.cost)
+            line.cost_usd = decimal(charge.cost)
         if exchange.cache:
-            fields["cache"] = exchange.cache
+            line.cache = exchange.cache
         if exchange.shadow_refusals:
-            fields["shadow_refusals"] = ", ".join(exchange.shadow_refusals)
+            line.shadow_refusals = ", ".join(exchange.shadow_refusals)
         if exchange.rewrites:
-            fields["rewrites"] = ", ".join(exchange.rewrites)
-        if exchange.error:
-            fields["error_type"], fields["error_code"] = exchange.error.type, exchange.error.code
-            fields["fault"] = exchange.error.fault.value
-            fields["error_param"] = exchange.error.param and self._excerpts.name(exchange.error.param)
+            line.rewrites = ", ".join(exchange.rewrites)
+        if error:
+            line.error_type, line.error_code, line.fault = error.type, error.code, error.fault.value
+            line.error_param = error.param and self._excerpts.name(error.param)
         if exchange.client_gone:
-            fields["client_gone"] = True
-            fields.setdefault("fault", Fault.CALLER.value)
-        return fields
+            line.client_gone = True
+            if line.fault is UNSET:
+                line.fault = Fault.CALLER.value
+        return line
 
     def _more(self, exchange: Exchange) -> bytes:
         """What is kept of a request besides its line, for whoever asks for it by its id (core/records.py)."""
@@ -215,6 +252,6 @@ def _level(exchange: Exchange, endpoint: str) -> str:
     return "debug" if endpoint.startswith("/health") else "info"  # probes come every few seconds and say nothing
 
 
-def _ms(start: float, end: float | None) -> float | None:
+def _ms(start: float, end: float) -> float:
     """Milliseconds, two digits behind the point. `round` takes pains with what a float cannot hold exactly."""
-    return None if end is None else int((end - start) * 100_000 + 0.5) / 100
+    return int((end - start) * 100_000 + 0.5) / 100

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from operator import itemgetter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +21,7 @@ from proxy.core.trace import RANDOM, Parent, parent_of
 # Such as can stand in a URL's path: `GET /admin/explain/{id}` asks for it.
 _VALID_ID = re.compile(rb"(?!.*\.\.)(?=.*[A-Za-z0-9])[A-Za-z0-9._-]{1,128}")
 
+_NAME = itemgetter(0)
 _UNDERSCORE = ord("_")
 """As a number: bytes are searched for one six times as fast as for bytes."""
 
@@ -68,8 +70,10 @@ class Begin:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # A name with an underscore is another name to us and the same one to CGI and whoever learnt from it.
-        headers = scope["headers"] = [header for header in scope["headers"] if _UNDERSCORE not in header[0]]
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        if _UNDERSCORE in b"".join(map(_NAME, headers)):
+            # Such a name is another one to us, and the same one to CGI and whoever learnt from it.
+            headers = scope["headers"] = [header for header in headers if _UNDERSCORE not in header[0]]
         client = scope.get("client")
         peer = client[0] if client else ""
         request_id, trace_id, span_id = self._ids.next()

@@ -7,7 +7,7 @@ under which the answer is kept. It takes longer to find out than everything else
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable
 from hashlib import blake2b
 from typing import Final
@@ -19,6 +19,7 @@ from proxy.core.cache import Backend, Known
 from proxy.core.cache_policy import Policy
 from proxy.core.endpoint import Cache, Endpoint
 from proxy.core.exchange import Exchange, exchange_of
+from proxy.core.json import Data
 from proxy.core.services import Middleware, Services
 from proxy.player import Player
 
@@ -54,25 +55,30 @@ class Recall:
         self._policy = policy
         self._player = player
         self._at_hand = backend.at_hand
-        self._known: OrderedDict[bytes, Known] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[Known, int]] = OrderedDict()
+        """By the letters: what they have come to, and the size of the body."""
+        self._sizes: Counter[int] = Counter()
+        """Of those bodies: most requests that were never here have another one, and need not be hashed to know it."""
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         exchange = exchange_of(scope)
+        raw = exchange.raw or b""
         assert exchange.team
-        if exchange.team.log_content or len(exchange.raw or b"") > LARGEST:  # what it says is wanted, or it is much
+        if exchange.team.log_content or len(raw) > LARGEST:  # what it says is wanted, or it is much
             return self._app(scope, receive, send)
-        said = letters(exchange)
-        known = self._known.get(said)
-        if known and self._recall(exchange, known):
-            self._known.move_to_end(said)
-            exchange.raw = None
-            return self._answered(scope, receive, send)
-        return self._understood(said, exchange, scope, receive, send)
+        if len(raw) in self._sizes:
+            said = letters(exchange, raw)
+            known = self._known.get(said)
+            if known and self._recall(exchange, known[0]):
+                self._known.move_to_end(said)
+                exchange.raw = None
+                return self._answered(scope, receive, send)
+        return self._understood(exchange, raw, scope, receive, send)
 
-    async def _understood(self, said: bytes, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _understood(self, exchange: Exchange, raw: Data, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
         if exchange.known and exchange.status is not None:
-            self._remember(said, exchange.known)
+            self._remember(letters(exchange, raw), exchange.known, len(raw))
 
     def _recall(self, exchange: Exchange, known: Known) -> bool:
         """Whether there is an answer that may be given."""
@@ -88,13 +94,18 @@ class Recall:
         self._player.found(entry, exchange, known.key)
         return True
 
-    def _remember(self, said: bytes, known: Known) -> None:
-        self._known[said] = known
+    def _remember(self, said: bytes, known: Known, size: int) -> None:
+        if said not in self._known:
+            self._sizes[size] += 1
+        self._known[said] = known, size
         if len(self._known) > MOST:
-            self._known.popitem(last=False)
+            _, (_, gone) = self._known.popitem(last=False)
+            self._sizes[gone] -= 1
+            if not self._sizes[gone]:
+                del self._sizes[gone]
 
 
-def letters(exchange: Exchange) -> bytes:
+def letters(exchange: Exchange, raw: Data) -> bytes:
     """Who says what, to the letter."""
     assert exchange.team
     digest = blake2b(f"{exchange.team.name}\n{exchange.key_id}\n".encode(), digest_size=32)
@@ -103,5 +114,5 @@ def letters(exchange: Exchange) -> bytes:
         if value is not None:
             digest.update(b"%b:%b\n" % (name, value))
     digest.update(b"\n")
-    digest.update(exchange.raw or b"")
+    digest.update(raw)
     return digest.digest()

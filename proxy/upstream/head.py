@@ -49,12 +49,14 @@ class Origin:
     def head(self, method: str, path: str, headers: Headers, more: Headers, body: bytes) -> bytes:
         """The head of a request with this body. What many of them begin with, all but `more`, is written once. Raises
         ValueError for what may not stand in it."""
-        opening = self._opening(method, path, tuple(headers))
-        check_headers(more)
-        lines = [opening, *[f"{name}: {value}" for name, value in more]]
+        lines = [self._opening(method, path, tuple(headers)), *map(": ".join, more)]
         if body or method in _WITH_LENGTH:
             lines.append(f"Content-Length: {len(body)}")
-        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        text = "\r\n".join(lines)
+        ends = len(headers) + len(lines)
+        if text.count("\r") != ends or text.count("\n") != ends or "\0" in text:
+            raise ValueError("a header of the request holds a line end")
+        return (text + "\r\n\r\n").encode("latin-1")
 
     def _write_opening(self, method: str, path: str, headers: Headers) -> str:
         check_path(path)

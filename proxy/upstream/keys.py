@@ -157,7 +157,8 @@ class Payment:
 
     def take(self) -> None:
         """Choose the key to try next; `give` must follow. Raises ProviderBusy."""
-        self.key = self._pool.take(self._model, self._tokens, [key for key, _ in self._faults])
+        tried = [key for key, _ in self._faults] if self._faults else ()
+        self.key = self._pool.take(self._model, self._tokens, tried)
 
     def goes_at_once(self) -> bool:
         """Whether the key's account has something left, or nothing is known of it."""
