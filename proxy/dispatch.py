@@ -7,7 +7,7 @@ per request.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -31,7 +31,7 @@ from proxy.core.provider import Provider
 from proxy.core.services import Services
 from proxy.core.success import send_json
 from proxy.core.table import Context
-from proxy.guard import Guard
+from proxy.guard import Deadlines, Guard
 from proxy.metering import charged
 from proxy.relay import Relay
 from proxy.upstream.client import MOST_JSON, Upstream, is_json, read
@@ -44,13 +44,18 @@ _LARGE = 1 << 20
 """Bytes of an answer above which its values are counted before it is decoded."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Way:
     """How one provider serves an endpoint: by this row of its own."""
 
     endpoint: Endpoint
     provider: Provider
     upstream: Upstream
+    deadlines: Deadlines = field(init=False)
+
+    def __post_init__(self) -> None:
+        timeouts = self.upstream.timeouts
+        self.deadlines = Deadlines(timeouts.first_byte, timeouts.idle, timeouts.total)
 
     def clean(self, error: ProxyError) -> None:
         """What ends an exchange: without the provider's key, and without the bodies in its frames. It is no reason for
@@ -77,7 +82,7 @@ class Dispatch:
         assert context
         endpoint, upstream = way.endpoint, way.upstream
         guard = Guard(
-            receive, upstream.timeouts, self.services.drainables, exchange.end, exchange.stays, exchange.departure
+            receive, way.deadlines, self.services.drainables, exchange.end, exchange.stays, exchange.departure
         )
         calls = Calls(endpoint, way.provider, upstream, self.services.log, exchange, context, guard)
         responder = Responder(way, exchange, context, guard, calls, self.services.monotonic)

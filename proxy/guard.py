@@ -13,7 +13,6 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
 
 from starlette.types import Receive
 
@@ -28,30 +27,18 @@ SILENCE = 15.0
 client may close a connection that is idle for long."""
 
 
-class Deadlines(Protocol):
+@dataclass(frozen=True, slots=True)
+class Deadlines:
     """Seconds: until the first byte of the answer's body, between bytes, and for everything."""
 
-    @property
-    def first_byte(self) -> float: ...
-    @property
-    def idle(self) -> float: ...
-    @property
-    def total(self) -> float: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """Deadlines for what is not a call of one's own: `total` seconds, however they are spent."""
-
+    first_byte: float
+    idle: float
     total: float
 
-    @property
-    def first_byte(self) -> float:
-        return self.total
-
-    @property
-    def idle(self) -> float:
-        return self.total
+    @classmethod
+    def together(cls, seconds: float) -> Deadlines:
+        """For what is not a call of one's own: so many, however they are spent."""
+        return cls(seconds, seconds, seconds)
 
 
 class Guard(Interruptible):

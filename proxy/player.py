@@ -18,7 +18,7 @@ from proxy.core.flight import Flight, Lost
 from proxy.core.json import Json
 from proxy.core.services import Drainable
 from proxy.core.success import send_json, stream_start
-from proxy.guard import Guard, Patience
+from proxy.guard import Deadlines, Guard
 from proxy.relay import Relay
 
 Cadence = Literal["immediate", "original"]
@@ -46,7 +46,7 @@ class Player:
     def kept(self, entry: Entry, key: str) -> Replay:
         return partial(self._play, entry, key)
 
-    def joined(self, flight: Flight, key: str, patience: Patience) -> Replay:
+    def joined(self, flight: Flight, key: str, patience: Deadlines) -> Replay:
         """What a flight has brought, and brings. Somebody has to follow it meanwhile."""
         return partial(self._join, flight, key, patience)
 
@@ -67,7 +67,7 @@ class Player:
             return
         if self.cadence == "original" and entry.cadence:
             # What it took once it may take again, and its last piece may be as late as the total allowed.
-            patience = Patience(unpacked(entry.cadence)[-2] / 1000 + 60)
+            patience = Deadlines.together(unpacked(entry.cadence)[-2] / 1000 + 60)
             guard = Guard(receive, patience, self.drainables, departure=exchange.departure)
             await self._relay(_as_it_came(entry), exchange, guard, send)
             return
@@ -79,7 +79,7 @@ class Player:
                 await asyncio.sleep(0)
 
     async def _join(
-        self, flight: Flight, key: str, patience: Patience, exchange: Exchange, receive: Receive, send: Send
+        self, flight: Flight, key: str, patience: Deadlines, exchange: Exchange, receive: Receive, send: Send
     ) -> None:
         if flight.done and flight.entry:
             await self._play(flight.entry, key, exchange, receive, send)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,14 +11,11 @@ import pytest
 from proxy.core.departure import Departure
 from proxy.core.errors import ClientGone, Draining, Elsewhere, UpstreamTimeout
 from proxy.core.services import Drainable
-from proxy.guard import SILENCE, Guard
+from proxy.guard import SILENCE, Deadlines, Guard
 
 
-@dataclass(frozen=True)
-class Deadlines:
-    first_byte: float = 10.0
-    idle: float = 10.0
-    total: float = 100.0
+def deadlines(first_byte: float = 10.0, idle: float = 10.0, total: float = 100.0) -> Deadlines:
+    return Deadlines(first_byte, idle, total)
 
 
 class Clock:
@@ -82,7 +78,7 @@ async def forever(guard: Guard) -> None:
 
 async def test_the_client_leaving_ends_the_block() -> None:
     client, group = Client(), set[Drainable]()
-    task = asyncio.create_task(forever(Guard(client.receive, Deadlines(), group)))
+    task = asyncio.create_task(forever(Guard(client.receive, deadlines(), group)))
     await settle()
     assert client.waiting == 1
     assert len(group) == 1
@@ -104,7 +100,7 @@ class Server:
         self.listens += 1
 
     def guard(self, **more: Any) -> Guard:
-        return Guard(self._receive, Deadlines(), set(), departure=self.departure, **more)
+        return Guard(self._receive, deadlines(), set(), departure=self.departure, **more)
 
     async def _receive(self) -> dict[str, Any]:
         raise AssertionError
@@ -167,7 +163,7 @@ async def test_e4_what_asked_to_be_told_is_not_kept_alive() -> None:
 
         def told(self) -> None: ...
 
-    guard = Guard(stays, Deadlines(), set())
+    guard = Guard(stays, deadlines(), set())
     with guard:
         gone = weakref.ref(Holder(guard))
         assert gone()
@@ -176,7 +172,7 @@ async def test_e4_what_asked_to_be_told_is_not_kept_alive() -> None:
 
 async def test_messages_before_the_disconnect_are_not_the_disconnect() -> None:
     messages = asyncio.Queue[dict[str, Any]]()
-    task = asyncio.create_task(forever(Guard(messages.get, Deadlines(), set())))
+    task = asyncio.create_task(forever(Guard(messages.get, deadlines(), set())))
     messages.put_nowait({"type": "http.request", "body": b"", "more_body": False})
     await settle()
     assert not task.done()
@@ -188,11 +184,11 @@ async def test_messages_before_the_disconnect_are_not_the_disconnect() -> None:
 @pytest.mark.parametrize(
     ("deadlines", "heard_at", "late_at", "phase"),
     [
-        (Deadlines(first_byte=10), [], 10, "first_byte"),
-        (Deadlines(first_byte=10, idle=5), [9], 14, "idle"),
-        (Deadlines(first_byte=5, idle=10), [4, 10, 19], 29, "idle"),
-        (Deadlines(first_byte=10, idle=10, total=25), [9, 18], 25, "total"),
-        (Deadlines(first_byte=10, total=3), [], 3, "total"),
+        (deadlines(first_byte=10), [], 10, "first_byte"),
+        (deadlines(first_byte=10, idle=5), [9], 14, "idle"),
+        (deadlines(first_byte=5, idle=10), [4, 10, 19], 29, "idle"),
+        (deadlines(first_byte=10, idle=10, total=25), [9, 18], 25, "total"),
+        (deadlines(first_byte=10, total=3), [], 3, "total"),
     ],
 )
 async def test_each_deadline_ends_the_block_exactly_when_it_is_due(
@@ -213,7 +209,7 @@ async def test_each_deadline_ends_the_block_exactly_when_it_is_due(
 
 
 async def test_each_call_gets_its_own_first_byte_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, guard = Clock(monkeypatch), Guard(stays, Deadlines(first_byte=10, idle=10), set())
+    clock, guard = Clock(monkeypatch), Guard(stays, deadlines(first_byte=10, idle=10), set())
     task = asyncio.create_task(forever(guard))
     await settle()
     await clock.advance(9)
@@ -226,7 +222,7 @@ async def test_each_call_gets_its_own_first_byte_deadline(monkeypatch: pytest.Mo
 
 
 async def test_a_second_call_is_due_sooner_than_the_silence_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, guard = Clock(monkeypatch), Guard(stays, Deadlines(first_byte=2, idle=60), set())
+    clock, guard = Clock(monkeypatch), Guard(stays, deadlines(first_byte=2, idle=60), set())
     task = asyncio.create_task(forever(guard))
     await settle()
     guard.heard()
@@ -242,7 +238,7 @@ async def test_after_the_answer_the_upstream_has_a_short_time_and_the_client_non
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock, client = Clock(monkeypatch), Client()
-    guard = Guard(client.receive, Deadlines(), set())
+    guard = Guard(client.receive, deadlines(), set())
     task = asyncio.create_task(forever(guard))
     await settle()
     guard.finishing(1.0)
@@ -255,7 +251,7 @@ async def test_after_the_answer_the_upstream_has_a_short_time_and_the_client_non
 
 
 async def test_a_client_that_reads_slowly_is_not_the_upstreams_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, guard = Clock(monkeypatch), Guard(stays, Deadlines(idle=10, total=60), set())
+    clock, guard = Clock(monkeypatch), Guard(stays, deadlines(idle=10, total=60), set())
     task = asyncio.create_task(forever(guard))
     await settle()
     guard.heard()
@@ -272,7 +268,7 @@ async def test_a_client_that_reads_slowly_is_not_the_upstreams_silence(monkeypat
 
 
 async def test_a_client_that_is_sent_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, guard, noticed = Clock(monkeypatch), Guard(stays, Deadlines(first_byte=99, idle=99, total=999), set()), 0
+    clock, guard, noticed = Clock(monkeypatch), Guard(stays, deadlines(first_byte=99, idle=99, total=999), set()), 0
 
     def notice() -> None:
         nonlocal noticed
@@ -306,7 +302,7 @@ async def test_a_client_that_is_sent_nothing_is_noticed(monkeypatch: pytest.Monk
 
 
 async def test_at_a_deadline_it_is_the_deadline_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, guard = Clock(monkeypatch), Guard(stays, Deadlines(first_byte=SILENCE), set())
+    clock, guard = Clock(monkeypatch), Guard(stays, deadlines(first_byte=SILENCE), set())
     guard.on_silence = lambda: pytest.fail("a comment before the error")
     task = asyncio.create_task(forever(guard))
     await settle()
@@ -316,7 +312,7 @@ async def test_at_a_deadline_it_is_the_deadline_that_counts(monkeypatch: pytest.
 
 
 async def test_draining_ends_the_block() -> None:
-    guard = Guard(stays, Deadlines(), set())
+    guard = Guard(stays, deadlines(), set())
     task = asyncio.create_task(forever(guard))
     await settle()
     guard.drain()
@@ -326,7 +322,7 @@ async def test_draining_ends_the_block() -> None:
 
 async def test_a_foreign_cancellation_passes() -> None:
     client = Client()
-    task = asyncio.create_task(forever(Guard(client.receive, Deadlines(), set())))
+    task = asyncio.create_task(forever(Guard(client.receive, deadlines(), set())))
     await settle()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -336,7 +332,7 @@ async def test_a_foreign_cancellation_passes() -> None:
 
 async def test_a_foreign_cancellation_wins_over_the_guards_own() -> None:
     client = Client()
-    task = asyncio.create_task(forever(Guard(client.receive, Deadlines(), set())))
+    task = asyncio.create_task(forever(Guard(client.receive, deadlines(), set())))
     await settle()
     client.gone.set()
     task.cancel()
@@ -347,7 +343,7 @@ async def test_a_foreign_cancellation_wins_over_the_guards_own() -> None:
 async def test_an_error_of_the_block_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, client, group = Clock(monkeypatch), Client(), set[Drainable]()
     with pytest.raises(ZeroDivisionError):
-        with Guard(client.receive, Deadlines(), group):
+        with Guard(client.receive, deadlines(), group):
             await settle()
             raise ZeroDivisionError
     await settle()
@@ -361,7 +357,7 @@ async def test_after_the_block_the_task_can_be_cancelled_anew() -> None:
 
     async def work() -> str:
         try:
-            await forever(Guard(client.receive, Deadlines(), set()))
+            await forever(Guard(client.receive, deadlines(), set()))
         except ClientGone:
             await asyncio.sleep(0)  # would raise at once if a cancellation were left over
             return "released"
@@ -375,11 +371,11 @@ async def test_after_the_block_the_task_can_be_cancelled_anew() -> None:
 
 async def test_two_calls_one_after_the_other_share_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    first = Guard(stays, Deadlines(total=60), set())
+    first = Guard(stays, deadlines(total=60), set())
     with first:
         await clock.advance(9)
     await clock.advance(41)
-    second = Guard(stays, Deadlines(first_byte=99, total=60), set(), first.ends)
+    second = Guard(stays, deadlines(first_byte=99, total=60), set(), first.ends)
     with pytest.raises(UpstreamTimeout, match="total") as late:
         with second:
             assert second.left == 10

@@ -13,9 +13,8 @@ from starlette.types import Message
 from proxy.core.errors import Draining, ProxyError, UpstreamFailed, UpstreamTimeout
 from proxy.core.json import Json
 from proxy.core.sse import KEEP_ALIVE
-from proxy.guard import SILENCE, Guard
+from proxy.guard import SILENCE, Deadlines, Guard
 from proxy.relay import CHUNK, CHUNKS_A_TURN, Relay
-from proxy.upstream.config import Timeouts
 from proxy.upstream.transport import TransportError
 from tests.test_guard import Clock, settle
 
@@ -101,7 +100,7 @@ async def relay(
 ) -> tuple[Client, Relay, ProxyError | None]:
     """Run one stream under a guard; what it raised comes back."""
     client = Client()
-    guard = Guard(never, Timeouts(), set())
+    guard = Guard(never, Deadlines.together(60.0), set())
     made = Relay(events or Events(), guard, client.send, scrub)
     try:
         with guard:
@@ -113,7 +112,7 @@ async def relay(
 
 async def test_that_it_is_whole_is_said_once_before_the_last_piece_goes_on() -> None:
     client, said = Client(), list[int]()
-    guard = Guard(never, Timeouts(), set())
+    guard = Guard(never, Deadlines.together(60.0), set())
     made = Relay(Events(), guard, client.send, unchanged, lambda: said.append(len(client.bodies)))
     with guard:
         await made.run(Upstream(b"a", b"b", b"c."))
@@ -235,7 +234,7 @@ async def test_before_the_first_byte_nothing_has_begun() -> None:
 
 async def test_what_the_transport_raises_is_passed_on() -> None:
     client = Client()
-    guard = Guard(never, Timeouts(), set())
+    guard = Guard(never, Deadlines.together(60.0), set())
     with pytest.raises(TransportError):
         with guard:
             await Relay(Events(), guard, client.send, unchanged).run(Upstream(b"a", TransportError("closed", "cut")))
@@ -287,8 +286,8 @@ async def test_a_client_that_takes_its_time_is_not_the_upstreams_silence(monkeyp
         if client.bodies:
             await may_go_on.wait()
 
-    timeouts = Timeouts.model_construct(connect=9.0, first_byte=10.0, idle=10.0, total=100.0)
-    guard = Guard(never, timeouts, set())
+    deadlines = Deadlines(first_byte=10.0, idle=10.0, total=100.0)
+    guard = Guard(never, deadlines, set())
 
     async def run() -> None:
         with guard:
@@ -317,8 +316,8 @@ async def test_the_last_bytes_have_as_long_as_the_client_needs(monkeypatch: pyte
         await may_go_on.wait()
         await client.send(message)
 
-    timeouts = Timeouts.model_construct(connect=9.0, first_byte=10.0, idle=10.0, total=100.0)
-    guard = Guard(never, timeouts, set())
+    deadlines = Deadlines(first_byte=10.0, idle=10.0, total=100.0)
+    guard = Guard(never, deadlines, set())
 
     async def run() -> None:
         with guard:
@@ -338,8 +337,8 @@ class Comments:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *chunks: Any) -> None:
         self.clock, self.client, self.reads = Clock(monkeypatch), Client(), asyncio.Event()
         self.reads.set()
-        timeouts = Timeouts.model_construct(connect=9.0, first_byte=100.0, idle=50.0, total=200.0)
-        guard = Guard(never, timeouts, set())
+        deadlines = Deadlines(first_byte=100.0, idle=50.0, total=200.0)
+        guard = Guard(never, deadlines, set())
         self.made = Relay(Events(), guard, self.send, unchanged)
 
         async def run() -> None:

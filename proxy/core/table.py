@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from typing import Any, Final, Protocol
 
@@ -123,11 +124,11 @@ def printable(path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One fact about one field: `apply(value, out, context, path)` writes to `out` what goes upstream."""
+    """One fact about one field: what becomes of its value, under its own name or as `to`."""
 
     field: str
     action: str
-    apply: Callable[[Any, Json, Context, str], None]
+    compute: Compute
     note: str = ""
     to: str | None = None
 
@@ -152,7 +153,7 @@ class Table:
         self.then = then
         self.required = required
         self.open = open
-        self._apply = {row.field: row.apply for row in rows}
+        self._becomes = {row.field: (row.compute, row.to or row.field) for row in rows}
 
     def translate(self, source: Any, context: Context, path: str = "") -> Json:
         """The upstream object for the client's `source`; `path` is where it sits, for errors. Raises BadRequest."""
@@ -163,12 +164,15 @@ class Table:
             if source.get(name) is None:
                 raise MissingParameter(f"Missing required parameter: '{at}{name}'.", param=at + name)
         out: Json = {}
-        apply = self._apply
+        becomes = self._becomes
         for name, value in source.items():
             if value is None:
                 continue
-            if name in apply:
-                apply[name](value, out, context, at + name)
+            if name in becomes:
+                compute, to = becomes[name]
+                result = compute(value, context, at + name)
+                if result is not ABSENT:
+                    out[to] = result
             elif self.open:
                 out[name] = value
             else:
@@ -246,90 +250,81 @@ def _unfit(expected: str, value: Any, path: str) -> BadRequest:
 
 
 def keep(name: str, check: Check | None = None, note: str = "") -> Row:
-    def apply(value: Any, out: Json, context: Context, path: str) -> None:
+    return Row(name, "keep", _checked(check), note)
+
+
+def _checked(check: Check | None) -> Compute:
+    def same(value: Any, context: Context, path: str) -> Any:
         expected = check(value) if check else None  # as `verify` does it: most fields are kept
         if expected is not None:
             raise _unfit(expected, value, path)
-        out[name] = value
+        return value
 
-    return Row(name, "keep", apply, note)
+    return same
 
 
 def rename(name: str, to: str, check: Check | None = None, note: str = "") -> Row:
-    def apply(value: Any, out: Json, context: Context, path: str) -> None:
-        if check:
-            verify(check, value, path)
-        out[to] = value
-        context.report("rename", f"{path}>{to}")
+    checked = _checked(check)
 
-    return Row(name, "rename", apply, note, to)
+    def renamed(value: Any, context: Context, path: str) -> Any:
+        result = checked(value, context, path)
+        context.report("rename", f"{path}>{to}")
+        return result
+
+    return Row(name, "rename", renamed, note, to)
 
 
 def drop(name: str, why: str, *, worse: bool = False, unless: Callable[[Any], bool] | None = None) -> Row:
     """Left out. `worse`: the answer may suffer, so strict mode refuses, unless the value asks for nothing."""
 
-    def apply(value: Any, out: Json, context: Context, path: str) -> None:
+    def dropped(value: Any, context: Context, path: str) -> Any:
         if worse and not (unless and unless(value)):
             context.worse("drop", path, why)
         else:
             context.report("drop", path)
+        return ABSENT
 
-    return Row(name, "drop (strict: refuse)" if worse else "drop", apply, why)
+    return Row(name, "drop (strict: refuse)" if worse else "drop", dropped, why)
 
 
 def refuse(name: str, why: str, *, unless: Callable[[Any], bool] | None = None) -> Row:
     """400 naming the field, unless the value asks for nothing (an empty logit_bias), which is dropped."""
 
-    def apply(value: Any, out: Json, context: Context, path: str) -> None:
-        if unless and unless(value):
-            context.report("drop", path)
-            return
-        raise UnsupportedParameter(f"'{path}' is not supported: {why}.", param=path)
+    def refused(value: Any, context: Context, path: str) -> Any:
+        if not (unless and unless(value)):
+            raise UnsupportedParameter(f"'{path}' is not supported: {why}.", param=path)
+        context.report("drop", path)
+        return ABSENT
 
-    return Row(name, "refuse", apply, why)
+    return Row(name, "refuse", refused, why)
 
 
 def values(name: str, known: Mapping[str, str | None], note: str = "", to: str | None = None) -> Row:
     """An enum: each known value and what it becomes; None leaves the field out."""
 
-    def apply(value: Any, out: Json, context: Context, path: str) -> None:
+    def chosen(value: Any, context: Context, path: str) -> Any:
         verify(text, value, path)
         if value not in known:
             raise unsupported(path, known)
         becomes = known[value]
-        if becomes is None:
-            context.report("drop", path)
-            return
-        out[to or name] = becomes
         if becomes != value:
-            context.report("value", path)
+            context.report("drop" if becomes is None else "value", path)
+        return ABSENT if becomes is None else becomes
 
-    return Row(name, "values", apply, note, to)
+    return Row(name, "values", chosen, note, to)
 
 
 def inside(name: str, shape: Shape, note: str = "", to: str | None = None) -> Row:
-    def apply(value: Any, out: Json, context: Context, path: str) -> None:
-        out[to or name] = shape.translate(value, context, path)
-
-    return Row(name, "inside", apply, note, to)
+    return Row(name, "inside", shape.translate, note, to)
 
 
 def inside_each(name: str, shape: Shape, note: str = "") -> Row:
-    def apply(value: Any, out: Json, context: Context, path: str) -> None:
-        out[name] = each(shape, value, context, path)
-
-    return Row(name, "inside", apply, note)
+    return Row(name, "inside", partial(each, shape), note)
 
 
 def compute(name: str, function: Compute, note: str = "", to: str | None = None) -> Row:
     """The escape hatch: a named pure function decides."""
-
-    def apply(value: Any, out: Json, context: Context, path: str) -> None:
-        result = function(value, context, path)
-        if result is not ABSENT:
-            out[to or name] = result
-
-    return Row(name, "compute", apply, note, to)
+    return Row(name, "compute", function, note, to)
 
 
 # Checks. bool is an int in Python and not in JSON, hence the exact types.

@@ -17,7 +17,7 @@ from proxy.core.quota import Claim, QuotaStore, Verdict
 from proxy.core.services import Services, Traffic
 from proxy.core.switches import Switches
 from proxy.explain.notes import noted
-from proxy.guard import Patience
+from proxy.guard import Deadlines
 from proxy.player import Player
 
 
@@ -187,7 +187,7 @@ class Glimpse(Player):
         exchange.streamed = entry.stream
 
     async def _join(
-        self, flight: Flight, key: str, patience: Patience, exchange: Exchange, receive: Receive, send: Send
+        self, flight: Flight, key: str, patience: Deadlines, exchange: Exchange, receive: Receive, send: Send
     ) -> None:
         if flight.done and flight.entry:
             await self._play(flight.entry, key, exchange, receive, send)

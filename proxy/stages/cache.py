@@ -34,7 +34,7 @@ from proxy.core.exchange import Exchange, Stale, exchange_of
 from proxy.core.flight import Flight, Lost
 from proxy.core.json import Json
 from proxy.core.services import Middleware, Services
-from proxy.guard import Guard, Patience
+from proxy.guard import Deadlines, Guard
 from proxy.player import Cadence, Player
 
 FAILURES: Final = 2
@@ -109,21 +109,24 @@ class _Provider:
     """How one provider's answers are kept."""
 
     keys: Keys
-    patience: Patience
+    patience: Deadlines
     kept: Callable[[Json], bool]
+
+
+_EXACT: Final = Cache.EXACT
 
 
 def _provider(name: str, row: Endpoint, sources: Sources, secret: bytes) -> _Provider:
     place = sources.places[name]
     keys = Keys(secret, row.operation, (name, *place.address), row.inert)
-    return _Provider(keys, Patience(place.total), partial(_is_kept, row, sources.config.mode == "all"))
+    return _Provider(keys, Deadlines.together(place.total), partial(_is_kept, row, sources.config.mode == "all"))
 
 
 def _is_kept(row: Endpoint, everything: bool, body: Json) -> bool:
     """Whether the answer to this is one that may be kept, and given to others."""
     if any(body.get(name) not in _NOT_ASKED for name in row.beyond):
         return False
-    return everything or row.cache is Cache.EXACT or body.get("temperature") == 0
+    return everything or row.cache is _EXACT or body.get("temperature") == 0
 
 
 @dataclass(slots=True)
@@ -135,7 +138,7 @@ class _Search:
     receive: Receive
     key: str
     wishes: Wishes
-    patience: Patience
+    patience: Deadlines
     lost: int = 0
     failed: int = 0
 

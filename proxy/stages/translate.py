@@ -19,6 +19,7 @@ from proxy.core.json import Json
 from proxy.core.services import Middleware, Services
 from proxy.core.table import Context
 
+_NOWHERE: Final = ModelFrom.NOWHERE
 _MODES: Final = {b"strict": True, b"lenient": False}
 
 
@@ -68,7 +69,7 @@ class Translate:
 
     def _context(self, exchange: Exchange, row: Endpoint) -> Context:
         notes: Json
-        if row.model is ModelFrom.NOWHERE:
+        if row.model is _NOWHERE:
             notes = {"visible": exchange.team.allows if exchange.team else None, "aliases": self._aliases}
         else:
             notes = {"model": exchange.sent_as, "asked": exchange.model_asked, "defaults": self._defaults}

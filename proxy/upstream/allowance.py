@@ -110,8 +110,8 @@ class Quantity:
     def left(self, now: float) -> int | None:
         """None: nothing is known."""
         left, used = self._left, self._used
-        if left is None:
-            return None
+        if left is None or (not used and now - self._told <= WINDOW):
+            return left
         if now - self._told > WINDOW:
             # Another minute has begun, and what it allows is known.
             left = max(left, self._most)

@@ -17,11 +17,11 @@ import pytest
 from proxy.core.errors import ClientGone
 from proxy.core.model import Model
 from proxy.core.table import Context
-from proxy.guard import Guard
+from proxy.guard import Deadlines, Guard
 from proxy.providers.mistral.stream import ChatStream
 from proxy.relay import Relay
 from proxy.upstream import open_transport
-from proxy.upstream.config import Config, Timeouts
+from proxy.upstream.config import Config
 from tests.conftest import start_proxy
 from tests.e2e.conftest import PLACES, Stage
 from tests.e2e.upstream import JSON, STREAM, Reply, completion, event, events, listener, prompt, upstream, url_of
@@ -284,7 +284,7 @@ async def test_e4_nothing_is_left_of_abandoned_streams(transport: str) -> None:
             return {"type": "http.disconnect"}
 
         with pytest.raises(ClientGone):
-            with Guard(receive, Timeouts(), guards) as guard:
+            with Guard(receive, Deadlines.together(60.0), guards) as guard:
                 async with door.call("POST", "/", [], b"{}") as answer:
                     events = ChatStream(Context(Model("m"), {}, strict=False, notes={}))
                     await Relay(events, guard, send, bytes).run(answer)
