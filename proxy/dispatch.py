@@ -130,7 +130,7 @@ class Responder:
                         await self._answer_parts(batch, part, answered)
                     answer = batch.merge(answered)
                 else:
-                    answer = await self._read(body)
+                    answer = self._understood(await self.calls.call(body, self._whole))
         except BaseException as error:
             # What several calls have cost is not lost with the one that failed.
             self.exchange.sent = self.exchange.sent or bool(answered)
@@ -189,7 +189,7 @@ class Responder:
         """One part of a batch, and its answer, are added; it is halved for as long as the provider says that it is too
         large."""
         try:
-            answered.append((body, await self._read(body)))
+            answered.append((body, self._understood(await self.calls.call(body, self._whole))))
             return
         except UpstreamRefusal as refusal:
             halves = batch.halve(refusal, body)
@@ -198,8 +198,7 @@ class Responder:
         for half in halves:
             await self._answer_parts(batch, half, answered)
 
-    async def _read(self, body: Json | None) -> Any:
-        raw = await self.calls.call(body, self._whole)
+    def _understood(self, raw: bytes) -> Any:
         self.exchange.returned = self.clock()
         try:
             answer = json.decode(raw)
@@ -210,7 +209,7 @@ class Responder:
     async def _whole(self, answer: Answer) -> bytes:
         if not is_json(answer):
             raise UpstreamFailed("The upstream answered a request for JSON with something else.")
-        raw = await read(answer, self.guard.heard, MOST_JSON)
+        raw = answer.whole() or await read(answer, self.guard.heard, MOST_JSON)
         if raw is None or (len(raw) > _LARGE and _is_costly(raw, self.way.endpoint.most_values)):
             raise UpstreamFailed("The upstream's answer is too large.")
         # Before anything is made of it: a key that is cut, or put into a report, would not be found any more.

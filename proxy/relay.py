@@ -87,7 +87,12 @@ class Relay:
                 break
             if data:
                 guard.sending()
-                await self._pass(data)
+                if self._begun and self._comment is None:
+                    self.unsent = data
+                    await self._send({"type": "http.response.body", "body": self._scrub(data), "more_body": True})
+                    self.unsent = b""
+                else:
+                    await self._pass(data)
                 guard.sent()
             else:
                 guard.heard()

@@ -12,7 +12,7 @@ first piece.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Generator, Iterable
+from collections.abc import Awaitable, Iterable
 from http import HTTPStatus
 from operator import itemgetter
 from typing import Final
@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from proxy.core.departure import Departure
 from proxy.core.errors import Headers
+from proxy.core.sent import SENT
 
 LARGE: Final = 1 << 16
 """Bytes of a first piece that is not copied to stand behind its head."""
@@ -74,7 +75,7 @@ class Answer(RequestResponseCycle):
         if self.flow.write_paused and not self.disconnected:
             return self._send_when_there_is_room(message)
         self._send(message)
-        return _SENT
+        return SENT
 
     async def _send_when_there_is_room(self, message: Message) -> None:
         await self.flow.drain()
@@ -163,16 +164,6 @@ class Answer(RequestResponseCycle):
     def _flush(self) -> None:
         if self._head:
             self._write(b"")
-
-
-class _Sent:
-    """Nobody need wait for what has been sent, and no piece of a stream pays for a coroutine that does not."""
-
-    def __await__(self) -> Generator[None, None, None]:
-        return iter(())  # type: ignore[return-value]  # any iterator will do
-
-
-_SENT: Final = _Sent()
 
 
 def _nothing() -> None:

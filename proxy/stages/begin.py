@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from operator import itemgetter
@@ -15,6 +15,7 @@ from proxy.core import decision, departure
 from proxy.core.errors import Headers
 from proxy.core.exchange import Exchange
 from proxy.core.money import decimal
+from proxy.core.sent import SENT
 from proxy.core.services import Middleware, Services
 from proxy.core.trace import RANDOM, Parent, parent_of
 
@@ -98,10 +99,9 @@ class Begin:
         exchange.keep_in(scope)
         streaming = False
 
-        async def watched(message: Message) -> None:
+        def watched(message: Message) -> Awaitable[None]:
             nonlocal streaming
-            begins = message["type"] == "http.response.start"
-            if begins:
+            if message["type"] == "http.response.start":
                 exchange.begun = now = self._clock()
                 if exchange.streamed and not streaming:
                     streaming = True
@@ -110,21 +110,31 @@ class Begin:
             elif exchange.ending and not message.get("more_body"):
                 ending, exchange.ending = exchange.ending, None
                 ending()
-            await send(message)
-            # What is cancelled before here was not sent.
-            if begins:
-                exchange.status = message["status"]
-                return
-            now = exchange.last_byte = self._clock()
-            if exchange.first_byte is None:
-                exchange.first_byte = now
-            exchange.bytes_out += len(message.get("body", b""))
+            sending = send(message)
+            if sending is SENT:
+                self._note(exchange, message)
+                return sending
+            return self._wait(sending, exchange, message)
 
         try:
             await self._app(scope, receive, watched)
         finally:
             if streaming:
                 self._traffic.streams -= 1
+
+    async def _wait(self, sending: Awaitable[None], exchange: Exchange, message: Message) -> None:
+        await sending
+        self._note(exchange, message)  # what is cancelled before here was not sent
+
+    def _note(self, exchange: Exchange, message: Message) -> None:
+        """This has been sent."""
+        if message["type"] == "http.response.start":
+            exchange.status = message["status"]
+            return
+        now = exchange.last_byte = self._clock()
+        if exchange.first_byte is None:
+            exchange.first_byte = now
+        exchange.bytes_out += len(message.get("body", b""))
 
     def _parent(self, headers: Sequence[bytes]) -> Parent | None:
         """The one that the client has named. Of two nobody knows which is meant; a key may be hexadecimal, too."""

@@ -143,10 +143,6 @@ def is_json(answer: Answer) -> bool:
 
 async def read(answer: Answer, heard: Callable[[], None], most: int) -> bytes | None:
     """The whole body, or None if it has more than `most` bytes; `heard` is called for every piece."""
-    whole = answer.whole()
-    if whole is not None:
-        heard()
-        return whole if len(whole) <= most else None
     pieces: list[bytes] = []
     size = 0
     async for piece in answer.chunks():

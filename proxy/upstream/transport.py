@@ -49,8 +49,8 @@ class Answer(Protocol):
         """The first value of a header, by lower-case name."""
 
     def whole(self) -> bytes | None:
-        """All of the body, where the transport can tell that it is there already, and nothing was taken of it: most
-        answers that are no streams come at once. None: it comes by `chunks`."""
+        """All of the body, if the transport can tell that it is there: most answers that are no streams come at once.
+        It is no more than waits for a slow reader. None: it comes by `chunks`."""
 
     def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives, unbuffered and undecoded. Raises TransportError when it is cut short."""
