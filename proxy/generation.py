@@ -32,7 +32,7 @@ from proxy.core.quota import Counter, QuotaStore, Rule
 from proxy.core.records import Records
 from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
-from proxy.core.services import Drainable, Services, Traffic
+from proxy.core.services import Drainable, Services, Traffic, direct
 from proxy.core.team_key import Issued
 from proxy.core.trace import Tracer
 from proxy.dispatch import Dispatch, Way
@@ -194,7 +194,7 @@ class Generation:
         )
         self.rules = parts.rules
         self.calendar = parts.calendar
-        self.app = self._assemble()
+        self.app = direct(self._assemble())
 
     def _assemble(self) -> ASGIApp:
         settings, services = self.settings, self._services

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import islice
+from math import floor
 from typing import Any, BinaryIO
 
 import msgspec
@@ -191,10 +192,10 @@ class Writer:
     def _timestamp(self) -> bytes:
         """UTC, with milliseconds. The calendar is asked once a second, not once a line."""
         now = self._now()
-        second = int(now)
+        second = floor(now)
         if second != self._second:
             self._second, self._written = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
-        return self._written + _FRACTIONS[int((now - second) * 1000)]
+        return self._written + _FRACTIONS[floor((now - second) * 1000)]
 
 
 # Where they go.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp
 
 from proxy.core.endpoint import Endpoint
-from proxy.core.services import Middleware, Services
+from proxy.core.services import Middleware, Services, direct
 from proxy.player import Player
 from proxy.stages import (
     access_log,
@@ -171,5 +171,5 @@ def measuring(configs: Configs, services: Services, end: ASGIApp) -> ASGIApp:
 def fold(stages: tuple[Middleware | None, ...], end: ASGIApp) -> ASGIApp:
     """The stages around `end`, the first one outermost."""
     for stage in reversed(stages):
-        end = stage(end) if stage else end
+        end = stage(direct(end)) if stage else end
     return end

@@ -17,6 +17,7 @@ from proxy.admin import Resource
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import MethodNotAllowed, NotFound, UnsupportedEndpoint
 from proxy.core.model import is_id
+from proxy.core.services import direct
 
 UNSERVED = {
     "/v1/completions": "POST /v1/chat/completions answers prompts as messages",
@@ -85,6 +86,7 @@ class Exact(Route):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], *, methods: Sequence[str], operation: str) -> None:
         super().__init__(path, endpoint, methods=methods)
+        self.app = direct(self.app)
         self.operation = operation
         self.plain = path.encode()
         with_id = re.escape(path).replace(r"\{id\}", "(?P<id>[^/]+)").encode()

@@ -24,6 +24,7 @@ from proxy.core.metrics.board import Board, Part
 from proxy.core.provider import MAIN
 from proxy.core.records import Records
 from proxy.core.secret import Secret
+from proxy.core.services import direct
 from proxy.core.trace import Tracer
 from proxy.generation import Process
 from proxy.http.descriptors import limits_within, raised
@@ -249,7 +250,7 @@ class Server(uvicorn.Server):
         protocol = HttpProtocol.bounded(limits_within(raised()), refusals(log, app.process.part))
         super().__init__(
             uvicorn.Config(
-                app,
+                direct(app),
                 http=protocol,
                 ws="none",
                 lifespan="off",

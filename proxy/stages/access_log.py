@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import floor
 from typing import Any, Final, Literal
 
 import msgspec
@@ -185,7 +186,7 @@ class AccessLog:
         more: Json = {"ended": self._wall(), "decision": decision}
         if exchange.took:
             took = zip(STAGES, exchange.took, strict=True)
-            more["stages_us"] = {name: int(seconds * 1e6) for name, seconds in took if seconds is not None}
+            more["stages_us"] = {name: floor(seconds * 1e6) for name, seconds in took if seconds is not None}
         if exchange.in_vain:
             more["failed"] = [
                 {"provider": one.provider, "attempt": one.number, "code": one.code, "then": _THEN[one.elsewhere]}
@@ -254,4 +255,4 @@ def _level(exchange: Exchange, endpoint: str) -> str:
 
 def _ms(start: float, end: float) -> float:
     """Milliseconds, two digits behind the point. `round` takes pains with what a float cannot hold exactly."""
-    return int((end - start) * 100_000 + 0.5) / 100
+    return floor((end - start) * 100_000 + 0.5) / 100

@@ -78,18 +78,11 @@ class Begin:
         client = scope.get("client")
         peer = client[0] if client else ""
         request_id, trace_id, span_id = self._ids.next()
-        exchange = Exchange(
-            request_id=request_id,
-            method=scope["method"],
-            path=scope["path"],
-            headers=tuple(headers),
-            client=self._proxies.client(peer, headers) if self._proxies else peer,
-            started=self._clock(),
-            trace_id=trace_id,
-            span_id=span_id,
-            trace_flags=RANDOM | (trace_id[_RANDOM_FROM:] >= self._sampled_from),
-            departure=departure.of(scope),
-        )
+        who = self._proxies.client(peer, headers) if self._proxies else peer
+        exchange = Exchange(request_id, scope["method"], scope["path"], tuple(headers), who, self._clock())
+        exchange.trace_id, exchange.span_id = trace_id, span_id
+        exchange.trace_flags = RANDOM | (trace_id[_RANDOM_FROM:] >= self._sampled_from)
+        exchange.departure = departure.of(scope)
         asked = exchange.header(b"x-request-id")
         if asked and _VALID_ID.fullmatch(asked) and self._is_harmless(asked.decode()):
             exchange.request_id = asked.decode()

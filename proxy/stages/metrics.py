@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import partial
+from math import floor
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -56,15 +57,15 @@ class Metrics:
             await self._app(scope, receive, send)
             return
         exchange = exchange_of(scope)
-        exchange.ending = partial(self._count, exchange, scope, whole=True)
+        exchange.ending = partial(self._count, exchange, scope, True)
         try:
             await self._app(scope, receive, send)
         finally:
             if exchange.ending:
                 exchange.ending = None
-                self._count(exchange, scope, whole=False)
+                self._count(exchange, scope, False)
 
-    def _count(self, exchange: Exchange, scope: Scope, *, whole: bool) -> None:
+    def _count(self, exchange: Exchange, scope: Scope, whole: bool) -> None:
         """`whole`: the last piece of the answer is about to go. It may be the first one, too."""
         now = self._clock()
         kind = self._kind(exchange, scope)
@@ -77,9 +78,9 @@ class Metrics:
             cells[kind.input] += charge.prompt
             cells[kind.output] += charge.completion
             cells[kind.cost] += charge.cost or 0
-        for at, seconds in zip(self._overhead, exchange.took, strict=False):
+        for at, seconds in zip(self._overhead, exchange.took):  # noqa: B905 (a refused one has none)
             if seconds is not None:  # as _Histogram.add, which five calls would be too much of
-                cells[at] += int(seconds * NANO)
+                cells[at] += floor(seconds * NANO)
                 cells[at + 1 + bisect_left(_OVERHEAD, seconds)] += 1
         first_byte = exchange.first_byte or (now if whole else None)
         if kind.first_token and exchange.attempts and first_byte:
@@ -193,11 +194,11 @@ class _Histogram:
 
     def add(self, seconds: float) -> None:
         cells, at = self._cells, self._at
-        cells[at] += int(seconds * NANO)
+        cells[at] += floor(seconds * NANO)
         cells[at + 1 + bisect_left(self._bounds, seconds)] += 1
 
     def add_all(self, counts: Sequence[int], seconds: float) -> None:
         cells, at = self._cells, self._at
-        cells[at] += int(seconds * NANO)
+        cells[at] += floor(seconds * NANO)
         for place, count in enumerate(counts, at + 1):
             cells[place] += count

@@ -73,14 +73,8 @@ class Translate:
             notes = {"visible": exchange.team.allows if exchange.team else None, "aliases": self._aliases}
         else:
             notes = {"model": exchange.sent_as, "asked": exchange.model_asked, "defaults": self._defaults}
-        return Context(
-            model=self._model(exchange.model or ""),
-            asked=exchange.body or {},
-            strict=self._is_strict(exchange),
-            rewrites=exchange.rewrites,
-            notes=notes,
-            redact=self._redact,
-        )
+        model, strict = self._model(exchange.model or ""), self._is_strict(exchange)
+        return Context(model, exchange.body or {}, strict, exchange.rewrites, notes, self._redact)
 
     def _is_strict(self, exchange: Exchange) -> bool:
         asked = exchange.header(b"x-proxy-translation")

@@ -322,7 +322,7 @@ async def test_names_that_clients_make_up_are_one_and_are_not_remembered() -> No
 
 def setting_stage(setting: Setting) -> metrics.Metrics:
     """The stage itself, inside `begin`."""
-    stage: metrics.Metrics = vars(setting._app)["_app"]
+    stage: metrics.Metrics = vars(setting._app)["_app"].__self__
     return stage
 
 
