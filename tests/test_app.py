@@ -14,7 +14,7 @@ import pytest
 from proxy.app import Application
 from proxy.core.circuit import Pass, State
 from proxy.core.secret import Secret
-from proxy.dispatch import Dispatch
+from proxy.dispatch import Responder
 from proxy.generation import Generation, Process, prepare
 from proxy.logs import Writer
 from proxy.settings.model import Settings
@@ -258,11 +258,11 @@ class Fault(Exception):
 
 
 POINTS = [
-    (auth.Auth, "__call__"),
-    (body.Body, "__call__"),
-    (model.Model, "__call__"),
-    (host.Host, "__call__"),
-    (Dispatch, "__call__"),
+    (auth.Keys, "find"),
+    (body.Body, "_with_its_head"),
+    (model.Model, "_from_body"),
+    (host.Host, "_check"),
+    (Responder, "answer"),
 ]
 
 
@@ -270,7 +270,7 @@ POINTS = [
 async def test_k15_a_fault_is_a_500_that_says_nothing(monkeypatch: pytest.MonkeyPatch, where: type, name: str) -> None:
     """Wherever it happens: the log has its type and place, the next request is served."""
 
-    async def fail(*_: Any) -> None:
+    def fail(*_: Any) -> None:
         raise Fault(f"{KEY} and what the request said")
 
     with listener() as held:

@@ -185,11 +185,21 @@ async def test_other_scopes_pass_all_of_them() -> None:
     assert seen == ["lifespan"]
 
 
-def test_fold_puts_the_first_stage_outermost_and_leaves_out_what_is_none() -> None:
-    def stage(name: str) -> Any:
-        return lambda app: f"{name}({app})"
+async def test_fold_puts_the_first_stage_outermost_and_leaves_out_what_is_none() -> None:
+    called: list[str] = []
 
-    assert fold((stage("a"), None, stage("b")), "end") == "a(b(end))"  # type: ignore[arg-type, comparison-overlap]
+    def stage(name: str) -> Middleware:
+        def middleware(app: ASGIApp) -> ASGIApp:
+            async def passing(scope: Scope, receive: Receive, send: Send) -> None:
+                called.append(name)
+                await app(scope, receive, send)
+
+            return passing
+
+        return middleware
+
+    await call(fold((stage("a"), None, stage("b")), ok))
+    assert called == ["a", "b"]
 
 
 PAGE = (b"origin", b"https://chat.example.com")

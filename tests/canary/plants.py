@@ -88,7 +88,9 @@ def _header(exchange: Exchange, name: bytes) -> str:
 
 def _in_log(show: Callable[[Exchange], object]) -> Callable[[], None]:
     return _around(
-        access_log.AccessLog, "_fields", lambda fields, args: fields | {"more": show(args[1]), "endpoint": "x"}
+        access_log.AccessLog,
+        "_line",
+        lambda line, args: msgspec.structs.replace(line, operation=str(show(args[1])), endpoint="x"),
     )
 
 
@@ -116,11 +118,11 @@ def _trace(_result: Any, _args: Any) -> Any:
     return _result
 
 
-def _to_a_file(fields: Any, args: Any) -> Any:
+def _to_a_file(line: Any, args: Any) -> Any:
     exchange = args[1]
     with Path("debug.log").open("ab") as file:
         file.write(str(exchange.body).encode())
-    return fields
+    return line
 
 
 async def _tells_all(*_: Any) -> Any:
@@ -131,8 +133,8 @@ async def _healthy(*_: Any) -> Any:
     return JSONResponse(dict(os.environ))
 
 
-def _opted(fields: Any, args: Any) -> Any:
-    return fields | {"content": str(args[1].body)}
+def _opted(line: Any, args: Any) -> Any:
+    return msgspec.structs.replace(line, operation=str(args[1].body))
 
 
 _cookie: ContextVar[str] = ContextVar("cookie", default="")
@@ -171,7 +173,7 @@ PLANTS: dict[str, Plant] = {
         _replacing(Excerpts, "name", lambda self, text: text[:256]), Kind.TEAM_KEY, Sink.LOG
     ),
     "content of teams that have not asked for it": Plant(
-        _around(access_log.AccessLog, "_fields", _opted), Kind.CONTENT, Sink.LOG
+        _around(access_log.AccessLog, "_line", _opted), Kind.CONTENT, Sink.LOG
     ),
     "content that is not redacted": Plant(
         _replacing(Redactor, "text", lambda self, text: text), Kind.TEAM_KEY, Sink.CONTENT_LOG
@@ -184,7 +186,7 @@ PLANTS: dict[str, Plant] = {
     "a prompt in the ledger, in base64": Plant(
         _in_rows(lambda one: b64encode(str(one.body).encode()).decode()), Kind.CONTENT, Sink.LEDGER
     ),
-    "a body in a file": Plant(_around(access_log.AccessLog, "_fields", _to_a_file), Kind.CONTENT, Sink.LEDGER),
+    "a body in a file": Plant(_around(access_log.AccessLog, "_line", _to_a_file), Kind.CONTENT, Sink.LEDGER),
     "an error of the provider's as it came": Plant(
         _replacing(Upstream, "scrub", lambda self, data: data), Kind.PROVIDER_KEY, Sink.ANSWER
     ),
