@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench import guard, reload, report, stages
+from bench import guard, instructions, reload, report, stages
 from bench.load import Route, TargetFailedError, burst, connections, once, open_streams, take_turns
 from bench.measure import Cores, Processes, clock_id, on_cores
 from bench.report import figure, guard_table, headroom, markdown, table, text, warnings
@@ -453,3 +453,19 @@ async def test_a_reload_is_seen_on_every_worker() -> None:
         found = await reload.seconds(workers, 2)
         assert len(found) == 2
         assert all(one > 0 for one in found)
+
+
+def test_a_profile_has_its_total() -> None:
+    assert instructions.total("events: Ir\n\nfn=(1) f\n0 12\n\ntotals: 686624195\n") == 686_624_195
+    with pytest.raises(ValueError, match="no totals"):
+        instructions.total("events: Ir\n")
+
+
+@pytest.mark.parametrize("name", ["forwarder", "mistral-proxy"])
+def test_what_is_counted_is_the_target_itself(tmp_path: Path, name: str) -> None:
+    target = TARGETS[name](Place(8080, 9000, tmp_path, 100))
+    counted = instructions.under_callgrind(target, tmp_path / "profile")
+    at = counted.command.index(sys.executable)
+    assert counted.command[0] == "valgrind"
+    assert counted.command[at:][-len(target.command) :] == target.command
+    assert counted.route == target.route
