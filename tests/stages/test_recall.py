@@ -164,6 +164,16 @@ async def test_no_more_are_remembered_than_it_says(monkeypatch: pytest.MonkeyPat
     assert setting.ways == ["at once"] * 3 + ["long"]
 
 
+async def test_a_size_is_known_for_as_long_as_a_body_of_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall, "MOST", 3)
+    setting = Setting()
+    for body in (b"1", b"2", b"1", b"10", b"100", b"200", b"1"):  # none is answered at once, for none is kept
+        await setting.ask(body)
+    stage = vars(setting.app)
+    assert stage["_sizes"] == {1: 1, 3: 2}
+    assert sorted(size for _, size in stage["_known"].values()) == [1, 3, 3]
+
+
 async def test_where_it_has_no_place() -> None:
     config = cache.Config()
     backend = MemoryCache(config.bounds, 100, lambda: 0, lambda seconds, do: NoTimer())
