@@ -180,7 +180,7 @@ class Writer:
         return b"".join(islice(self._waiting, count)), count
 
     def _forget(self, size: int) -> None:
-        """So many bytes are written, and a part of a line is not."""
+        """So many bytes are written, of several lines perhaps, and of the last one a part."""
         self._bytes -= size
         while size:
             line = self._waiting.popleft()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from asyncio import Task, ensure_future, sleep
+from asyncio import Task, create_task, sleep
 from collections.abc import AsyncIterator, Callable
 
-from starlette.types import Message, Send
+from starlette.types import Send
 
 from proxy.core.endpoint import EventStream
 from proxy.core.errors import ProxyError, UpstreamFailed, render
@@ -127,5 +127,7 @@ class Relay:
 
     def _keep_alive(self) -> None:
         if self._comment is None or self._comment.done():  # else the client does not read
-            message: Message = {"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True}
-            self._comment = ensure_future(self._send(message))
+            self._comment = create_task(self._say_that_we_are_there())
+
+    async def _say_that_we_are_there(self) -> None:
+        await self._send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import floor
 from typing import Final
 
 from proxy.core.errors import Headers, ProxyError
@@ -76,7 +77,7 @@ def _times(exchange: Exchange, seconds: float, now: float) -> bytes:
 
 def _milliseconds(seconds: float) -> str:
     """To the microsecond, as a decimal."""
-    text = str(round(seconds * 1e6)).zfill(4)
+    text = str(floor(seconds * 1e6)).zfill(4)
     return f"{text[:-3]}.{text[-3:]}"
 
 

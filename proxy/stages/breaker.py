@@ -54,8 +54,9 @@ class Breaker:
             raise _refused()
         try:
             model: Pass | float | None = self._circuits.at_once(name)
-            exchange.circuit = _CLOSED
-            if model is None:
+            if model is not None:
+                exchange.circuit = _CLOSED
+            else:
                 model = await self._circuits.enter(name, rules)
                 exchange.circuit = self._circuits.state(name).value
             if not isinstance(model, Pass):

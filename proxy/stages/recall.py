@@ -27,8 +27,11 @@ MOST: Final = 8_192
 """Requests that are remembered, half a kilobyte each."""
 
 LARGEST: Final = 1 << 16
-"""Bytes of a body that is remembered. Most requests are not kept at all, and hashing a large one takes a while that
-they all would pay."""
+"""Bytes of a body that is remembered: most requests are not kept at all, and hashing a large one takes a while."""
+
+SMALL: Final = 1 << 12
+"""Bytes of a body that a request may hold until its end, so as not to be hashed before it is known whether that is of
+use."""
 
 _SAID_ASIDE: Final = (b"x-proxy-context", b"x-proxy-translation")
 """Headers that bear on what a body comes to."""
@@ -66,19 +69,24 @@ class Recall:
         assert exchange.team
         if exchange.team.log_content or len(raw) > LARGEST:  # what it says is wanted, or it is much
             return self._app(scope, receive, send)
-        if len(raw) in self._sizes:
+        size, said = len(raw), None
+        if size in self._sizes or size > SMALL:
             said = letters(exchange, raw)
+            raw = b""
             known = self._known.get(said)
             if known and self._recall(exchange, known[0]):
                 self._known.move_to_end(said)
                 exchange.raw = None
                 return self._answered(scope, receive, send)
-        return self._understood(exchange, raw, scope, receive, send)
+        return self._understood(exchange, said, raw, size, scope, receive, send)
 
-    async def _understood(self, exchange: Exchange, raw: Data, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _understood(
+        self, exchange: Exchange, said: bytes | None, raw: Data, size: int, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Without the letters, `raw` is there to have them from."""
         await self._app(scope, receive, send)
         if exchange.known and exchange.status is not None:
-            self._remember(letters(exchange, raw), exchange.known, len(raw))
+            self._remember(said or letters(exchange, raw), exchange.known, size)
 
     def _recall(self, exchange: Exchange, known: Known) -> bool:
         """Whether there is an answer that may be given."""

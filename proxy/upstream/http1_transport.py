@@ -36,11 +36,11 @@ _MOST_HELD: Final = 32 << 10
 """Bytes of a body that wait for a slow reader. While there are more, nothing is read from the network."""
 
 _MOST_HEADERS: Final = 128
-"""Different ones."""
+"""Different ones, of one head."""
 
 _MOST_HEAD: Final = 64 << 10
-"""Bytes of a head, and of what is no body, be it within one line or between two chunks. It is looked at after each read
-(`_READ`), and what a head within the first is too much of is its headers."""
+"""Bytes of the headers of one head; and of what is no body, be it within one line or between two chunks, which is
+looked at after each read."""
 
 _MOST_INTERIM: Final = 16
 
@@ -315,12 +315,15 @@ class _Answer:
     def on_headers_complete(self) -> None:
         assert self._parser
         status = self._parser.get_status_code()
-        if status < 100 or status == 101 or len(self._raw) > _MOST_HEADERS:
+        raw = self._raw
+        if status < 100 or status == 101 or len(raw) > _MOST_HEADERS:
             raise _OutOfStep  # 101 switches protocols, and nobody has asked for that
+        if sum(map(len, raw)) + sum(map(len, raw.values())) > _MOST_HEAD:
+            raise _OutOfStep
         if status >= 200:
             self.status, self._has_begun, self._barren = status, True, 0
             # Of several the first: it is the last one to be written here.
-            self._headers = {name.lower(): value for name, value in reversed(self._raw.items())}
+            self._headers = {name.lower(): value for name, value in reversed(raw.items())}
 
     def on_body(self, piece: bytes) -> None:
         self._pieces.append(piece)

@@ -50,7 +50,7 @@ class Answer(Protocol):
 
     def whole(self) -> bytes | None:
         """All of the body, if the transport can tell that it is there: most answers that are no streams come at once.
-        It is no more than waits for a slow reader. None: it comes by `chunks`."""
+        It is no more than a transport reads ahead. None: it comes by `chunks`."""
 
     def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives, unbuffered and undecoded. Raises TransportError when it is cut short."""

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from starlette.types import Receive, Scope, Send
 
 from proxy import data
@@ -158,3 +159,32 @@ async def test_its_attempts_count() -> None:
     scene = Scene([tries])
     await scene.ask(failure_threshold=3)
     assert scene.state() is State.OPEN
+
+
+class Asked:
+    """Probes of whom nobody knows yet whether they may."""
+
+    def __init__(self) -> None:
+        self.waits = asyncio.Event()
+
+    async def take(self, *_: Any) -> None:
+        self.waits.set()
+        await asyncio.Event().wait()
+
+
+async def test_who_leaves_before_it_is_known_is_told_of_no_circuit() -> None:
+    scene = Scene([failed() for _ in range(5)])
+    for _ in range(5):
+        await scene.ask()
+    scene.clock, probes = 31.0, Asked()
+    scene.circuits.probes = probes  # type: ignore[assignment]
+    made = services(scene.log, CATALOGUE, circuits=scene.circuits)
+    app = breaker.build(breaker.Config({"mistral": CircuitBreaker()}), CHAT, made)(scene.provider)
+    about = exchange(model="mistral-small-latest")
+    asking = asyncio.ensure_future(call(app, exchange=about, body=[], stays=True))
+    await probes.waits.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert about.circuit is None
+    assert scene.state() is State.HALF_OPEN

@@ -208,6 +208,35 @@ async def test_d12_bytes_that_bring_nothing_on_have_an_end(connection: _Connecti
     assert (caught.value.kind, caught.value.answered) == ("protocol", True)
 
 
+def long_head(headers: int, size: int) -> bytes:
+    return OK + b"".join(b"x-%03d: %b\r\n" % (number, b"a" * (size - 5)) for number in range(headers)) + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "fits"),
+    [
+        (long_head(61, 1074), True),  # content-type is one more, of 22 bytes
+        (long_head(61, 1074).replace(b"x-001: ", b"x-001: a"), False),
+        (long_head(127, 100), True),
+        (long_head(128, 100), False),
+        (long_head(100, 100).replace(b"200 OK", b"103 Early Hints", 1) + long_head(100, 100), True),
+    ],
+    ids=["as large", "larger", "as many", "more", "two of them"],
+)
+async def test_d12_a_head_has_a_size_also_when_it_comes_at_once(connection: _Connection, head: bytes, fits: bool):
+    asking = asyncio.ensure_future(connection.ask((b"", b"")))
+    await asyncio.sleep(0)
+    for start in range(0, len(head), http1_transport._READ):
+        if not wire(connection).aborted:
+            receive(connection, head[start : start + http1_transport._READ])
+    if fits:
+        assert (await asking).header("x-000")
+        return
+    with pytest.raises(TransportError, match="not valid HTTP") as caught:
+        await asking
+    assert caught.value.kind == "protocol"
+
+
 @pytest.mark.parametrize("cleanly", [False, True])
 async def test_what_was_wrong_is_told_however_late_it_is_heard(connection: _Connection, cleanly: bool):
     given = await begun(connection, CHUNKED + chunk(b"ok"))

@@ -38,7 +38,7 @@ def arrange(messages: list[Json], context: Context) -> list[Json]:
 
 
 def _answered(messages: list[Json], context: Context) -> list[Json]:
-    """A conversation in which somebody has answered already, up to its end."""
+    """A conversation in which somebody has answered already, or none at all, up to its end."""
     messages = _without_silent(messages, context)
     if all(message["role"] == "assistant" for message in messages):
         raise BadRequest(
