@@ -37,6 +37,9 @@ TROUBLE = 1.0
 MOST_AT_ONCE = 4096
 """Bytes that a pipe takes whole or not at all (PIPE_BUF of Linux)."""
 
+MOST_OF_A_FILE = 1 << 16
+"""Bytes that are written to a file at once: as many as a disk that is slow may keep everybody waiting for."""
+
 MOST_LINES, MOST_BYTES = 10_000, 8 << 20
 """What waits for a reader that does not read. Lines beyond are lost, and counted."""
 
@@ -66,7 +69,7 @@ class Writer:
         now: Callable[[], float] = time.time,
         **always: Any,
     ) -> None:
-        self._write = without_waiting(stream)
+        self._write, self._at_once = without_waiting(stream)
         self._now = now
         self._always = always
         self._rest = b"," + _encode(always)[1:] + b"\n" if always else b"}\n"
@@ -174,7 +177,7 @@ class Writer:
         size = count = 0
         for line in self._waiting:
             size += len(line)
-            if size > MOST_AT_ONCE and count:
+            if size > self._at_once and count:
                 break
             count += 1
         return b"".join(islice(self._waiting, count)), count
@@ -201,9 +204,9 @@ class Writer:
 # Where they go.
 
 
-def without_waiting(stream: BinaryIO) -> Callable[[bytes], int]:
-    """A function that writes bytes, or their beginning, and returns how many. Raises BlockingIOError instead of waiting
-    for the reader, and another OSError or a ValueError when there is none.
+def without_waiting(stream: BinaryIO) -> tuple[Callable[[bytes], int], int]:
+    """A function that writes bytes, or their beginning, and returns how many; and how many it is to be given at once.
+    It raises BlockingIOError instead of waiting for the reader, and another OSError or a ValueError when there is none.
 
     `stream` itself stays as it is: whoever started us may share it, and may not expect that it is non-blocking.
     """
@@ -211,17 +214,18 @@ def without_waiting(stream: BinaryIO) -> Callable[[bytes], int]:
         descriptor = stream.fileno()
         kind = os.fstat(descriptor).st_mode
     except (OSError, ValueError):  # closed, or no file
-        return stream.write
+        return stream.write, MOST_AT_ONCE
     if stat.S_ISREG(kind):
-        return lambda data: os.write(descriptor, data)  # nobody reads it, and every worker has the same place in it
+        # Nobody reads it, and every worker has the same place in it.
+        return lambda data: os.write(descriptor, data), MOST_OF_A_FILE
     if stat.S_ISSOCK(kind):
         sock = socket.socket(fileno=os.dup(descriptor))
-        return lambda data: sock.send(data, socket.MSG_DONTWAIT)
+        return lambda data: sock.send(data, socket.MSG_DONTWAIT), MOST_AT_ONCE
     try:
         ours = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:  # no /proc, or it belongs to another user
-        return _IfReady(descriptor)
-    return _Whole(ours) if stat.S_ISFIFO(kind) else lambda data: os.write(ours, data)
+        return _IfReady(descriptor), MOST_AT_ONCE
+    return _Whole(ours) if stat.S_ISFIFO(kind) else lambda data: os.write(ours, data), MOST_AT_ONCE
 
 
 class _IfReady:

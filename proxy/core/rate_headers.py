@@ -42,7 +42,7 @@ class Shown:
                 left = limit - standing.used - standing.reserved
                 if left < least:
                     least, shown, binding = left, header, standing
-            found += shown, (remaining, b"%d" % (least if least > 0 else 0)), (reset, _span(binding.reset))
+            found += shown, (remaining, str(least if least > 0 else 0).encode()), (reset, _span(binding.reset))
         return found
 
 

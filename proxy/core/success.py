@@ -22,6 +22,6 @@ def stream_start() -> dict[str, Any]:
 
 async def send_json(send: Send, body: bytes, *more: tuple[bytes, bytes]) -> None:
     """`more` are headers."""
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *more]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -202,7 +202,7 @@ def _headers(exchange: Exchange, now: float) -> list[tuple[bytes, bytes]]:
     headers = [(b"x-request-id", exchange.request_id.encode())]
     if exchange.upstream:
         headers.append((b"x-proxy-upstream", exchange.upstream.encode()))
-        headers.append((b"x-proxy-attempts", b"%d" % exchange.all_attempts()))
+        headers.append((b"x-proxy-attempts", str(exchange.all_attempts()).encode()))
     if exchange.cache:
         headers.append((b"x-proxy-cache", exchange.cache.encode()))
         if exchange.cache_key:

@@ -124,8 +124,9 @@ def _provider(name: str, row: Endpoint, sources: Sources, secret: bytes) -> _Pro
 
 def _is_kept(row: Endpoint, everything: bool, body: Json) -> bool:
     """Whether the answer to this is one that may be kept, and given to others."""
-    if any(body.get(name) not in _NOT_ASKED for name in row.beyond):
-        return False
+    for name in row.beyond:
+        if body.get(name) not in _NOT_ASKED:
+            return False
     return everything or row.cache is _EXACT or body.get("temperature") == 0
 
 

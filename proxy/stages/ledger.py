@@ -39,7 +39,8 @@ class Rows:
         self._ledger = ledger
         self._operation = endpoint.operation
         self._model = services.catalogue.model
-        self._redact = lru_cache(_NAMES)(services.redact.text)
+        self._redact = services.redact.text
+        self._names = lru_cache(_NAMES)(self._fit)
         self._prices = services.catalogue.price_version
         self._clock = services.monotonic
         self._wall = services.wall
@@ -65,7 +66,7 @@ class Rows:
         assert exchange.team
         assert exchange.key_id
         estimate = exchange.estimate
-        priced_as = self._model(exchange.model).id if exchange.model else None
+        model_asked, model, priced_as = self._names(exchange.model_asked, exchange.model)
         return Intent(
             call=exchange.call,
             request_id=exchange.request_id,
@@ -74,9 +75,9 @@ class Rows:
             key_id=exchange.key_id,
             operation=self._operation,
             provider=exchange.provider,
-            model_asked=self._fit(exchange.model_asked),
-            model=self._fit(exchange.model),
-            priced_as=self._fit(priced_as),
+            model_asked=model_asked,
+            model=model,
+            priced_as=priced_as,
             price_version=self._prices,
             stream=exchange.streamed or bool(exchange.body and exchange.body.get("stream")),
             prompt=estimate.prompt if estimate else 0,
@@ -84,9 +85,11 @@ class Rows:
             cost=(estimate.cost or 0) if estimate else 0,
         )
 
-    def _fit(self, name: str | None) -> str | None:
-        # A client can put anything in the place of a model's name, a key too; rows are kept, and shown by `usage`.
-        return name and self._redact(name)
+    def _fit(self, asked: str | None, model: str | None) -> tuple[str | None, str | None, str | None]:
+        """The name that was asked for, the model's, and that of its price. A client can put anything in their place, a
+        key too; rows are kept, and shown by `usage`."""
+        priced_as = self._model(model).id if model else None
+        return asked and self._redact(asked), model and self._redact(model), priced_as and self._redact(priced_as)
 
     def _outcome(self, exchange: Exchange, ended: BaseException | None) -> Outcome:
         charge, began, first_byte = exchange.charge or NOTHING, exchange.started, exchange.first_byte

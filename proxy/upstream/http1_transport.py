@@ -318,8 +318,8 @@ class _Answer:
         raw = self._raw
         if status < 100 or status == 101 or len(raw) > _MOST_HEADERS:
             raise _OutOfStep  # 101 switches protocols, and nobody has asked for that
-        if sum(map(len, raw)) + sum(map(len, raw.values())) > _MOST_HEAD:
-            raise _OutOfStep
+        if self._barren > _MOST_HEAD and sum(map(len, raw)) + sum(map(len, raw.values())) > _MOST_HEAD:
+            raise _OutOfStep  # the first question, about all that has come so far, is the cheap one
         if status >= 200:
             self.status, self._has_begun, self._barren = status, True, 0
             # Of several the first: it is the last one to be written here.

@@ -115,10 +115,12 @@ class KeyPool:
         """The key that may be used soonest, and pays for the fewest calls; of equals each in its turn. Raises
         ProviderBusy if none may be used."""
         now = self.now()
-        usable = [key for key in self.keys if not key.left(model, now) and key not in tried]
-        if not usable:
-            raise ProviderBusy(min(key.left(model, now) for key in self.keys))
-        best = usable[0] if len(usable) == 1 else self._soonest(usable, model, tokens)
+        best = self.keys[0]
+        if len(self.keys) > 1 or tried or best.left(model, now):
+            usable = [key for key in self.keys if not key.left(model, now) and key not in tried]
+            if not usable:
+                raise ProviderBusy(min(key.left(model, now) for key in self.keys))
+            best = usable[0] if len(usable) == 1 else self._soonest(usable, model, tokens)
         if best.is_out(model):
             best.find_out(model, now + OUT)
         best.load += 1
@@ -180,7 +182,8 @@ class Payment:
     def give(self) -> None:
         """The call is over."""
         self.key.load -= 1
-        self._over()
+        if self._counted:
+            self._over()
 
     def heard(self, left: Left, *, refused: bool = False) -> None:
         """What the provider says of the account with its answer; `refused`, if that is a 429."""

@@ -94,7 +94,8 @@ class LedgerStore:
         if self._full:
             self._note(full=False)
         self._queue.taken += 1
-        self._writer.tell()
+        if self._writer.asleep:
+            self._writer.tell()
 
     def close(self, outcome: Outcome) -> None:
         try:
@@ -105,7 +106,8 @@ class LedgerStore:
         if not self._journal.append(record, outcome, reserved=True):
             self._queue.late.append(outcome)  # no more of them than calls that were let in
         self._queue.taken += 1
-        self._writer.tell()
+        if self._writer.asleep:
+            self._writer.tell()
 
     async def flush(self, seconds: float = PATIENCE) -> None:
         """All rows so far are in the database, and those of processes that had died before this one began. Raises

@@ -97,7 +97,7 @@ class Writer:
         self._recovery, self._retention = recovery, retention
         self._wake: SimpleQueue[Asked | None] = SimpleQueue()
         self._asked: list[Asked] = []
-        self._asleep = self._stopping = self._ready = self._finished = False
+        self.asleep = self._stopping = self._ready = self._finished = False
         self._rounds_fail = False
         self._failures = self._replaced = 0
         self._next_round = 0.0
@@ -107,9 +107,9 @@ class Writer:
         self._thread.start()
 
     def tell(self) -> None:
-        """There is something to write. Called after every record, so it does nearly nothing."""
-        if self._asleep:
-            self._asleep = False
+        """There is something to write. Whoever calls it after every record looks first whether it is `asleep`."""
+        if self.asleep:
+            self.asleep = False
             self._wake.put(None)
 
     def ask(self, asked: Asked) -> None:
@@ -197,9 +197,9 @@ class Writer:
             time.sleep(FIRST_WAIT)  # whoever asks for something may try again soon, but not all the time
             self._pause(min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(self._failures, 10)) - FIRST_WAIT)
             return
-        self._asleep = True
+        self.asleep = True
         woken = self._queue.waits() or self._pause(max(0.0, self._next_round - time.monotonic()))
-        self._asleep = False
+        self.asleep = False
         if woken:
             self._pause(GATHER)
 
