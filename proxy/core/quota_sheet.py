@@ -32,27 +32,26 @@ def _used(charge: Charge) -> tuple[int, int, int, int]:
 
 
 class Line:
-    """One rule of one team, and the counters that it has: one, or one for each key. `differs`: what is claimed of them
-    is not the same for every request."""
+    """One rule of one team, and the counters that it has: one, or one for each key. `amount` is what a request claims
+    of them, where that is not the same for every one."""
 
     def __init__(self, team: str, rule: Rule) -> None:
         self.rule = rule
-        self.differs = rule.unit in _RESERVED
         self._team = team
         self._name = quoted(rule.name)
         self._shown: Callable[[int], str] = _in_usd if rule.unit is Unit.SPEND else str
-        self._amount = _RESERVED.get(rule.unit)
+        self._limit = self._shown(rule.limit)
+        self.amount = _RESERVED.get(rule.unit)
         self._counters: dict[str | None, Counter] = {}
 
     def stand(self, standing: Standing) -> Stand:
         shown = self._shown
-        return Stand(self._name, shown(standing.used), shown(standing.reserved), shown(self.rule.limit))
+        return Stand(self._name, shown(standing.used), shown(standing.reserved), self._limit)
 
-    def claim(self, key: str, estimate: Estimate | None) -> Claim:
+    def claim(self, key: str) -> Claim:
+        """Of a request of which nothing can be estimated."""
         counter = self._counter(key if self.rule.per_key else None)
-        if self._amount is None:
-            return Claim(counter, self.rule.limit, 1)
-        return Claim(counter, self.rule.limit, self._amount(estimate) if estimate else 0)
+        return Claim(counter, self.rule.limit, 1 if self.amount is None else 0)
 
     def _counter(self, key: str | None) -> Counter:
         if key not in self._counters:
@@ -65,19 +64,22 @@ def _in_usd(nano: int) -> str:
     return quoted(decimal(nano))
 
 
-_Ready = tuple[list[Claim], list[tuple[int, Line]]]
-"""The claims of any request of a key, and which of them differ from one to the next."""
+_Amount = Callable[[Estimate], int]
+_Ready = tuple[list[Claim], list[tuple[int, Counter, int, _Amount]]]
+"""The claims of any request of a key; and of those that differ from one to the next their place, what they claim of,
+its limit and how much."""
 
 
 class Sheet:
-    """`lines` of one team, all of which a request falls under. `spends`: one of them refuses by money."""
+    """`lines` of one team, all of which a request falls under. `spends`: one of them refuses by money. `shadows` are
+    the places of those that refuse nothing."""
 
     def __init__(self, lines: Iterable[Line]) -> None:
         self.lines = tuple(lines)
         self.spends = any(line.rule.unit is Unit.SPEND and not line.rule.shadow for line in self.lines)
         self._ready: dict[str, _Ready] = {}
         self._enforced = [(at, line.rule.limit) for at, line in enumerate(self.lines) if not line.rule.shadow]
-        self._shadows = [at for at, line in enumerate(self.lines) if line.rule.shadow]
+        self.shadows = [at for at, line in enumerate(self.lines) if line.rule.shadow]
         self._shown = Shown([line.rule for line in self.lines])
         self._units = [_UNITS.index(line.rule.unit) for line in self.lines]
         counted = [line for line in self.lines if line.rule.unit is not Unit.SPEND]
@@ -87,14 +89,20 @@ class Sheet:
     def claims(self, key: str, estimate: Estimate | None) -> list[Claim]:
         claims, differing = self._ready.get(key) or self._prepare(key)
         claims = claims.copy()
-        for at, line in differing:
-            claims[at] = line.claim(key, estimate)
+        if estimate:
+            for at, counter, limit, amount in differing:
+                claims[at] = Claim(counter, limit, amount(estimate))
         return claims
 
     def _prepare(self, key: str) -> _Ready:
+        claims = [line.claim(key) for line in self.lines]
         ready = self._ready[key] = (
-            [line.claim(key, None) for line in self.lines],
-            [(at, line) for at, line in enumerate(self.lines) if line.differs],
+            claims,
+            [
+                (at, claims[at].counter, line.rule.limit, line.amount)
+                for at, line in enumerate(self.lines)
+                if line.amount is not None
+            ],
         )
         return ready
 
@@ -105,9 +113,7 @@ class Sheet:
 
     def shadow_refusals(self, standings: Sequence[Standing]) -> tuple[str, ...]:
         """The shadow rules that would have refused it, by name."""
-        if not self._shadows:
-            return ()
-        return tuple([self.lines[at].rule.name for at in self._shadows if standings[at].wait != 0])
+        return tuple([self.lines[at].rule.name for at in self.shadows if standings[at].wait != 0])
 
     def stand(self, standings: Sequence[Standing]) -> Stand | None:
         """With the rule that has refused a request or, of those that have not, has the smallest part left."""

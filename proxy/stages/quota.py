@@ -105,7 +105,8 @@ class Quotas:
         try:
             exchange.stand = partial(sheet.stand, verdict.standings)
             exchange.quota_headers = sheet.headers(verdict.standings)
-            exchange.shadow_refusals += sheet.shadow_refusals(verdict.standings)
+            if sheet.shadows:
+                exchange.shadow_refusals += sheet.shadow_refusals(verdict.standings)
             if not verdict.granted:
                 exchange.cache = exchange.age = None  # whatever there is, nothing comes of it
                 raise refusal(exchange.team.name, [line.rule for line in sheet.lines], claims, verdict.standings)
