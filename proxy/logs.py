@@ -37,7 +37,7 @@ TROUBLE = 1.0
 MOST_AT_ONCE = 4096
 """Bytes that a pipe takes whole or not at all (PIPE_BUF of Linux)."""
 
-MOST_OF_A_FILE = 1 << 16
+MOST_OF_A_FILE = 1 << 18
 """Bytes that are written to a file at once: as many as a disk that is slow may keep everybody waiting for."""
 
 MOST_LINES, MOST_BYTES = 10_000, 8 << 20
@@ -132,7 +132,10 @@ class Writer:
             size = self._write(piece)
             if not size:
                 return
-            if size == len(piece):
+            if size == self._bytes:
+                self._waiting.clear()
+                self._bytes = 0
+            elif size == len(piece):
                 self._bytes -= size
                 for _ in range(lines):
                     self._waiting.popleft()
@@ -174,6 +177,8 @@ class Writer:
 
     def _piece(self) -> tuple[bytes, int]:
         """Whole lines, as many as go at once; a longer line alone. And how many they are."""
+        if self._bytes <= self._at_once:
+            return b"".join(self._waiting), len(self._waiting)
         size = count = 0
         for line in self._waiting:
             size += len(line)

@@ -60,7 +60,7 @@ def _decision(exchange: Exchange, seconds: float) -> bytes:
         text += f"{_fault(exchange.error)}, "
     if _is_a_stranger(exchange):
         return text.removesuffix(", ").encode()
-    return b"%bown_us=%d" % (text.encode(), seconds * 1e6)
+    return f"{text}own_us={floor(seconds * 1e6)}".encode()
 
 
 def _is_a_stranger(exchange: Exchange) -> bool:

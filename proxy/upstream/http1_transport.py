@@ -322,8 +322,10 @@ class _Answer:
             raise _OutOfStep  # the first question, about all that has come so far, is the cheap one
         if status >= 200:
             self.status, self._has_begun, self._barren = status, True, 0
-            # Of several the first: it is the last one to be written here.
-            self._headers = {name.lower(): value for name, value in reversed(raw.items())}
+            if b"".join(raw).islower():  # as most servers write them
+                self._headers = raw.copy()  # trailers are still to come
+            else:  # of several spellings the first, which is the last one to be written here
+                self._headers = {name.lower(): value for name, value in reversed(raw.items())}
 
     def on_body(self, piece: bytes) -> None:
         self._pieces.append(piece)
