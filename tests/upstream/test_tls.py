@@ -43,7 +43,7 @@ BAD = {
     "wrong host": (lambda authority: authority.server("example.org"), "Hostname mismatch"),
     "unknown authority": (from_elsewhere, "unable to get local issuer certificate"),
     "self-signed": (self_signed, "self-signed certificate"),
-    "TLS 1.1": (old, "PROTOCOL_VERSION|hung up"),
+    "TLS 1.1": (old, "PROTOCOL_VERSION|hung up|handshake failed"),
 }
 
 
