@@ -127,20 +127,8 @@ class Writer:
                 return
 
     def _write_waiting(self) -> None:
-        while self._waiting:
-            piece, lines = self._piece()
-            size = self._write(piece)
-            if not size:
-                return
-            if size == self._bytes:
-                self._waiting.clear()
-                self._bytes = 0
-            elif size == len(piece):
-                self._bytes -= size
-                for _ in range(lines):
-                    self._waiting.popleft()
-            else:
-                self._forget(size)
+        while self._waiting and (size := self._write(self._piece())):
+            self._forget(size)
             if not self._waiting:
                 self._tell_what_is_lost()
 
@@ -175,21 +163,24 @@ class Writer:
         head = self._heads[level, event] = f'","level":"{level}","event":"{event}"'.encode()
         return head
 
-    def _piece(self) -> tuple[bytes, int]:
-        """Whole lines, as many as go at once; a longer line alone. And how many they are."""
+    def _piece(self) -> bytes:
+        """Whole lines, as many as go at once; a longer line alone."""
         if self._bytes <= self._at_once:
-            return b"".join(self._waiting), len(self._waiting)
+            return b"".join(self._waiting)
         size = count = 0
         for line in self._waiting:
             size += len(line)
             if size > self._at_once and count:
                 break
             count += 1
-        return b"".join(islice(self._waiting, count)), count
+        return b"".join(islice(self._waiting, count))
 
     def _forget(self, size: int) -> None:
-        """So many bytes are written, of several lines perhaps, and of the last one a part."""
+        """So many bytes are written. Of a long line it may be the beginning."""
         self._bytes -= size
+        if not self._bytes:
+            self._waiting.clear()
+            return
         while size:
             line = self._waiting.popleft()
             if size < len(line):

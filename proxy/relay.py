@@ -87,12 +87,7 @@ class Relay:
                 break
             if data:
                 guard.sending()
-                if self._begun and self._comment is None:
-                    self.unsent = data
-                    await self._send({"type": "http.response.body", "body": self._scrub(data), "more_body": True})
-                    self.unsent = b""
-                else:
-                    await self._pass(data)
+                await self._pass(data)
                 guard.sent()
             else:
                 guard.heard()

@@ -12,6 +12,7 @@ from starlette.types import Message
 
 from proxy.core.errors import Draining, ProxyError, UpstreamFailed, UpstreamTimeout
 from proxy.core.json import Json
+from proxy.core.sent import SENT, Sent
 from proxy.core.sse import KEEP_ALIVE
 from proxy.guard import SILENCE, Deadlines, Guard
 from proxy.relay import CHUNK, CHUNKS_A_TURN, Relay
@@ -367,6 +368,22 @@ async def test_a_client_that_waits_long_gets_a_comment(monkeypatch: pytest.Monke
     go_on.set()
     await stream.task
     assert stream.client.bodies[-1] == (b"B.", False)
+
+
+async def test_a_comment_that_comes_too_late_is_not_begun() -> None:
+    """The stream may end between the timer and the turn of the loop in which the comment would be sent."""
+    asked: list[Message] = []
+
+    def send(message: Message) -> Sent:
+        asked.append(message)  # as the server's, which sends at once and not when it is awaited
+        return SENT
+
+    relay = Relay(Events(), Guard(never, Deadlines.together(60.0), set()), send, unchanged)
+    relay._keep_alive()
+    assert relay._comment
+    relay._comment.cancel()
+    await settle()
+    assert asked == []
 
 
 async def test_comments_do_not_put_off_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,24 +71,7 @@ class Begin:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers: list[tuple[bytes, bytes]] = scope["headers"]
-        if _UNDERSCORE in b"".join(map(_NAME, headers)):
-            # Such a name is another one to us, and the same one to CGI and whoever learnt from it.
-            headers = scope["headers"] = [header for header in headers if _UNDERSCORE not in header[0]]
-        client = scope.get("client")
-        peer = client[0] if client else ""
-        request_id, trace_id, span_id = self._ids.next()
-        who = self._proxies.client(peer, headers) if self._proxies else peer
-        exchange = Exchange(request_id, scope["method"], scope["path"], tuple(headers), who, self._clock())
-        exchange.trace_id, exchange.span_id = trace_id, span_id
-        exchange.trace_flags = RANDOM | (trace_id[_RANDOM_FROM:] >= self._sampled_from)
-        exchange.departure = departure.of(scope)
-        asked = exchange.header(b"x-request-id")
-        if asked and _VALID_ID.fullmatch(asked) and self._is_harmless(asked.decode()):
-            exchange.request_id = asked.decode()
-        parents = exchange.values(b"traceparent")
-        if parents and (parent := self._parent(parents)):
-            exchange.trace_id, exchange.parent_id, exchange.trace_flags = parent
+        exchange = self._exchange(scope)
         exchange.keep_in(scope)
         streaming = False
 
@@ -114,6 +97,28 @@ class Begin:
         finally:
             if streaming:
                 self._traffic.streams -= 1
+
+    def _exchange(self, scope: Scope) -> Exchange:
+        """A new one, with all that the head says of the request as a whole."""
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        if _UNDERSCORE in b"".join(map(_NAME, headers)):
+            # Such a name is another one to us, and the same one to CGI and whoever learnt from it.
+            headers = scope["headers"] = [header for header in headers if _UNDERSCORE not in header[0]]
+        client = scope.get("client")
+        peer = client[0] if client else ""
+        request_id, trace_id, span_id = self._ids.next()
+        who = self._proxies.client(peer, headers) if self._proxies else peer
+        exchange = Exchange(request_id, scope["method"], scope["path"], tuple(headers), who, self._clock())
+        exchange.trace_id, exchange.span_id = trace_id, span_id
+        exchange.trace_flags = RANDOM | (trace_id[_RANDOM_FROM:] >= self._sampled_from)
+        exchange.departure = departure.of(scope)
+        asked = exchange.header(b"x-request-id")
+        if asked and _VALID_ID.fullmatch(asked) and self._is_harmless(asked.decode()):
+            exchange.request_id = asked.decode()
+        parents = exchange.values(b"traceparent")
+        if parents and (parent := self._parent(parents)):
+            exchange.trace_id, exchange.parent_id, exchange.trace_flags = parent
+        return exchange
 
     async def _wait(self, sending: Awaitable[None], exchange: Exchange, message: Message) -> None:
         await sending

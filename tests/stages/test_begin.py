@@ -15,6 +15,7 @@ from proxy.core.exchange import exchange_of
 from proxy.core.model import is_id
 from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
+from proxy.core.sent import SENT, Sent
 from proxy.stages import begin
 from tests.asgi import call, ok, services
 
@@ -138,6 +139,24 @@ async def test_simulated_answers_say_so() -> None:
 
 async def test_status_times_and_size_are_recorded() -> None:
     exchange = (await call(stage())).exchange
+    assert (exchange.status, exchange.bytes_out) == (200, 2)
+    assert (exchange.started, exchange.begun, exchange.first_byte, exchange.last_byte) == (1, 2, 3, 4)
+
+
+async def test_so_they_are_where_the_server_sends_at_once() -> None:
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "client": ("192.0.2.7", 4711)}
+    sent: list[Message] = []
+
+    def send(message: Message) -> Sent:
+        sent.append(message)
+        return SENT
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    await stage()(scope, receive, send)
+    exchange = exchange_of(scope)
+    assert [message["type"] for message in sent] == ["http.response.start", *["http.response.body"] * 2]
     assert (exchange.status, exchange.bytes_out) == (200, 2)
     assert (exchange.started, exchange.begun, exchange.first_byte, exchange.last_byte) == (1, 2, 3, 4)
 
