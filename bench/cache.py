@@ -36,6 +36,7 @@ from proxy.core.cache import Answers
 from proxy.core.cache_key import Keys
 from proxy.core.charge import charge
 from proxy.core.exchange import Exchange, exchange_of
+from proxy.core.head import Head
 from proxy.core.table import Context
 from proxy.generation import unix_milliseconds
 from proxy.pipeline import fold
@@ -148,7 +149,7 @@ class Asked:
     numbers: itertools.count[int]
 
     def exchange(self) -> Exchange:
-        exchange = Exchange("0123456789abcdef", "POST", "/v1/chat/completions", (), "127.0.0.1", 0.0)
+        exchange = Exchange("0123456789abcdef", "POST", "/v1/chat/completions", Head(()), "127.0.0.1", 0.0)
         exchange.team, exchange.key_id = TEAM, "0123456789ab"
         exchange.model = exchange.sent_as = "mistral-small-latest"
         exchange.sending = BODY | {"temperature": 0, "random_seed": next(self.numbers)}

@@ -28,6 +28,7 @@ from proxy.core.catalogue import Catalogue
 from proxy.core.charge import charge
 from proxy.core.circuit import Circuits
 from proxy.core.exchange import Exchange, Team, exchange_of
+from proxy.core.head import Head
 from proxy.core.metrics.board import Board
 from proxy.core.records import Records
 from proxy.core.redact import Redactor
@@ -89,7 +90,7 @@ async def _nobody(message: Message) -> None:
 
 async def _ask(app: ASGIApp, requests: int) -> None:
     for _ in range(requests):
-        exchange = Exchange("0123456789abcdef", "POST", "/v1/chat/completions", (), "127.0.0.1", 0.0)
+        exchange = Exchange("0123456789abcdef", "POST", "/v1/chat/completions", Head(()), "127.0.0.1", 0.0)
         exchange.team, exchange.key_id, exchange.body = TEAM, "0123456789ab", BODY
         exchange.model_asked = exchange.model = "mistral-small-latest"
         scope: Scope = {"type": "http"}

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from proxy import data
 from proxy.core.circuit import Circuits
 from proxy.core.exchange import Exchange, exchange_of
+from proxy.core.head import Head
 from proxy.core.metrics.board import Board
 from proxy.core.records import Records
 from proxy.core.redact import Redactor
@@ -127,7 +128,7 @@ async def call(
 
 def exchange(headers: Headers | None = None, **fields: Any) -> Exchange:
     """An Exchange as `begin` makes it, and whatever else the test says."""
-    made = Exchange("id-1", "POST", "/v1/x", tuple(headers or []), "192.0.2.7", 0.0)
+    made = Exchange("id-1", "POST", "/v1/x", Head(headers or []), "192.0.2.7", 0.0)
     for name, value in ({"sent_as": fields.get("model")} | fields).items():
         setattr(made, name, value)
     return made

@@ -6,13 +6,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BeforeValidator
 
 from proxy.core.errors import BadFraming, InvalidApiKey, ProxyError, TooManyAuthFailures
-from proxy.core.exchange import Exchange
 from proxy.core.failures import Failures
+from proxy.core.head import Head
 from proxy.core.secret import Secret
 from proxy.core.team_key import is_whole
 
@@ -55,23 +56,32 @@ WrittenKey = Annotated[AccessKey, BeforeValidator(_access_key)]
 """A key in proxy.yaml."""
 
 
-def find(token: bytes, known: Mapping[bytes, Owner]) -> Owner | None:
+@dataclass(frozen=True, slots=True, repr=False)
+class Token:
+    """What was sent as a key, and its SHA-256; empty if nothing was."""
+
+    text: bytes
+    digest: bytes
+
+
+def find(token: Token, known: Mapping[bytes, Owner]) -> Owner | None:
     """Whose key it is, among those whose SHA-256 are `known`. Neither the time nor the answer tells how near a guess
     was."""
-    digest = hashlib.sha256(token).digest()
+    digest = token.digest
     if hmac.compare_digest(digest if digest in known else _NOBODY, digest):
         return known[digest]
     return None
 
 
-def bearer(exchange: Exchange) -> bytes:
-    """The key that was sent; empty if none was. Two keys are no key but two readers' quarrel: whoever is in front of us
+def bearer(head: Head) -> Token:
+    """The key that was sent. Two keys are no key but two readers' quarrel: whoever is in front of us
     may have looked at the other one."""
-    values = exchange.values(b"authorization")
+    values = head.values(b"authorization")
     if len(values) > 1:
         raise BadFraming("The request must have one Authorization header.")
     value = values[0].strip(b" \t") if values else b""  # what surrounds a value is no part of it (RFC 9110, 5.5)
-    return value[7:].lstrip(b" ") if value[:7].lower() == b"bearer " else b""
+    text = value[7:].lstrip(b" ") if value[:7].lower() == b"bearer " else b""
+    return Token(text, hashlib.sha256(text).digest())
 
 
 class Refusals:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Final
 
 import msgspec
+
+from proxy.core.head import Head
 
 _DIRECTIVE: Final = re.compile(rb'([!#$%&\'*+.^_`|~0-9A-Za-z-]+)(?:=(?:"([^"]*)"|([^",;\s]*)))?')
 
@@ -27,9 +28,10 @@ class Wishes(msgspec.Struct, frozen=True, gc=False):
 NONE: Final = Wishes()
 
 
-def wishes(values: Sequence[bytes]) -> Wishes:
+def wishes(head: Head) -> Wishes:
     """Of all the Cache-Control headers together. A `max-age` that is no number is 0: what cannot be understood gets
     nothing old."""
+    values = head.values(b"cache-control")
     return _read(b",".join(values)) if values else NONE
 
 

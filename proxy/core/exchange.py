@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from proxy.core.charge import Charge, Estimate, both
 from proxy.core.departure import Departure
 from proxy.core.errors import Headers, ProxyError
 from proxy.core.gaps import Gaps
+from proxy.core.head import Head
 from proxy.core.json import Data, Json
 from proxy.core.provider import MAIN
 from proxy.core.table import Context
@@ -76,12 +77,10 @@ class Stand(msgspec.Struct, frozen=True, gc=False):
     limit: str
 
 
-@dataclass(slots=True, repr=False)
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """Kept in the scope; each field has one writer, the stage named beside it.
 
-    Times are monotonic seconds. `headers` is a snapshot from before the body: a chunk trailer cannot add to it, and
-    `first` has the first value of each. `request_id` may be the client's own, and come again; `call` is ours, and never
+    Times are monotonic seconds. `request_id` may be the client's own, and come again; `call` is ours, and never
     does. `client` is who sent the request, as far as those in front of us can be believed, and `departure` tells when
     it leaves. `model` is the name after aliasing, `sent_as` the one that it has at its provider, `sending` the body as
     the provider gets it. Of the latest attempt, `sent` says whether some of it may have reached the provider,
@@ -111,10 +110,9 @@ class Exchange:
     request_id: str
     method: str
     path: str
-    headers: tuple[tuple[bytes, bytes], ...]
+    head: Head
     client: str
     started: float
-    first: dict[bytes, bytes] = field(init=False)
     trace_id: str = ""
     span_id: str = ""
     parent_id: str | None = None
@@ -156,7 +154,7 @@ class Exchange:
     failed: Span | None = None
 
     # context, translate and dispatch
-    rewrites: dict[str, None] = field(default_factory=dict)
+    rewrites: dict[str, None] = msgspec.field(default_factory=dict)
 
     # translate
     context: Context | None = None
@@ -184,7 +182,7 @@ class Exchange:
 
     # quota
     stand: Callable[[], Stand | None] | None = None
-    quota_headers: Headers = field(default_factory=list)
+    quota_headers: Headers = msgspec.field(default_factory=list)
     shadow_refusals: tuple[str, ...] = ()
 
     # breaker
@@ -203,7 +201,7 @@ class Exchange:
     sent: bool = False
     answered: bool = False
     lost: Charge | None = None
-    answer_headers: Headers = field(default_factory=list)
+    answer_headers: Headers = msgspec.field(default_factory=list)
     usage: Json | None = None
     charge: Charge | None = None
     alone: Charge | None = None
@@ -212,9 +210,6 @@ class Exchange:
 
     # rescue; dispatch, for an error after the first byte of a stream
     error: ProxyError | None = None
-
-    def __post_init__(self) -> None:
-        self.first = dict(reversed(self.headers))
 
     def __repr__(self) -> str:
         return f"<Exchange {self.request_id}>"  # it holds a key and a prompt, and a traceback may print it
@@ -264,18 +259,6 @@ class Exchange:
         if self.charge is None or self.before.charge is None:
             return self.charge or self.before.charge
         return both(self.charge, self.before.charge)
-
-    def header(self, name: bytes) -> bytes | None:
-        """The first value of a request header, by its lower-case name."""
-        return self.first.get(name)
-
-    def values(self, name: bytes) -> list[bytes]:
-        """All values of one, as they came."""
-        if name not in self.first:
-            return []
-        if len(self.first) == len(self.headers):  # none comes twice
-            return [self.first[name]]
-        return [value for key, value in self.headers if key == name]
 
     def keep_in(self, scope: MutableMapping[str, Any]) -> None:
         scope[KEY] = self

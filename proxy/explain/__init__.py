@@ -19,6 +19,7 @@ from proxy.core import json
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import ProxyError
 from proxy.core.exchange import Exchange, exchange_of
+from proxy.core.head import Head
 from proxy.core.services import Services
 from proxy.core.success import send_json
 from proxy.explain.asked import Asked, Asking
@@ -74,13 +75,13 @@ class Explain:
     def _exchange(self, outer: Exchange, asked: Asked) -> Exchange:
         """As that of the request would be when its body is there."""
         row = asked.endpoint
-        exchange = Exchange(outer.request_id, row.method, row.path, asked.headers, outer.client, self._clock())
+        exchange = Exchange(outer.request_id, row.method, row.path, Head(asked.headers), outer.client, self._clock())
         exchange.team, exchange.key_id, exchange.raw = asked.team, asked.key_id, asked.body
         return exchange
 
     async def _run(self, exchange: Exchange, receive: Receive) -> tuple[list[Notes], ProxyError | None]:
         scope: dict[str, Any] = {"type": "http", "method": exchange.method, "path": exchange.path}
-        scope |= {"headers": list(exchange.headers), "query_string": b"", "path_params": {}}
+        scope |= {"headers": exchange.head.headers, "query_string": b"", "path_params": {}}
         exchange.keep_in(scope)
         record: list[Notes] = []
         before = RECORD.set(record)

@@ -12,20 +12,38 @@ first piece.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Iterable
 from http import HTTPStatus
 from operator import itemgetter
-from typing import Final
+from typing import Any, Final
 
-from starlette.types import ASGIApp, Message
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from starlette.types import ASGIApp, Message, Scope
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from proxy.core.departure import EXTENSION as DEPARTURE
 from proxy.core.departure import Departure
 from proxy.core.errors import Headers
+from proxy.core.head import EXTENSION as HEAD
+from proxy.core.head import Head
 from proxy.core.sent import SENT
 
 LARGE: Final = 1 << 16
 """Bytes of a first piece that is not copied to stand behind its head."""
+
+_LOG: Final = logging.getLogger("uvicorn.error")
+_SORRY: Final = b"Internal Server Error"
+_BROKEN: Final = {
+    "type": "http.response.start",
+    "status": 500,
+    "headers": [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"%d" % len(_SORRY)),
+        (b"connection", b"close"),
+    ],
+}
+"""What is said where even the application's own error is none."""
 
 _STATUS: Final = {status.value: b"HTTP/1.1 %d %b" % (status, status.phrase.encode()) for status in HTTPStatus}
 _NO_BODY: Final = (204, 304)
@@ -38,39 +56,110 @@ _TOKEN: Final = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
 """What its name may have in it. In capitals none is sent."""
 
 
-class Answer(RequestResponseCycle):
-    """uvicorn's cycle of one request and its answer; `send` and `run_asgi` are ours."""
+class Answer:
+    """One request and its answer, as an application sees them: what uvicorn's protocol knows as a cycle.
 
+    `body` is what has come of the request's and was not received yet; `more_body`: there may be more.
+    """
+
+    more_body = True
+    waiting_for_100_continue = False
+    disconnected = False
+    response_started = False
+    response_complete = False
+    chunked_encoding: bool | None = None
+    expected_content_length = 0
+    body: bytes | bytearray = b""
+
+    _news = False
+    """Whether something has come since the application received last."""
+    _arrival: asyncio.Event | None = None
+    """Of news, once somebody has had to wait for some."""
     _head = b""
     """Held until the body begins, which in this program it does at once: whoever begins an answer has a part of it."""
     _names: set[bytes] = set()  # noqa: RUF012  (of all answers)
     """Names that have been looked at. They are ours, and few."""
     _by_connection = False
-    departure: Departure
-    """Of its client."""
+
+    def __init__(self, scope: Scope, head: Head, connection: HttpToolsProtocol, *, keep_alive: bool) -> None:
+        self.scope = scope
+        self.transport = connection.transport
+        self.flow = flow = connection.flow
+        self.default_headers = connection.server_state.default_headers
+        self.on_response: Any = connection.on_response_complete
+        self.keep_alive = keep_alive
+        self.departure = departure = Departure(flow.resume_reading)
+        """Of its client."""
+        scope["extensions"] = {DEPARTURE: departure, HEAD: head}
+
+    # The request.
+
+    def takes(self, piece: bytes | bytearray) -> None:
+        """This has come of its body."""
+        if not self.body:
+            self.body = piece
+        else:
+            if isinstance(self.body, bytes):
+                self.body = bytearray(self.body)
+            self.body += piece
+        self._tell()
+
+    def ends(self) -> None:
+        """All of its body has come."""
+        self.more_body = False
+        self._tell()
+
+    def _tell(self) -> None:
+        """Whoever waits to receive has something now."""
+        self._news = True
+        if self._arrival is not None:
+            self._arrival.set()
+
+    async def receive(self) -> Message:
+        if self.waiting_for_100_continue and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.waiting_for_100_continue = False
+        if not self._over():
+            self.flow.resume_reading()
+        while not self._news and not self._over():
+            if self._arrival is None:
+                self._arrival = asyncio.Event()
+            await self._arrival.wait()
+            self._arrival.clear()
+        self._news = False
+        if self._over():
+            return {"type": "http.disconnect"}
+        body, self.body = self.body, b""
+        return {"type": "http.request", "body": bytes(body), "more_body": self.more_body}
+
+    def _over(self) -> bool:
+        return self.disconnected or self.response_complete
 
     def disconnect(self) -> None:
         """The client has left, or gets nothing more."""
         self.disconnected = True
-        self.message_event.set()
+        self._tell()
         self.departure.happen()
 
-    async def run_asgi(self, app: ASGIApp) -> None:  # type: ignore[override]
+    # The answer.
+
+    async def run_asgi(self, app: ASGIApp) -> None:
         try:
-            await app(self.scope, self.receive, self.send)  # type: ignore[arg-type]
+            await app(self.scope, self.receive, self.send)
             if not self.response_complete and not self.disconnected:
                 raise RuntimeError("the application ended without a whole answer")
         except BaseException as error:
-            self.logger.error("Exception in ASGI application", exc_info=error)
+            _LOG.error("Exception in ASGI application", exc_info=error)
             if not self.response_started:
-                await self.send_500_response()
+                await self.send(dict(_BROKEN))
+                await self.send({"type": "http.response.body", "body": _SORRY})
             else:
                 self._flush()
                 self.transport.close()
         finally:
             self.on_response = _nothing
 
-    def send(self, message: Message) -> Awaitable[None]:  # type: ignore[override]
+    def send(self, message: Message) -> Awaitable[None]:
         """Raises RuntimeError for what is no answer, or not the one that its head has announced."""
         if self.flow.write_paused and not self.disconnected:
             return self._send_when_there_is_room(message)
@@ -147,7 +236,7 @@ class Answer(RequestResponseCycle):
         if not more:
             self._flush()
             self.response_complete = True
-            self.message_event.set()
+            self._tell()
             if not self.keep_alive:
                 self.transport.close()
             self.on_response()

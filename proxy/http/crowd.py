@@ -7,7 +7,7 @@ Beyond these the oldest that has not asked anything goes, as the newest may be a
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from proxy.http.framing import Limits
 
@@ -31,9 +31,11 @@ class Crowd:
 
     def __init__(self, limits: Limits) -> None:
         self.leaves_soon = False
+        self.watched_by: Any = None
+        """The loop that looks whether anybody has been idle for too long."""
         self._limits = limits
         self._strangers: dict[Member, None] = {}  # no whole head has come yet, or only what nobody reads; oldest first
-        self._idle: dict[Member, None] = {}  # all is answered, and nothing has come since; who waits longest first
+        self._idle: dict[Member, float] = {}  # all is answered, and nothing has come since then; the longest first
 
     def enters(self, member: Member, count: int) -> None:
         """A new one; with it, `count` are open."""
@@ -60,9 +62,19 @@ class Crowd:
         """It has sent a whole head."""
         self._strangers.pop(member, None)
 
-    def rests(self, member: Member) -> None:
-        """It has all its answers."""
-        self._idle[member] = None
+    def rests(self, member: Member, now: float) -> None:
+        """It has all its answers. `now` is in seconds, and never goes back."""
+        self._idle[member] = now
+
+    def tires_of(self, moment: float) -> float | None:
+        """Whoever has been idle since then, or for longer, leaves. Returns since when the next one has been."""
+        while self._idle:
+            member, since = next(iter(self._idle.items()))
+            if since > moment:
+                return since
+            del self._idle[member]
+            member.leave()
+        return None
 
     def stirs(self, member: Member) -> None:
         """It has begun another request."""

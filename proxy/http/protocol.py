@@ -12,6 +12,8 @@
   library makes that offer with every request.
 - HTTP/1.0 knows neither chunks nor interim answers, and gets none.
 - One connection has the loop for a few ms at most, however small the chunks that it sends.
+
+A head that is the same as the one before is not read again (repeated.py): what a client asks then is in its body.
 """
 
 from __future__ import annotations
@@ -19,23 +21,26 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import httptools
+from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from proxy.core.departure import EXTENSION, Departure
 from proxy.core.errors import BadFraming, Overloaded, ProxyError, RequestTimeout
+from proxy.core.head import Head
 from proxy.http.answer import Answer
 from proxy.http.crowd import Crowd
 from proxy.http.framing import Limits, check, peer, refusal, uri_too_long
 from proxy.http.offer import declined
 from proxy.http.outgoing import Outgoing
 from proxy.http.progress import BODY, ENDED, HEAD, QUIET, Progress
+from proxy.http.repeated import Repeated, remembered
 
 Refused = Callable[[ProxyError, str, str], None]
 """Told of every request that is refused here, before its client is: the error, the request id of the answer, the
@@ -48,6 +53,9 @@ _PIECE = 24 << 10
 _CHUNKS = 1000
 """After so many chunks the next piece waits for another turn of the loop. Each takes about a µs: a piece may hold four
 thousand of them, and what is read from a socket at once forty thousand."""
+
+LOOK = 1.0
+"""Seconds at least between two looks for connections that have been idle for too long."""
 
 _HEALTH = b"/health"
 
@@ -70,7 +78,8 @@ class Protocol(HttpToolsProtocol):
 
     _out: Outgoing
     _progress: Progress
-    cycle: Answer
+    cycle: Answer  # type: ignore[assignment]
+    pipeline: deque[tuple[Answer, Any]]  # type: ignore[assignment]
     _running: Answer | None = None
     """The request that is answered, or was last."""
     _ready: tuple[Answer, Any] | None = None
@@ -86,6 +95,10 @@ class Protocol(HttpToolsProtocol):
     _deaf = False
     _reusable = True
     """Whether another request may follow the one that was read last."""
+    _repeated: Repeated | None = None
+    """The head that came last, if it was one to be remembered."""
+    _tries = 3
+    """Heads that are still remembered: some clients never send the same one twice."""
     _late = False
     """Whether it was one too many when it was opened."""
 
@@ -118,13 +131,16 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._deaf = True
         self._stop_waiting()
-        self._unset_keepalive_if_required()
         self.crowd.leaves(self)
         running = self._running
         if running is not None and not running.response_complete:
             running.disconnect()
         self._out.lost()
-        super().connection_lost(exc)
+        self.connections.discard(self)
+        self.flow.resume_writing()
+        if exc is None:
+            self.transport.close()
+        self.parser = None  # type: ignore[assignment]
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -184,10 +200,34 @@ class Protocol(HttpToolsProtocol):
         if self._kept:
             self._kept += data
             self._out.pause_reading()  # again: the application has asked for more meanwhile
+        elif self._repeated is not None and self._is_at_rest() and (again := self._repeated.read(data)) is not None:
+            self._asked_again(*again)
         else:
             self._read(data)
 
+    def _is_at_rest(self) -> bool:
+        """Whether all is answered, and a request that comes now is to be answered too."""
+        before = self._running
+        return (
+            before is not None
+            and before.response_complete
+            and self._progress.phase == QUIET
+            and self._reusable
+            and not self._late
+            and not self.crowd.leaves_soon
+        )
+
+    def _asked_again(self, scope: Scope, head: Head, body: bytes) -> None:
+        """A request is here, whole and by itself, whose head needs not be read."""
+        self.crowd.stirs(self)
+        scope["state"] = self.app_state.copy()
+        self.cycle = cycle = Answer(scope, head, self, keep_alive=True)
+        cycle.takes(body)
+        cycle.ends()
+        self._start_asgi_task(cycle, self.app)
+
     def _read(self, data: bytes) -> None:
+        at_rest = self._tries and self._is_at_rest()
         self._parsing = True
         if len(data) <= _PIECE:
             self._feed(data)
@@ -196,7 +236,10 @@ class Protocol(HttpToolsProtocol):
         self._parsing = False
         if self._ready is not None:
             (cycle, app), self._ready = self._ready, None
-            super()._start_asgi_task(cycle, app)
+            if at_rest and cycle.keep_alive and self._progress.phase == QUIET:
+                self._tries -= 1
+                self._repeated = remembered(data, cycle.scope)
+            self._start_asgi_task(cycle, app)
 
     def _feed_in_pieces(self, data: bytes) -> None:
         self._progress.chunks = 0
@@ -251,7 +294,6 @@ class Protocol(HttpToolsProtocol):
             raise _NoMore
         self._progress.begins()
         self.crowd.stirs(self)
-        self._unset_keepalive_if_required()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -286,23 +328,9 @@ class Protocol(HttpToolsProtocol):
         scope["method"], scope["http_version"] = method.decode("ascii"), version
         scope["path"], scope["raw_path"] = unquote(text) if "%" in text else text, path
         scope["query_string"] = query
-        departure = Departure(self.flow.resume_reading)
-        scope["extensions"] = {EXTENSION: departure}  # type: ignore[dict-item]
-        before = self.cycle
-        self.cycle = Answer(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
-            on_response=self.on_response_complete,
-        )
-        self.cycle.departure = departure
+        before, keep_alive = self.cycle, version != "1.0" and self.parser.should_keep_alive()
+        self.cycle = Answer(scope, Head(self.headers), self, keep_alive=keep_alive)  # type: ignore[arg-type]
+        self.cycle.waiting_for_100_continue = self.expect_100_continue
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:
@@ -325,8 +353,11 @@ class Protocol(HttpToolsProtocol):
         if self.pipeline and len(self.cycle.body) + len(body) > HIGH_WATER_LIMIT:
             self._withdraw()
             raise _NoMore
-        if self.cycle.departure.tell is None:  # else nobody reads it any more
-            super().on_body(body)
+        cycle = self.cycle
+        if cycle.departure.tell is None and not cycle.response_complete:  # else nobody reads it any more
+            cycle.takes(body)
+            if len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
 
     def on_chunk_complete(self) -> None:
         self._progress.chunk_ends()
@@ -335,7 +366,8 @@ class Protocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         self._progress.ends()
-        super().on_message_complete()
+        if not self.cycle.response_complete:
+            self.cycle.ends()
         if self._progress.chunked and not self.parser.should_keep_alive():
             self._reusable = False  # a trailer said so, and the parser heeds it
         if not self.cycle.response_started:
@@ -355,27 +387,31 @@ class Protocol(HttpToolsProtocol):
         self._running = cycle
         if self._parsing:
             self._ready = cycle, app
-        else:
-            super()._start_asgi_task(cycle, app)
+            return
+        task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def on_response_complete(self) -> None:
-        if self._refusal is not None and not self.pipeline and not self.transport.is_closing():
-            self.server_state.total_requests += 1
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if self._refusal is not None and not self.pipeline:
             self._answer(self._refusal)
             return
-        super().on_response_complete()
-        if self.timeout_keep_alive_task is None:
-            return
-        if self._progress.phase == HEAD:
-            self._unset_keepalive_if_required()  # the next request has begun already, and has its own deadline
-        else:
-            self.crowd.rests(self)
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._progress.phase != HEAD:  # the next request has begun, and has its own deadline
+            self.crowd.rests(self, self.loop.time())
+            if self.crowd.watched_by is not self.loop:
+                self.crowd.watched_by = self.loop
+                self.loop.call_later(self.timeout_keep_alive, send_away, self.crowd, self.loop, self.timeout_keep_alive)
 
     def _refuse(self, error: ProxyError) -> None:
         """Answer with this error when all before it is answered, and read no more."""
         self._deaf = True
         self._stop_waiting()
-        self._unset_keepalive_if_required()
         if self._progress.phase in (BODY, ENDED) and not self._withdraw():
             self.transport.close()  # its answer has begun: an end without an end is all that can still be said
         elif self._running is None or self._running.response_complete:
@@ -402,3 +438,13 @@ class Protocol(HttpToolsProtocol):
         self.refused(error, request_id, self.client[0] if self.client else "")
         self.transport.write(head + body)
         self.transport.close()
+
+
+def send_away(crowd: Crowd, loop: Any, patience: float) -> None:
+    """Close connections that have been idle for so many seconds. One timer looks after all of them: of their own, each
+    would be set and stopped with every request."""
+    now = loop.time()
+    since = crowd.tires_of(now - patience)
+    crowd.watched_by = None if since is None else loop
+    if since is not None:
+        loop.call_at(max(since + patience, now + LOOK), send_away, crowd, loop, patience)

@@ -50,10 +50,10 @@ class Admin:
         if self._near and _is_here(scope):
             await self._app(scope, receive, send)
             return
-        token = bearer(exchange)
+        token = exchange.head.once(bearer)
         key_id = find(token, self._ids)
         if key_id is None:
-            raise self._refusals.refuse(exchange.client, token)
+            raise self._refusals.refuse(exchange.client, token.text)
         exchange.key_id = key_id
         await self._app(scope, receive, send)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.core.access import Refusals, WrittenKey, bearer, find
+from proxy.core.access import Refusals, Token, WrittenKey, bearer, find
 from proxy.core.catalogue import Catalogue, Pattern
 from proxy.core.config import Strict
 from proxy.core.endpoint import Endpoint
@@ -92,12 +92,12 @@ class Keys:
         self._teams = teams
         self._issued = issued
 
-    def find(self, token: bytes) -> Known | None:
+    def find(self, token: Token) -> Known | None:
         """Raises StoreGone when it may be a key that was issued and nobody can know."""
         known = find(token, self._written)
         if known:
             return known
-        found = self._issued.lookup(token) if self._issued else None
+        found = self._issued.lookup(token.text) if self._issued else None
         if found is None:
             return None
         team, key_id = found
@@ -116,12 +116,12 @@ class Auth:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         exchange = exchange_of(scope)
-        token = bearer(exchange)
+        token = exchange.head.once(bearer)
         try:
             known = self._keys.find(token)
         except StoreGone:
             raise StoreUnavailable("Keys cannot be checked at the moment. Send the request again later.") from None
         if known is None:
-            raise self._refusals.refuse(exchange.client, token)
+            raise self._refusals.refuse(exchange.client, token.text)
         exchange.team, exchange.key_id = known
         return self._app(scope, receive, send)

@@ -7,13 +7,12 @@ import re
 from collections.abc import Awaitable, Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from operator import itemgetter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.core import decision, departure
-from proxy.core.errors import Headers
 from proxy.core.exchange import Exchange
+from proxy.core.head import of as head_of
 from proxy.core.money import decimal
 from proxy.core.sent import SENT
 from proxy.core.services import Middleware, Services
@@ -21,10 +20,6 @@ from proxy.core.trace import RANDOM, Parent, parent_of
 
 # Such as can stand in a URL's path: `GET /admin/explain/{id}` asks for it.
 _VALID_ID = re.compile(rb"(?!.*\.\.)(?=.*[A-Za-z0-9])[A-Za-z0-9._-]{1,128}")
-
-_NAME = itemgetter(0)
-_UNDERSCORE = ord("_")
-"""As a number: bytes are searched for one six times as fast as for bytes."""
 
 _REQUEST, _TRACE, _SPAN = 32, 32, 16
 """Digits of the ids of a request."""
@@ -100,22 +95,20 @@ class Begin:
 
     def _exchange(self, scope: Scope) -> Exchange:
         """A new one, with all that the head says of the request as a whole."""
-        headers: list[tuple[bytes, bytes]] = scope["headers"]
-        if _UNDERSCORE in b"".join(map(_NAME, headers)):
-            # Such a name is another one to us, and the same one to CGI and whoever learnt from it.
-            headers = scope["headers"] = [header for header in headers if _UNDERSCORE not in header[0]]
+        head = head_of(scope)
+        scope["headers"] = head.headers
         client = scope.get("client")
         peer = client[0] if client else ""
         request_id, trace_id, span_id = self._ids.next()
-        who = self._proxies.client(peer, headers) if self._proxies else peer
-        exchange = Exchange(request_id, scope["method"], scope["path"], tuple(headers), who, self._clock())
+        who = self._proxies.client(peer, head.headers) if self._proxies else peer
+        exchange = Exchange(request_id, scope["method"], scope["path"], head, who, self._clock())
         exchange.trace_id, exchange.span_id = trace_id, span_id
         exchange.trace_flags = RANDOM | (trace_id[_RANDOM_FROM:] >= self._sampled_from)
         exchange.departure = departure.of(scope)
-        asked = exchange.header(b"x-request-id")
+        asked = head.header(b"x-request-id")
         if asked and _VALID_ID.fullmatch(asked) and self._is_harmless(asked.decode()):
             exchange.request_id = asked.decode()
-        parents = exchange.values(b"traceparent")
+        parents = head.values(b"traceparent")
         if parents and (parent := self._parent(parents)):
             exchange.trace_id, exchange.parent_id, exchange.trace_flags = parent
         return exchange
@@ -174,7 +167,7 @@ class Proxies:
     def __init__(self, networks: Iterable[str]) -> None:
         self._networks = [ip_network(network) for network in networks]
 
-    def client(self, peer: str, headers: Headers) -> str:
+    def client(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """The address nearest to us that is none of theirs. Each proxy adds at the end of x-forwarded-for whom it heard
         it from, so what stands before the first stranger is hearsay; so is what stands before an entry that is no
         address."""

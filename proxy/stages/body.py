@@ -17,7 +17,8 @@ from proxy.core.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
-from proxy.core.exchange import Exchange, exchange_of
+from proxy.core.exchange import exchange_of
+from proxy.core.head import LENGTH, Head
 from proxy.core.interrupt import Interruptible
 from proxy.core.services import Drainable, Middleware, Services
 
@@ -58,8 +59,9 @@ class Body:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchange_of(scope)
         exchange.admitted = self._clock()
-        length = _declared_length(exchange)
-        if length > self._limit:
+        head = exchange.head
+        head.once(_check_kind)
+        if int(head.first.get(LENGTH) or 0) > self._limit:
             raise self._too_large()
         begun = Begun(receive())
         exchange.raw = self._with_its_head(begun.message)
@@ -108,15 +110,14 @@ class Body:
 _PLAIN = frozenset({b"application/json", b"application/json; charset=utf-8", b"application/json;charset=utf-8"})
 
 
-def _declared_length(exchange: Exchange) -> int:
-    """The body's bytes as declared, 0 if they are not. Raises UnsupportedMediaType unless it is declared as JSON."""
-    for encoding in exchange.values(b"content-encoding"):
+def _check_kind(head: Head) -> None:
+    """Raises UnsupportedMediaType unless the body is declared as JSON."""
+    for encoding in head.values(b"content-encoding"):
         if encoding.strip().lower() not in (b"", b"identity"):
             raise UnsupportedMediaType("Compressed request bodies are not accepted.", headers=_CLOSE)
-    types = exchange.values(b"content-type")
+    types = head.values(b"content-type")
     if len(types) != 1 or not (types[0] in _PLAIN or _is_json(types[0])):
         raise UnsupportedMediaType("The body must be JSON: send `content-type: application/json`.", headers=_CLOSE)
-    return int(exchange.header(b"content-length") or 0)
 
 
 def _is_json(value: bytes) -> bool:

@@ -178,7 +178,7 @@ class Cached:
         provider, body = self._providers[exchange.provider], exchange.sending
         assert body is not None
         assert exchange.context
-        wishes = cache_control.wishes(exchange.values(b"cache-control"))
+        wishes = exchange.head.once(cache_control.wishes)
         if wishes.no_store or not provider.kept(body):
             exchange.cache = "bypass"
             if wishes.only_if_cached:

@@ -53,7 +53,7 @@ class Context:
         return self._app(scope, receive, send)
 
     def _is_wanted(self, exchange: Exchange) -> bool:
-        asked = exchange.header(b"x-proxy-context")
+        asked = exchange.head.header(b"x-proxy-context")
         if asked is None:
             return bool(self._sliding) and self._model(exchange.model or "").id in self._sliding
         if asked not in _ASKED:

@@ -66,7 +66,7 @@ class Cors:
             return
         exchange = exchange_of(scope)
         headers = self._of(exchange)
-        if headers and exchange.method == "OPTIONS" and exchange.header(b"access-control-request-method"):
+        if headers and exchange.method == "OPTIONS" and exchange.head.header(b"access-control-request-method"):
             await _answer(send, [*headers, *_preflight(exchange)])
             return
         added = headers or self._others
@@ -80,7 +80,7 @@ class Cors:
 
     def _of(self, exchange: Exchange) -> Headers | None:
         """The headers for who asks; None for no page, one that is not listed, and one that claims two origins."""
-        origins = exchange.values(b"origin")
+        origins = exchange.head.values(b"origin")
         if len(origins) != 1:
             return None
         return self._headers.get(b"*" if self._everyone else origins[0])
@@ -95,7 +95,7 @@ def _preflight(exchange: Exchange) -> Headers:
     """What the page may send. Whatever it names is allowed, since a header that we do not know does nothing; but only
     names are repeated."""
     headers = [(b"access-control-allow-methods", _METHODS), (b"access-control-max-age", _SECONDS)]
-    asked = exchange.header(b"access-control-request-headers")
+    asked = exchange.head.header(b"access-control-request-headers")
     if asked and _NAMES.fullmatch(asked):
         headers.append((b"access-control-allow-headers", asked.strip()))
     return headers

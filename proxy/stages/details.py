@@ -76,7 +76,7 @@ class Details:
         try:
             await self._app(scope, receive, send)
         finally:
-            headers, others = _shown(exchange.headers)
+            headers, others = _shown(exchange.head.headers)
             self._log(
                 "debug",
                 "request_details",

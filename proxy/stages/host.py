@@ -47,7 +47,7 @@ class Host:
         return self._app(scope, receive, send)
 
     def _check(self, exchange: Exchange) -> None:
-        host = exchange.header(b"host") or b""
+        host = exchange.head.header(b"host") or b""
         if host in self._right:
             return
         match = HOST.fullmatch(host)

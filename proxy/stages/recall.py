@@ -19,6 +19,7 @@ from proxy.core.cache import Backend, Known
 from proxy.core.cache_policy import Policy
 from proxy.core.endpoint import Cache, Endpoint
 from proxy.core.exchange import Exchange, exchange_of
+from proxy.core.head import Head
 from proxy.core.json import Data
 from proxy.core.services import Middleware, Services
 from proxy.player import Player
@@ -90,7 +91,7 @@ class Recall:
 
     def _recall(self, exchange: Exchange, known: Known) -> bool:
         """Whether there is an answer that may be given."""
-        wishes = cache_control.wishes(exchange.values(b"cache-control"))
+        wishes = exchange.head.once(cache_control.wishes)
         if wishes.no_cache or wishes.no_store:
             return False
         entry = self._at_hand(known.key)
@@ -116,11 +117,12 @@ class Recall:
 def letters(exchange: Exchange, raw: Data) -> bytes:
     """Who says what, to the letter."""
     assert exchange.team
-    digest = blake2b(f"{exchange.team.name}\n{exchange.key_id}\n".encode(), digest_size=32)
-    for name in _SAID_ASIDE:
-        value = exchange.header(name)
-        if value is not None:
-            digest.update(b"%b:%b\n" % (name, value))
-    digest.update(b"\n")
+    who = f"{exchange.team.name}\n{exchange.key_id}\n".encode()
+    digest = blake2b(who + exchange.head.once(_said_aside), digest_size=32)
     digest.update(raw)
     return digest.digest()
+
+
+def _said_aside(head: Head) -> bytes:
+    said = [b"%b:%b\n" % (name, head.first[name]) for name in _SAID_ASIDE if name in head.first]
+    return b"".join([*said, b"\n"])

@@ -77,7 +77,7 @@ class Translate:
         return Context(model, exchange.body or {}, strict, exchange.rewrites, notes, self._redact)
 
     def _is_strict(self, exchange: Exchange) -> bool:
-        asked = exchange.header(b"x-proxy-translation")
+        asked = exchange.head.header(b"x-proxy-translation")
         if asked is None:
             return self._strict
         if asked not in _MODES:

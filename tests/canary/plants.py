@@ -83,7 +83,7 @@ def _replacing(owner: Any, name: str, other: Any) -> Callable[[], None]:
 
 
 def _header(exchange: Exchange, name: bytes) -> str:
-    return (exchange.header(name) or b"").decode("latin-1")
+    return (exchange.head.header(name) or b"").decode("latin-1")
 
 
 def _in_log(show: Callable[[Exchange], object]) -> Callable[[], None]:
@@ -162,7 +162,7 @@ def _helper() -> None:
 
 
 PLANTS: dict[str, Plant] = {
-    "a header in the log": Plant(_in_log(lambda one: str(one.headers)), Kind.HEADER, Sink.LOG),
+    "a header in the log": Plant(_in_log(lambda one: str(one.head.headers)), Kind.HEADER, Sink.LOG),
     "a key in the log, in hex": Plant(
         _in_log(lambda one: _header(one, b"authorization").encode().hex()), Kind.TEAM_KEY, Sink.LOG
     ),

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.cache_control import NONE, Wishes, wishes
+from proxy.core.head import Head
 
 
 def of(*values: str) -> Wishes:
-    return wishes([value.encode() for value in values])
+    return wishes(Head([(b"cache-control", value.encode()) for value in values]))
 
 
 @pytest.mark.parametrize(
@@ -39,5 +40,5 @@ def test_what_is_understood(values: tuple[str, ...], expected: Wishes) -> None:
 
 @given(st.lists(st.binary(max_size=60), max_size=3))
 def test_whatever_it_is_it_is_read(values: list[bytes]) -> None:
-    found = wishes(values)
+    found = wishes(Head([(b"cache-control", value) for value in values]))
     assert found.max_age is None or 0 <= found.max_age <= 2**31

@@ -18,6 +18,7 @@ import pytest
 
 from proxy.core import circuit
 from proxy.core.exchange import Exchange
+from proxy.core.head import Head
 from proxy.logs import LEVELS
 from proxy.stages.access_log import Line
 
@@ -26,7 +27,7 @@ PAGE = Path("docs/logs.md").read_text("utf-8")
 ALWAYS = {"time", "level", "event"}
 
 LOGGING = {"log", "_log", "_report", "ready"}
-IDS = set(Exchange("", "", "", (), "", 0.0).ids)
+IDS = set(Exchange("", "", "", Head(()), "", 0.0).ids)
 """What every line about a request begins with."""
 
 APART = {"proof", "simulator"}

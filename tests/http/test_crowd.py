@@ -62,7 +62,7 @@ def test_a22_nobody_leaves_who_is_not_idle() -> None:
     [stranger, busy, ignored, gone] = members(crowd, 4)
     for one in (busy, ignored, gone):
         crowd.asks(one)
-        crowd.rests(one)
+        crowd.rests(one, 0.0)
     crowd.stirs(busy)
     crowd.is_ignored(ignored)
     crowd.leaves(gone)
@@ -74,7 +74,21 @@ def test_a22_who_is_idle_for_longest_leaves_first_and_once() -> None:
     crowd = Crowd(BOUNDS)
     first, second, third = members(crowd, 3)
     for one in (second, third, first):
-        crowd.rests(one)
+        crowd.rests(one, 0.0)
     second.told = False
     assert [crowd.makes_room() for _ in range(3)] == [True, True, False]
     assert (third.asked, first.asked, second.asked) == (["leave"], ["leave"], [])
+
+
+def test_who_has_been_idle_for_too_long_leaves() -> None:
+    crowd = Crowd(BOUNDS)
+    first, second, third = members(crowd, 3)
+    for one, since in ((first, 1.0), (second, 2.0), (third, 3.0)):
+        crowd.rests(one, since)
+    crowd.stirs(first)
+    crowd.rests(first, 4.0)
+    assert crowd.tires_of(1.5) == 2.0
+    assert crowd.tires_of(3.0) == 4.0
+    assert [one.asked for one in (first, second, third)] == [[], ["leave"], ["leave"]]
+    assert crowd.tires_of(4.0) is None
+    assert first.asked == ["leave"]

@@ -14,7 +14,7 @@ from uvicorn.server import ServerState
 from proxy.core import departure
 from proxy.core.errors import ProxyError
 from proxy.http.framing import Limits, block_size, line_size
-from proxy.http.protocol import Protocol
+from proxy.http.protocol import LOOK, Protocol, send_away
 from tests.fuzz.framing import App, connection, limits, settled
 from tests.fuzz.requests import HIDDEN, attacks
 
@@ -404,15 +404,32 @@ async def test_a12_a_late_head_behind_a_request_does_not_disturb_it() -> None:
     assert client.wire.statuses() == [200, 408]
 
 
+def is_closed_when_idle(client: Client) -> bool:
+    """Whether the connection ends now that nobody has said anything for as long as it is kept open."""
+    crowd, loop = client.protocol.crowd, Later()
+    send_away(crowd, loop, 0.0)
+    return client.wire.closed
+
+
+class Later:
+    """A loop that tells a later time, and what is set for one."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[float, Any]] = []
+
+    def time(self) -> float:
+        return asyncio.get_running_loop().time() + 1
+
+    def call_at(self, when: float, call: Callable[..., object], *arguments: Any) -> None:
+        self.asked.append((when, call))
+
+
 async def test_only_a_request_ends_the_wait_for_one() -> None:
-    client = Client()
-    await client.send(GET)
-    idle = client.protocol.timeout_keep_alive_task
-    assert idle
-    await client.send(b"\r\n")
-    assert not idle.cancelled()
-    await client.send(b"G")
-    assert idle.cancelled()
+    for stray, closed in ((b"", True), (b"\r\n", True), (b"G", False)):
+        client = Client()
+        await client.send(GET)
+        await client.send(stray)
+        assert is_closed_when_idle(client) is closed
 
 
 async def test_a_request_that_began_before_the_last_answer_is_not_cut_off() -> None:
@@ -425,20 +442,33 @@ async def test_a_request_that_began_before_the_last_answer_is_not_cut_off() -> N
     client.app.go_on.clear()
     await client.send(GET[20:])
     assert len(client.app.begun) == 2
-    assert client.protocol.timeout_keep_alive_task is None
+    assert not is_closed_when_idle(client)
     client.app.go_on.set()
     assert await client.send() == [200, 200]
-    assert client.protocol.timeout_keep_alive_task
+    assert is_closed_when_idle(client)
+
+
+async def test_one_timer_looks_after_all_idle_connections() -> None:
+    client, loop = Client(), Later()
+    await client.send(GET)
+    crowd, now = client.protocol.crowd, loop.time()
+    assert crowd.watched_by is asyncio.get_running_loop()
+    send_away(crowd, loop, 75.0)
+    assert not client.wire.closed
+    [(when, call)] = loop.asked
+    assert call is send_away
+    assert now + LOOK <= when <= now + 75
+    send_away(crowd, loop, 0.0)
+    assert client.wire.closed
+    assert crowd.watched_by is None
 
 
 async def test_nobody_waits_on_a_connection_that_is_lost() -> None:
     client = Client()
     await client.send(GET)
-    idle = client.protocol.timeout_keep_alive_task
-    assert idle
     client.wire.closed = True
     client.protocol.connection_lost(ConnectionResetError())
-    assert idle.cancelled()
+    assert client.protocol.crowd.tires_of(0.0) is None
 
 
 async def test_a_head_in_one_piece_arms_no_timer() -> None:

@@ -104,8 +104,8 @@ async def test_headers_are_a_snapshot_that_a_trailer_cannot_add_to() -> None:
     headers = [(b"host", b"a")]
 
     async def with_trailer(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["headers"].append((b"authorization", b"Bearer evil"))
-        assert exchange_of(scope).header(b"authorization") is None
+        headers.append((b"authorization", b"Bearer evil"))  # as uvicorn does, to the list that it has given
+        assert exchange_of(scope).head.header(b"authorization") is None
         await ok(scope, receive, send)
 
     assert (await call(stage(with_trailer), headers=headers)).status == 200
@@ -163,7 +163,7 @@ async def test_so_they_are_where_the_server_sends_at_once() -> None:
 
 async def test_c16_a_header_with_an_underscore_does_not_exist() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        assert list(exchange_of(scope).headers) == scope["headers"] == [(b"host", b"a")]
+        assert exchange_of(scope).head.headers == scope["headers"] == ((b"host", b"a"),)
         await ok(scope, receive, send)
 
     odd = [
