@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable
+from functools import lru_cache
 from http import HTTPStatus
 from operator import itemgetter
 from typing import Any, Final
@@ -77,8 +78,6 @@ class Answer:
     """Of news, once somebody has had to wait for some."""
     _head = b""
     """Held until the body begins, which in this program it does at once: whoever begins an answer has a part of it."""
-    _names: set[bytes] = set()  # noqa: RUF012  (of all answers)
-    """Names that have been looked at. They are ours, and few."""
     _by_connection = False
 
     def __init__(self, scope: Scope, head: Head, connection: HttpToolsProtocol, *, keep_alive: bool) -> None:
@@ -183,17 +182,15 @@ class Answer:
 
     def _begin(self, status: int, headers: Headers) -> None:
         headers = [*self.default_headers, *headers]
-        names = [*map(_NAME, headers)]
-        if not self._names.issuperset(names):
-            self._check(names)
-        if b"content-length" in names:
-            self._announce(headers[names.index(b"content-length")][1], is_only=names.count(b"content-length") == 1)
+        length, says_connection = _shape(tuple(map(_NAME, headers)))
+        if length is not None:
+            self._announce(headers[length][1])
         elif self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in _NO_BODY:
             self.chunked_encoding = self.scope["http_version"] != "1.0"
             self._by_connection = not self.chunked_encoding
             if self.chunked_encoding:
                 headers.append((b"transfer-encoding", b"chunked"))
-        if b"connection" in names:
+        if says_connection:
             self._heed_connection(headers)
         if not self.keep_alive:
             headers.append((b"connection", b"close"))
@@ -205,16 +202,9 @@ class Answer:
         self.response_started = True
         self.waiting_for_100_continue = False
 
-    def _check(self, names: Iterable[bytes]) -> None:
-        """Raises RuntimeError unless they can be headers'. How the end is found is said here and nowhere else."""
-        for name in names:
-            if not name or not _TOKEN.issuperset(name) or name == b"transfer-encoding":
-                raise RuntimeError("an answer has no such header")
-            self._names.add(name)
-
-    def _announce(self, length: bytes, *, is_only: bool) -> None:
-        if not is_only or not length.isdigit():
-            raise RuntimeError("an answer has one length, in digits")
+    def _announce(self, length: bytes) -> None:
+        if not length.isdigit():
+            raise RuntimeError("an answer has its length in digits")
         self.expected_content_length, self.chunked_encoding = int(length), False
 
     def _heed_connection(self, headers: list[tuple[bytes, bytes]]) -> None:
@@ -253,6 +243,19 @@ class Answer:
     def _flush(self) -> None:
         if self._head:
             self._write(b"")
+
+
+@lru_cache(1024)  # they are ours, and few
+def _shape(names: tuple[bytes, ...]) -> tuple[int | None, bool]:
+    """Where the length is among headers of these names, if it is; and whether they say what becomes of the connection.
+
+    Raises RuntimeError unless they can be an answer's. How its end is found is said here and nowhere else.
+    """
+    if not all(names) or not _TOKEN.issuperset(b"".join(names)) or b"transfer-encoding" in names:
+        raise RuntimeError("an answer has no such header")
+    if names.count(b"content-length") > 1:
+        raise RuntimeError("an answer has one length")
+    return names.index(b"content-length") if b"content-length" in names else None, b"connection" in names
 
 
 def _nothing() -> None:
