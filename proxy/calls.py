@@ -9,9 +9,10 @@ _once          again at once, on a connection that the upstream was just about t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final, TypeVar
 from urllib.parse import quote
+
+import msgspec
 
 from proxy.core import json
 from proxy.core.charge import NOTHING, both, estimate, whole
@@ -41,8 +42,7 @@ _IN_THE_PATH: Final = ModelFrom.PATH
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class Calls:
+class Calls(msgspec.Struct, eq=False):
     """`exchange` counts the attempts, and knows of the latest what may be billed."""
 
     endpoint: Endpoint

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from starlette.types import Receive, Scope, Send
 
 from proxy.calls import Calls
@@ -109,8 +110,7 @@ class Dispatch:
             exchange.end = guard.ends
 
 
-@dataclass(slots=True)
-class Responder:
+class Responder(msgspec.Struct, eq=False):
     """The answer of one exchange, and what it is charged."""
 
     way: Way

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -50,21 +50,21 @@ class Player:
         """What a flight has brought, and brings. Somebody has to follow it meanwhile."""
         return partial(self._join, flight, key, patience)
 
-    async def _play(self, entry: Entry, key: str, exchange: Exchange, receive: Receive, send: Send) -> None:
+    def _play(self, entry: Entry, key: str, exchange: Exchange, receive: Receive, send: Send) -> Awaitable[None]:
         exchange.cache_key = key.rpartition("/")[2]
         if exchange.cache != "joined":  # that was not there when it was asked for
             exchange.age = max(0, self.wall() - entry.created) // 1000
         exchange.saved = entry.cost or 0
-        exchange.rewrites.update(dict.fromkeys(entry.rewrites))
-        await self._send(entry, exchange, receive, send)
-
-    async def _send(self, entry: Entry, exchange: Exchange, receive: Receive, send: Send) -> None:
+        if entry.rewrites:
+            exchange.rewrites.update(dict.fromkeys(entry.rewrites))
         exchange.streamed = entry.stream
         if exchange.charge is None:
             exchange.charge = NOTHING
-        if not entry.stream:
-            await send_json(send, entry.body)
-            return
+        if entry.stream:
+            return self._stream(entry, exchange, receive, send)
+        return send_json(send, entry.body)
+
+    async def _stream(self, entry: Entry, exchange: Exchange, receive: Receive, send: Send) -> None:
         if self.cadence == "original" and entry.cadence:
             # What it took once it may take again, and its last piece may be as late as the total allowed.
             patience = Deadlines.together(unpacked(entry.cadence)[-2] / 1000 + 60)

@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 from proxy.admin import Resource, query
 from proxy.core import json
 from proxy.core.errors import UnknownRequest
+from proxy.core.overhead import in_microseconds
 from proxy.core.records import Records
 from proxy.core.success import send_json
 
@@ -32,4 +33,6 @@ class Remembered:
             raise UnknownRequest(
                 "No request of this id has ended within the last hour, or too many have since to remember it."
             )
+        if "took" in record:
+            record["stages_us"] = in_microseconds(record.pop("took"))
         await send_json(send, json.encode(record), (b"cache-control", b"no-store"))

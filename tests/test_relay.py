@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from starlette.types import Message
 
 from proxy.core.errors import Draining, ProxyError, UpstreamFailed, UpstreamTimeout
 from proxy.core.json import Json
-from proxy.core.sent import SENT, Sent
+from proxy.core.sent import SENT
 from proxy.core.sse import KEEP_ALIVE
 from proxy.guard import SILENCE, Deadlines, Guard
 from proxy.relay import CHUNK, CHUNKS_A_TURN, Relay
@@ -374,7 +374,7 @@ async def test_a_comment_that_comes_too_late_is_not_begun() -> None:
     """The stream may end between the timer and the turn of the loop in which the comment would be sent."""
     asked: list[Message] = []
 
-    def send(message: Message) -> Sent:
+    def send(message: Message) -> Awaitable[None]:
         asked.append(message)  # as the server's, which sends at once and not when it is awaited
         return SENT
 

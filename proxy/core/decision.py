@@ -31,10 +31,12 @@ def headers(exchange: Exchange, now: float) -> Headers:
     """`x-proxy-decision`, and `server-timing` for browsers. `now` is when the answer begins."""
     seconds = own(exchange, now)
     exchange.took = stages(exchange)
-    exchange.decision = _decision(exchange, seconds)
-    if _is_a_stranger(exchange):
-        return [(b"x-proxy-decision", exchange.decision)]
-    return [(b"x-proxy-decision", exchange.decision), (b"server-timing", _times(exchange, seconds, now))]
+    # Who has no key is told no times: to the microsecond they might say how near a guess was.
+    is_a_stranger = exchange.key_id is None and exchange.team is None and exchange.error is not None
+    exchange.decision = decision = _decision(exchange, None if is_a_stranger else seconds)
+    if is_a_stranger:
+        return [(b"x-proxy-decision", decision.encode())]
+    return [(b"x-proxy-decision", decision.encode()), (b"server-timing", _times(exchange, seconds, now))]
 
 
 def of_no_request(error: ProxyError) -> bytes:
@@ -42,7 +44,7 @@ def of_no_request(error: ProxyError) -> bytes:
     return f"auth=none, {_fault(error)}".encode()
 
 
-def _decision(exchange: Exchange, seconds: float) -> bytes:
+def _decision(exchange: Exchange, seconds: float | None) -> str:
     text = _auth(exchange)
     stand = exchange.stand() if exchange.stand else None
     if stand:
@@ -58,14 +60,7 @@ def _decision(exchange: Exchange, seconds: float) -> bytes:
         text += f"rewrites={len(exchange.rewrites)}, "
     if exchange.error:
         text += f"{_fault(exchange.error)}, "
-    if _is_a_stranger(exchange):
-        return text.removesuffix(", ").encode()
-    return f"{text}own_us={floor(seconds * 1e6)}".encode()
-
-
-def _is_a_stranger(exchange: Exchange) -> bool:
-    """Who has no key is told no times: to the microsecond they might say how near a guess was."""
-    return exchange.error is not None and exchange.team is None and exchange.key_id is None
+    return text.removesuffix(", ") if seconds is None else f"{text}own_us={floor(seconds * 1e6)}"
 
 
 def _times(exchange: Exchange, seconds: float, now: float) -> bytes:

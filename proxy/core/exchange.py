@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Final
 
@@ -77,7 +77,8 @@ class Stand(msgspec.Struct, frozen=True, gc=False):
     limit: str
 
 
-class Exchange(msgspec.Struct, eq=False):
+@dataclass(slots=True, repr=False, eq=False)
+class Exchange:
     """Kept in the scope; each field has one writer, the stage named beside it.
 
     Times are monotonic seconds. `request_id` may be the client's own, and come again; `call` is ours, and never
@@ -120,7 +121,7 @@ class Exchange(msgspec.Struct, eq=False):
     departure: Departure | None = None
     status: int | None = None
     begun: float | None = None
-    decision: bytes | None = None
+    decision: str | None = None
     took: tuple[float | None, ...] = ()
     first_byte: float | None = None
     last_byte: float | None = None
@@ -154,7 +155,7 @@ class Exchange(msgspec.Struct, eq=False):
     failed: Span | None = None
 
     # context, translate and dispatch
-    rewrites: dict[str, None] = msgspec.field(default_factory=dict)
+    rewrites: dict[str, None] = field(default_factory=dict)
 
     # translate
     context: Context | None = None
@@ -182,7 +183,7 @@ class Exchange(msgspec.Struct, eq=False):
 
     # quota
     stand: Callable[[], Stand | None] | None = None
-    quota_headers: Headers = msgspec.field(default_factory=list)
+    quota_headers: Headers = field(default_factory=list)
     shadow_refusals: tuple[str, ...] = ()
 
     # breaker
@@ -201,7 +202,7 @@ class Exchange(msgspec.Struct, eq=False):
     sent: bool = False
     answered: bool = False
     lost: Charge | None = None
-    answer_headers: Headers = msgspec.field(default_factory=list)
+    answer_headers: Headers = field(default_factory=list)
     usage: Json | None = None
     charge: Charge | None = None
     alone: Charge | None = None

@@ -9,6 +9,8 @@ answer      from the provider's answer to the first byte of ours
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import floor
 from typing import Final
 
 from proxy.core.exchange import Exchange
@@ -33,16 +35,18 @@ def upstream(exchange: Exchange, now: float) -> float:
 
 def stages(exchange: Exchange) -> tuple[float | None, ...]:
     """Seconds, in the order of STAGES, until the answer began; None: it did not go through that."""
-    admitted, received, understood = exchange.admitted, exchange.received, exchange.understood
-    looked_up, called, begun = exchange.looked_up, exchange.called, exchange.begun
+    received, understood, looked_up = exchange.received, exchange.understood, exchange.looked_up
+    admitted, called, returned, begun = exchange.admitted, exchange.called, exchange.returned, exchange.begun
+    asked, ready = looked_up if understood is None else understood, begun if called is None else called
     return (
-        _between(exchange.started, admitted),
-        _between(received, understood or looked_up),
+        None if admitted is None else admitted - exchange.started,
+        None if received is None or asked is None else asked - received,
         None if understood is None or looked_up is None else max(looked_up - understood - exchange.waited, 0.0),
-        _between(looked_up, called or begun),
-        _between(exchange.returned, begun),
+        None if looked_up is None or ready is None else ready - looked_up,
+        None if returned is None or begun is None else begun - returned,
     )
 
 
-def _between(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else other - one
+def in_microseconds(took: Sequence[float | None]) -> dict[str, int]:
+    """The same by its names."""
+    return {name: floor(seconds * 1e6) for name, seconds in zip(STAGES, took, strict=True) if seconds is not None}

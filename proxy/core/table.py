@@ -22,10 +22,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from typing import Any, Final, Protocol
+
+import msgspec
 
 from proxy.core.errors import (
     BadRequest,
@@ -69,8 +71,7 @@ _MOST_EXACT = 2**53
 """Readers of JSON that keep numbers as floats read integers beyond this differently (RFC 8259, section 6)."""
 
 
-@dataclass(slots=True)
-class Context:
+class Context(msgspec.Struct, eq=False):
     """What a translation needs to know, and what it leaves for the way back.
 
     `asked` is the client's body and is never changed. `notes` carries facts from the request to its answer (a prefix to
@@ -82,10 +83,10 @@ class Context:
     model: Model
     asked: Json
     strict: bool = False
-    rewrites: dict[str, None] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
+    rewrites: dict[str, None] = msgspec.field(default_factory=dict)
+    notes: dict[str, Any] = msgspec.field(default_factory=dict)
     redact: Callable[[str], str] = str
-    ends: list[str] = field(default_factory=list)
+    ends: list[str] = msgspec.field(default_factory=list)
     spoiled: bool = False
 
     def report(self, what: str, path: str) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from proxy.core.arrived import EXTENSION as ARRIVED
 from proxy.core.departure import EXTENSION as DEPARTURE
 from proxy.core.departure import Departure
 from proxy.core.errors import Headers
@@ -81,7 +82,8 @@ class Answer:
     _by_connection = False
 
     def __init__(self, scope: Scope, head: Head, connection: HttpToolsProtocol, *, keep_alive: bool) -> None:
-        self.scope = scope
+        # The scope itself is not kept: it holds on to this.
+        self._is_head, self._is_old = scope["method"] == "HEAD", scope["http_version"] == "1.0"
         self.transport = connection.transport
         self.flow = flow = connection.flow
         self.default_headers = connection.server_state.default_headers
@@ -89,7 +91,7 @@ class Answer:
         self.keep_alive = keep_alive
         self.departure = departure = Departure(flow.resume_reading)
         """Of its client."""
-        scope["extensions"] = {DEPARTURE: departure, HEAD: head}
+        scope["extensions"] = {HEAD: head, ARRIVED: self.arrived, DEPARTURE: departure}
 
     # The request.
 
@@ -114,25 +116,31 @@ class Answer:
         if self._arrival is not None:
             self._arrival.set()
 
+    def arrived(self) -> bytes | None:
+        """All of the body that was not received yet, if its end is here."""
+        if self.more_body or not self._news or self.disconnected:
+            return None
+        self.flow.resume_reading()
+        self._news = False
+        body, self.body = self.body, b""
+        return bytes(body)
+
     async def receive(self) -> Message:
         if self.waiting_for_100_continue and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.waiting_for_100_continue = False
-        if not self._over():
+        if not (self.disconnected or self.response_complete):
             self.flow.resume_reading()
-        while not self._news and not self._over():
-            if self._arrival is None:
-                self._arrival = asyncio.Event()
-            await self._arrival.wait()
-            self._arrival.clear()
+            while not self._news:
+                if self._arrival is None:
+                    self._arrival = asyncio.Event()
+                await self._arrival.wait()
+                self._arrival.clear()
         self._news = False
-        if self._over():
+        if self.disconnected or self.response_complete:
             return {"type": "http.disconnect"}
         body, self.body = self.body, b""
         return {"type": "http.request", "body": bytes(body), "more_body": self.more_body}
-
-    def _over(self) -> bool:
-        return self.disconnected or self.response_complete
 
     def disconnect(self) -> None:
         """The client has left, or gets nothing more."""
@@ -142,9 +150,9 @@ class Answer:
 
     # The answer.
 
-    async def run_asgi(self, app: ASGIApp) -> None:
+    async def run_asgi(self, app: ASGIApp, scope: Scope) -> None:
         try:
-            await app(self.scope, self.receive, self.send)
+            await app(scope, self.receive, self.send)
             if not self.response_complete and not self.disconnected:
                 raise RuntimeError("the application ended without a whole answer")
         except BaseException as error:
@@ -153,25 +161,18 @@ class Answer:
                 await self.send(dict(_BROKEN))
                 await self.send({"type": "http.response.body", "body": _SORRY})
             else:
-                self._flush()
+                if self._head:
+                    self._write(b"")
                 self.transport.close()
         finally:
             self.on_response = _nothing
 
     def send(self, message: Message) -> Awaitable[None]:
         """Raises RuntimeError for what is no answer, or not the one that its head has announced."""
-        if self.flow.write_paused and not self.disconnected:
-            return self._send_when_there_is_room(message)
-        self._send(message)
-        return SENT
-
-    async def _send_when_there_is_room(self, message: Message) -> None:
-        await self.flow.drain()
-        self._send(message)
-
-    def _send(self, message: Message) -> None:
         if self.disconnected:
-            return
+            return SENT
+        if self.flow.write_paused:
+            return self._send_when_there_is_room(message)
         kind = message["type"]
         if kind == "http.response.body" and self.response_started and not self.response_complete:
             self._go_on(message.get("body", b""), message.get("more_body", False))
@@ -179,15 +180,20 @@ class Answer:
             self._begin(message["status"], message.get("headers", ()))
         else:
             raise RuntimeError(f"{kind} is out of place in an answer")
+        return SENT
+
+    async def _send_when_there_is_room(self, message: Message) -> None:
+        await self.flow.drain()
+        await self.send(message)
 
     def _begin(self, status: int, headers: Headers) -> None:
         headers = [*self.default_headers, *headers]
         length, says_connection = _shape(tuple(map(_NAME, headers)))
         if length is not None:
             self._announce(headers[length][1])
-        elif self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in _NO_BODY:
-            self.chunked_encoding = self.scope["http_version"] != "1.0"
-            self._by_connection = not self.chunked_encoding
+        elif self.chunked_encoding is None and not self._is_head and status not in _NO_BODY:
+            self.chunked_encoding = not self._is_old
+            self._by_connection = self._is_old
             if self.chunked_encoding:
                 headers.append((b"transfer-encoding", b"chunked"))
         if says_connection:
@@ -214,7 +220,7 @@ class Answer:
             self.keep_alive, headers[:] = False, kept
 
     def _go_on(self, body: bytes, more: bool) -> None:
-        if self.scope["method"] == "HEAD":
+        if self._is_head:
             body, self.expected_content_length = b"", 0
         elif self.chunked_encoding:
             body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
@@ -224,7 +230,8 @@ class Answer:
                 raise RuntimeError("the body is not as long as its head has said")
         self._write(body)
         if not more:
-            self._flush()
+            if self._head:
+                self._write(b"")
             self.response_complete = True
             self._tell()
             if not self.keep_alive:
@@ -239,10 +246,6 @@ class Answer:
             self.transport.write(head)
         if data:
             self.transport.write(data)
-
-    def _flush(self) -> None:
-        if self._head:
-            self._write(b"")
 
 
 @lru_cache(1024)  # they are ours, and few

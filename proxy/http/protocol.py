@@ -79,10 +79,10 @@ class Protocol(HttpToolsProtocol):
     _out: Outgoing
     _progress: Progress
     cycle: Answer  # type: ignore[assignment]
-    pipeline: deque[tuple[Answer, Any]]  # type: ignore[assignment]
+    pipeline: deque[tuple[Answer, Scope]]  # type: ignore[assignment]
     _running: Answer | None = None
     """The request that is answered, or was last."""
-    _ready: tuple[Answer, Any] | None = None
+    _ready: tuple[Answer, Scope] | None = None
     """Is started when the bytes that it came in turn out to hold no fault."""
     _refusal: ProxyError | None = None
     """Waits until the requests before it are answered."""
@@ -224,7 +224,7 @@ class Protocol(HttpToolsProtocol):
         self.cycle = cycle = Answer(scope, head, self, keep_alive=True)
         cycle.takes(body)
         cycle.ends()
-        self._start_asgi_task(cycle, self.app)
+        self._start_asgi_task(cycle, scope)
 
     def _read(self, data: bytes) -> None:
         at_rest = self._tries and self._is_at_rest()
@@ -235,11 +235,11 @@ class Protocol(HttpToolsProtocol):
             self._feed_in_pieces(data)
         self._parsing = False
         if self._ready is not None:
-            (cycle, app), self._ready = self._ready, None
+            (cycle, scope), self._ready = self._ready, None
             if at_rest and cycle.keep_alive and self._progress.phase == QUIET:
                 self._tries -= 1
-                self._repeated = remembered(data, cycle.scope)
-            self._start_asgi_task(cycle, app)
+                self._repeated = remembered(data, scope)
+            self._start_asgi_task(cycle, scope)
 
     def _feed_in_pieces(self, data: bytes) -> None:
         self._progress.chunks = 0
@@ -322,20 +322,20 @@ class Protocol(HttpToolsProtocol):
 
     def _asked(self, method: bytes, version: str) -> None:
         """A request is here: it begins, or waits in line. As uvicorn does it, but for the answer, which is ours."""
-        scope = self.scope
+        scope: Scope = self.scope  # type: ignore[assignment]
         path, _, query = self.url.partition(b"?")
         text = path.decode("ascii")
         scope["method"], scope["http_version"] = method.decode("ascii"), version
         scope["path"], scope["raw_path"] = unquote(text) if "%" in text else text, path
         scope["query_string"] = query
         before, keep_alive = self.cycle, version != "1.0" and self.parser.should_keep_alive()
-        self.cycle = Answer(scope, Head(self.headers), self, keep_alive=keep_alive)  # type: ignore[arg-type]
+        self.cycle = Answer(scope, Head(self.headers), self, keep_alive=keep_alive)
         self.cycle.waiting_for_100_continue = self.expect_100_continue
         if before is None or before.response_complete:
-            self._start_asgi_task(self.cycle, self.app)
+            self._start_asgi_task(self.cycle, scope)
         else:
             self.flow.pause_reading()
-            self.pipeline.appendleft((self.cycle, self.app))
+            self.pipeline.appendleft((self.cycle, scope))
 
     def _has_no_place(self, url: bytes) -> bool:
         """Whether this is a probe that is answered, but keeps no place. Raises Overloaded for anything else that has
@@ -383,12 +383,12 @@ class Protocol(HttpToolsProtocol):
 
     # What is answered.
 
-    def _start_asgi_task(self, cycle: Answer, app: Any) -> None:  # type: ignore[override]
+    def _start_asgi_task(self, cycle: Answer, scope: Scope) -> None:  # type: ignore[override]
         self._running = cycle
         if self._parsing:
-            self._ready = cycle, app
+            self._ready = cycle, scope
             return
-        task = self.loop.create_task(cycle.run_asgi(app))
+        task = self.loop.create_task(cycle.run_asgi(self.app, scope))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
 

@@ -19,7 +19,6 @@ from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.json import Json
 from proxy.core.log_content import Content, TeamContent
 from proxy.core.money import decimal
-from proxy.core.overhead import STAGES
 from proxy.core.services import Middleware, Services
 
 _MOST_CONTENT = 100_000
@@ -85,6 +84,15 @@ class Line(msgspec.Struct, kw_only=True, gc=False):
     client_gone: bool | UnsetType = UNSET
     request_content: str | UnsetType = UNSET
     answer_content: str | UnsetType = UNSET
+
+
+class More(msgspec.Struct, gc=False, omit_defaults=True):
+    """What is kept of a request besides its line."""
+
+    ended: int
+    decision: str | None
+    took: tuple[float | None, ...] | None = None
+    failed: list[Json] | None = None
 
 
 def build(config: Config, services: Services, *, content: bool) -> Middleware:
@@ -179,16 +187,13 @@ class AccessLog:
         return line
 
     def _more(self, exchange: Exchange) -> bytes:
-        """What is kept of a request besides its line, for whoever asks for it by its id (core/records.py)."""
-        decision = exchange.decision.decode() if exchange.decision else None
+        """For whoever asks for it by its id (core/records.py)."""
+        decision = exchange.decision
         if decision and exchange.model and not self._is_known(exchange.model):
             decision = self._excerpts.of(decision, len(decision))  # the client's text is in there
-        more: Json = {"ended": self._wall(), "decision": decision}
-        if exchange.took:
-            took = zip(STAGES, exchange.took, strict=True)
-            more["stages_us"] = {name: floor(seconds * 1e6) for name, seconds in took if seconds is not None}
+        more = More(self._wall(), decision, exchange.took or None)
         if exchange.in_vain:
-            more["failed"] = [
+            more.failed = [
                 {"provider": one.provider, "attempt": one.number, "code": one.code, "then": _THEN[one.elsewhere]}
                 for one in exchange.in_vain
             ]

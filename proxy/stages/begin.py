@@ -105,7 +105,7 @@ class Begin:
         exchange.trace_id, exchange.span_id = trace_id, span_id
         exchange.trace_flags = RANDOM | (trace_id[_RANDOM_FROM:] >= self._sampled_from)
         exchange.departure = departure.of(scope)
-        asked = head.header(b"x-request-id")
+        asked = head.first.get(b"x-request-id")
         if asked and _VALID_ID.fullmatch(asked) and self._is_harmless(asked.decode()):
             exchange.request_id = asked.decode()
         parents = head.values(b"traceparent")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from proxy.core.arrived import arrived
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import (
     BodyTooLarge,
@@ -20,6 +20,7 @@ from proxy.core.errors import (
 from proxy.core.exchange import exchange_of
 from proxy.core.head import LENGTH, Head
 from proxy.core.interrupt import Interruptible
+from proxy.core.json import Data
 from proxy.core.services import Drainable, Middleware, Services
 
 _CLOSE = [(b"connection", b"close")]  # the rest of the body is not read, so the connection cannot be used again
@@ -63,31 +64,22 @@ class Body:
         head.once(_check_kind)
         if int(head.first.get(LENGTH) or 0) > self._limit:
             raise self._too_large()
-        begun = Begun(receive())
-        exchange.raw = self._with_its_head(begun.message)
-        if exchange.raw is None:
+        body: Data | None = arrived(scope)
+        if body is None:
             try:
-                exchange.raw = await self._read(begun, receive)
+                body = await self._read(receive)
             except ClientGone:
                 exchange.client_gone = True
                 return
-        exchange.received = self._clock()
-        del begun  # it has the body, which is not needed for long, and may be large
+        elif len(body) > self._limit:
+            raise self._too_large()
+        exchange.raw, exchange.received = body, self._clock()
+        del body  # it is not needed for long, and may be large
         await self._app(scope, receive, send)
 
-    def _with_its_head(self, message: Message | None) -> bytes | None:
-        """The whole body, if it came with its head, as most do."""
-        if message is None or message.get("more_body") or message["type"] != "http.request":
-            return None
-        body: bytes = message.get("body", b"")
-        if len(body) > self._limit:
-            raise self._too_large()
-        return body
-
-    async def _read(self, begun: Begun, receive: Receive) -> bytearray:
+    async def _read(self, receive: Receive) -> bytearray:
         with self._arrivals.arrival() as arrival:
-            message = await begun if begun.message is None else begun.message
-            return await self._read_on(message, arrival, receive)
+            return await self._read_on(await receive(), arrival, receive)
 
     async def _read_on(self, message: Message, arrival: Arrival, receive: Receive) -> bytearray:
         data = bytearray()
@@ -128,31 +120,6 @@ def _is_json(value: bytes) -> bool:
 
 
 # Its arrival.
-
-
-class Begun:
-    """A `receive()` that has been asked for what is there at once, in `message`. If that is None it waits, and may be
-    awaited: only then has the wait to be looked after, which costs more than reading a body."""
-
-    __slots__ = ("_awaited", "_coroutine", "message")
-
-    def __init__(self, receiving: Awaitable[Message]) -> None:
-        self._coroutine = receiving.__await__()
-        self._awaited: Any = None
-        self.message: Message | None = None
-        try:
-            self._awaited = next(self._coroutine)
-        except StopIteration as stop:
-            self.message = stop.value
-
-    def __await__(self) -> Generator[Any, Any, Message]:
-        try:
-            yield self._awaited
-        except BaseException as error:
-            self._coroutine.throw(error)
-            raise
-        message: Message = yield from self._coroutine
-        return message
 
 
 class Arrivals:

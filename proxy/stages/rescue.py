@@ -41,6 +41,8 @@ class Rescue:
             error = ProxyError("Something went wrong in the proxy. Its log has the cause under this request id.")
             kind, ids = type(unexpected).__name__, exchange_of(scope).ids
             self._log("error", "unexpected", **ids, kind=kind, place=place_of(unexpected))
+        # Its frames hold the body, and what holds them would hold itself.
+        error.__traceback__ = error.__context__ = None
         exchange = exchange_of(scope)
         exchange.error = error
         if exchange.status is None:  # once an answer has begun, the server's closing it is all that is left

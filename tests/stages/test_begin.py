@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
@@ -15,7 +16,7 @@ from proxy.core.exchange import exchange_of
 from proxy.core.model import is_id
 from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
-from proxy.core.sent import SENT, Sent
+from proxy.core.sent import SENT
 from proxy.stages import begin
 from tests.asgi import call, ok, services
 
@@ -147,7 +148,7 @@ async def test_so_they_are_where_the_server_sends_at_once() -> None:
     scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "client": ("192.0.2.7", 4711)}
     sent: list[Message] = []
 
-    def send(message: Message) -> Sent:
+    def send(message: Message) -> Awaitable[None]:
         sent.append(message)
         return SENT
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
+from proxy.core.arrived import EXTENSION
 from proxy.core.errors import (
     BodyTooLarge,
     Draining,
@@ -258,42 +259,25 @@ async def test_a_cancellation_of_others_passes() -> None:
     assert not around.drainables
 
 
-class Asked:
-    """A `receive` that waits as often as it says before it has a message."""
-
-    def __init__(self, waits: int, *messages: Message) -> None:
-        self.waits, self.messages, self.ended = waits, list(messages), False
-
-    async def __call__(self) -> Message:
-        try:
-            for _ in range(self.waits):
-                await asyncio.sleep(0)
-            if not self.messages:
-                await asyncio.Event().wait()
-            return self.messages.pop(0)
-        except asyncio.CancelledError:
-            self.ended = True
-            raise
+# What has come with its head.
 
 
-@pytest.mark.parametrize("waits", [0, 1, 3])
-async def test_what_is_there_at_once_is_not_waited_for(waits: int) -> None:
-    begun = body.Begun(Asked(waits, {"type": "http.request"})())
-    assert (begun.message is None) == bool(waits)
-    if waits:
-        assert await begun == {"type": "http.request"}
+def at_hand(body: bytes | None) -> dict[str, Any]:
+    return {"extensions": {EXTENSION: lambda: body}}
 
 
-async def test_a_wait_that_is_cancelled_ends_what_it_waits_for() -> None:
-    asked = Asked(1)
-    begun = body.Begun(asked())
+async def test_what_has_come_with_its_head_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body.Arrivals, "arrival", None)
+    _, found = await read([], **at_hand(b'{"a": 1}'))
+    assert found.body == {"a": 1}
 
-    async def wait() -> Message:
-        return await begun
 
-    task = asyncio.create_task(wait())
-    await asyncio.sleep(0.01)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert asked.ended
+async def test_what_has_not_is() -> None:
+    _, found = await read([b'{"a": 1}'], **at_hand(None))
+    assert found.body == {"a": 1}
+
+
+async def test_it_may_be_no_larger_either() -> None:
+    with pytest.raises(BodyTooLarge) as caught:
+        await read([], limit=7, **at_hand(b'{"a": 1}'))
+    assert CLOSE in caught.value.headers
