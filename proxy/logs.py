@@ -96,13 +96,13 @@ class Writer:
         """The same with fields that are JSON already, an object."""
         if LEVELS[level] < self._least:
             return
-        if self._lost or len(self._waiting) >= MOST_LINES or self._bytes >= MOST_BYTES:
+        if self._lost or self._bytes >= MOST_BYTES or len(self._waiting) >= MOST_LINES:
             self._lost += 1
             self.lost += 1
         else:
             self._add(level, event, fields)
-        if not self._flush_later():
-            self.flush()
+        if self._flushed_by is None or not self._flushed_by.is_running():
+            self._flush_soon()
 
     def flush(self) -> None:
         """Write what there is room for at once, and see to the rest later: no request waits for whoever reads this."""
@@ -132,6 +132,10 @@ class Writer:
             if not self._waiting:
                 self._tell_what_is_lost()
 
+    def _flush_soon(self) -> None:
+        if not self._flush_later():
+            self.flush()
+
     def _flush_later(self, seconds: float = FLUSH_AFTER) -> bool:
         """Whether there is a loop to do so: there is none before it starts, after it ends, and in the supervisor."""
         if self._flushed_by is not None and self._flushed_by.is_running():
@@ -150,10 +154,15 @@ class Writer:
             self._add("error", "log_lost", _encode({"lines": lost}))
 
     def _add(self, level: str, event: str, fields: bytes) -> None:
-        time = self._timestamp()
+        now = self._now()
+        second = floor(now)
+        if second != self._second:
+            self._tell_time(second)
+        time = self._written + _FRACTIONS[floor((now - second) * 1000)]
         if self._is_json:
             head = self._heads.get((level, event)) or self._head(level, event)
-            line = b"".join((b'{"time":"', time, head, b"," if len(fields) > 2 else b"", fields[1:-1], self._rest))
+            comma = b"," if len(fields) > 2 else b""
+            line = b'{"time":"%b%b%b%b%b' % (time, head, comma, fields[1:-1], self._rest)
         else:
             line = _console_line(time.decode(), level, event, msgspec.json.decode(fields) | self._always)
         self._waiting.append(line)
@@ -188,13 +197,9 @@ class Writer:
                 return
             size -= len(line)
 
-    def _timestamp(self) -> bytes:
-        """UTC, with milliseconds. The calendar is asked once a second, not once a line."""
-        now = self._now()
-        second = floor(now)
-        if second != self._second:
-            self._second, self._written = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
-        return self._written + _FRACTIONS[floor((now - second) * 1000)]
+    def _tell_time(self, second: int) -> None:
+        """UTC. The calendar is asked once a second, not once a line."""
+        self._second, self._written = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
 
 
 # Where they go.

@@ -18,7 +18,7 @@ from collections.abc import Awaitable
 from functools import lru_cache
 from http import HTTPStatus
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from starlette.types import ASGIApp, Message, Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -50,6 +50,7 @@ _BROKEN: Final = {
 _STATUS: Final = {status.value: b"HTTP/1.1 %d %b" % (status, status.phrase.encode()) for status in HTTPStatus}
 _NO_BODY: Final = (204, 304)
 _NAME: Final = itemgetter(0)
+_VALUE: Final = itemgetter(1)
 
 _ALLOWED: Final = bytes({*range(0x20, 0x7F), *range(0x80, 0x100), 0x09})
 """What a header may have in it: anything but control characters."""
@@ -109,6 +110,10 @@ class Answer:
         """All of its body has come."""
         self.more_body = False
         self._tell()
+
+    def comes_with(self, body: bytes) -> None:
+        """It is all here."""
+        self.body, self.more_body, self._news = body, False, True
 
     def _tell(self) -> None:
         """Whoever waits to receive has something now."""
@@ -188,23 +193,25 @@ class Answer:
 
     def _begin(self, status: int, headers: Headers) -> None:
         headers = [*self.default_headers, *headers]
-        length, says_connection = _shape(tuple(map(_NAME, headers)))
-        if length is not None:
-            self._announce(headers[length][1])
+        shape = _shape(tuple(map(_NAME, headers)))
+        if shape.says_connection:
+            headers = self._heeding_connection(headers)
+            shape = _shape(tuple(map(_NAME, headers)))
+        more = b""
+        if shape.length is not None:
+            self._announce(headers[shape.length][1])
         elif self.chunked_encoding is None and not self._is_head and status not in _NO_BODY:
             self.chunked_encoding = not self._is_old
             self._by_connection = self._is_old
             if self.chunked_encoding:
-                headers.append((b"transfer-encoding", b"chunked"))
-        if says_connection:
-            self._heed_connection(headers)
+                more = b"transfer-encoding: chunked\r\n"
         if not self.keep_alive:
-            headers.append((b"connection", b"close"))
-        first = _STATUS.get(status) or b"HTTP/1.1 %d " % status
-        head = b"\r\n".join((first, *map(b": ".join, headers), b"\r\n"))
-        if head.translate(None, _ALLOWED) != b"\r\n" * (len(headers) + 2):
+            more += b"connection: close\r\n"
+        values = tuple(map(_VALUE, headers))
+        if b"".join(values).translate(None, _ALLOWED):
             raise RuntimeError("a header has a control character")
-        self._head = head
+        first = _STATUS.get(status) or b"HTTP/1.1 %d " % status
+        self._head = b"%b\r\n%b%b\r\n" % (first, shape.lines % values, more)
         self.response_started = True
         self.waiting_for_100_continue = False
 
@@ -213,11 +220,12 @@ class Answer:
             raise RuntimeError("an answer has its length in digits")
         self.expected_content_length, self.chunked_encoding = int(length), False
 
-    def _heed_connection(self, headers: list[tuple[bytes, bytes]]) -> None:
+    def _heeding_connection(self, headers: Headers) -> Headers:
         """Whoever says `close` has it said once, at the end."""
         kept = [one for one in headers if one[0] != b"connection" or b"close" not in one[1].lower()]
         if len(kept) < len(headers):
-            self.keep_alive, headers[:] = False, kept
+            self.keep_alive = False
+        return kept
 
     def _go_on(self, body: bytes, more: bool) -> None:
         if self._is_head:
@@ -248,17 +256,25 @@ class Answer:
             self.transport.write(data)
 
 
-@lru_cache(1024)  # they are ours, and few
-def _shape(names: tuple[bytes, ...]) -> tuple[int | None, bool]:
-    """Where the length is among headers of these names, if it is; and whether they say what becomes of the connection.
+class _Shape(NamedTuple):
+    """What can be said of headers by their names: the `lines` that wait for their values, where the `length` is, if it
+    is there, and whether they say what becomes of the connection."""
 
-    Raises RuntimeError unless they can be an answer's. How its end is found is said here and nowhere else.
-    """
+    lines: bytes
+    length: int | None
+    says_connection: bool
+
+
+@lru_cache(1024)  # their names are ours, and few
+def _shape(names: tuple[bytes, ...]) -> _Shape:
+    """Raises RuntimeError unless they can be an answer's. How its end is found is said here and nowhere else."""
     if not all(names) or not _TOKEN.issuperset(b"".join(names)) or b"transfer-encoding" in names:
         raise RuntimeError("an answer has no such header")
     if names.count(b"content-length") > 1:
         raise RuntimeError("an answer has one length")
-    return names.index(b"content-length") if b"content-length" in names else None, b"connection" in names
+    lines = b"".join([name.replace(b"%", b"%%") + b": %b\r\n" for name in names])
+    length = names.index(b"content-length") if b"content-length" in names else None
+    return _Shape(lines, length, b"connection" in names)
 
 
 def _nothing() -> None:

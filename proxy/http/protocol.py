@@ -222,8 +222,7 @@ class Protocol(HttpToolsProtocol):
         self.crowd.stirs(self)
         scope["state"] = self.app_state.copy()
         self.cycle = cycle = Answer(scope, head, self, keep_alive=True)
-        cycle.takes(body)
-        cycle.ends()
+        cycle.comes_with(body)
         self._start_asgi_task(cycle, scope)
 
     def _read(self, data: bytes) -> None:

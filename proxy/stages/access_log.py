@@ -170,7 +170,7 @@ class AccessLog:
             line.completion_tokens = _count(usage.get("completion_tokens"))
             line.total_tokens = _count(usage.get("total_tokens"))
         if charge and charge.cost is not None:
-            line.cost_usd = decimal(charge.cost)
+            line.cost_usd = decimal(charge.cost) if charge.cost else "0"
         if exchange.cache:
             line.cache = exchange.cache
         if exchange.shadow_refusals:

@@ -72,7 +72,8 @@ class Begin:
 
         def watched(message: Message) -> Awaitable[None]:
             nonlocal streaming
-            if message["type"] == "http.response.start":
+            is_start = message["type"] == "http.response.start"
+            if is_start:
                 exchange.begun = now = self._clock()
                 if exchange.streamed and not streaming:
                     streaming = True
@@ -82,10 +83,13 @@ class Begin:
                 ending, exchange.ending = exchange.ending, None
                 ending()
             sending = send(message)
-            if sending is SENT:
+            if sending is not SENT:
+                return self._wait(sending, exchange, message)
+            if is_start:
+                exchange.status = message["status"]
+            else:
                 self._note(exchange, message)
-                return sending
-            return self._wait(sending, exchange, message)
+            return sending
 
         try:
             await self._app(scope, receive, watched)
@@ -115,13 +119,14 @@ class Begin:
 
     async def _wait(self, sending: Awaitable[None], exchange: Exchange, message: Message) -> None:
         await sending
-        self._note(exchange, message)  # what is cancelled before here was not sent
-
-    def _note(self, exchange: Exchange, message: Message) -> None:
-        """This has been sent."""
+        # What is cancelled before here was not sent.
         if message["type"] == "http.response.start":
             exchange.status = message["status"]
-            return
+        else:
+            self._note(exchange, message)
+
+    def _note(self, exchange: Exchange, message: Message) -> None:
+        """This piece has been sent."""
         now = exchange.last_byte = self._clock()
         if exchange.first_byte is None:
             exchange.first_byte = now

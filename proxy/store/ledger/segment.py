@@ -28,6 +28,7 @@ _START: Final = 16
 _HEAD: Final = Struct("<II")
 """Of a record: its length, and its CRC-32, because after a power failure any page may be missing."""
 
+_SIZE: Final = Struct("<I")
 _NONE: Final = bytes(4)
 """The length of no record."""
 
@@ -80,15 +81,14 @@ class Segment:
 
     def append(self, record: bytes, said: Any, reserve: int = 0) -> bool:
         """Whether there was room for it, and `reserve` bytes more."""
-        at = self.end
-        behind = _BEHIND[len(record) & 3]
-        body = zlib.crc32(record).to_bytes(4, "little") + record + behind
-        end = at + 4 + len(body)
+        at, size = self.end, len(record)
+        behind = _BEHIND[size & 3]
+        end = at + _HEAD.size + size + len(behind)
         if end + reserve > SEGMENT:
             return False
         memory = self.memory
-        memory[at + 4 : end] = body
-        memory[at : at + 4] = len(record).to_bytes(4, "little")
+        memory[at + 4 : end] = b"%b%b%b" % (zlib.crc32(record).to_bytes(4, "little"), record, behind)
+        _SIZE.pack_into(memory, at, size)
         self.end = end = end - 4
         if said is not None:
             self.said.append((at, end, said))
