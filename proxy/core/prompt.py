@@ -120,9 +120,10 @@ def measure(body: Json, context: int | None, most_image: int = MOST_IMAGE) -> Pr
             else:
                 rest.message(message)
         rest.text("".join(texts))
-    for name, definition in body.items():
-        if name not in _NO_PROMPT and definition is not None:
-            rest.definition(definition)
+    if not _NO_PROMPT.issuperset(body):
+        for name, definition in body.items():
+            if name not in _NO_PROMPT and definition is not None:
+                rest.definition(definition)
     if "input" in body:
         rest.texts(body["input"])
     return rest.prompt(context, most_image)

@@ -7,7 +7,7 @@ know. One message or part is translated at a time here; what depends on its neig
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 from proxy.core.errors import MissingParameter
 from proxy.core.json import Json
@@ -16,6 +16,7 @@ from proxy.core.table import (
     Context,
     OneOf,
     Table,
+    array,
     boolean,
     compute,
     drop,
@@ -308,6 +309,23 @@ ROLES = OneOf(
 )
 
 
+_PLAIN: Final = frozenset(("system", "user", "assistant"))
+"""Roles whose messages are the same there when they say nothing but a text, as nearly all do."""
+
+
+def _is_plain(message: Any) -> bool:
+    """Whether the tables would find nothing to change."""
+    if type(message) is not dict or len(message) != 2 or type(message.get("content")) is not str:
+        return False
+    role = message.get("role")
+    return type(role) is str and role in _PLAIN
+
+
 def messages(value: Any, context: Context, path: str) -> list[Json]:
     """The conversation as Mistral takes it. Raises BadRequest naming the message, the part and the key at fault."""
-    return arrange(each(ROLES, value, context, path), context)
+    verify(array, value, path)
+    translated = [
+        message.copy() if _is_plain(message) else ROLES.translate(message, context, f"{path}[{i}]")
+        for i, message in enumerate(value)
+    ]
+    return arrange(translated, context)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, get_args, get_type_hints
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai.types.chat import (
     ChatCompletionAssistantMessageParam,
     ChatCompletionContentPartParam,
@@ -14,8 +16,9 @@ from openai.types.chat import (
 from proxy.core.errors import BadRequest, InvalidType, MissingParameter, UnsupportedParameter, UnsupportedValue
 from proxy.core.json import Json
 from proxy.core.model import Model
-from proxy.core.table import Context
+from proxy.core.table import Context, each
 from proxy.providers.mistral.messages import ASSISTANT, PARTS, ROLES, messages
+from proxy.providers.mistral.order import arrange
 
 REASONING = Model("mistral-small-2603", known=True, efforts=("none", "high"))
 PLAIN = Model("mistral-large-2512", known=True)
@@ -51,6 +54,33 @@ def test_every_role_and_part_of_the_openai_types_has_a_table():
 
 
 # Roles.
+
+ROLE = st.sampled_from([*ROLES.shapes, "User", "", None, 1, ["user"]])
+CONTENT = st.sampled_from(["", "Hello", "\ud800", None, 1, True, [], [{"type": "text", "text": "x"}], {"text": "x"}])
+OTHERS = st.dictionaries(st.sampled_from(["name", "refusal", "tool_calls", "tool_call_id", "x"]), CONTENT, max_size=1)
+
+
+@given(st.fixed_dictionaries({}, optional={"role": ROLE, "content": CONTENT}), OTHERS, st.booleans())
+def test_a_plain_message_is_what_its_table_makes_of_it(message: Json, others: Json, strict: bool) -> None:
+    outcomes: list[Any] = []
+    for translate in (
+        lambda asked, context: messages(asked, context, "messages"),
+        lambda asked, context: arrange(each(ROLES, asked, context, "messages"), context),
+    ):
+        context, asked = Context(REASONING, {}, strict), [{"role": "user", "content": "Hello"}, message | others]
+        try:
+            outcomes.append(([list(one.items()) for one in translate(asked, context)], context.rewrites))
+        except BadRequest as error:
+            outcomes.append((str(error), error.param, error.code))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_what_the_client_has_sent_is_left_as_it_is() -> None:
+    asked = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hel"}]
+    context = Context(REASONING, {"messages": asked})
+    sent = messages(asked, context, "messages")
+    assert not any(one is other for one in sent for other in asked)
+    assert asked == [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hel"}]
 
 
 @pytest.mark.parametrize(
