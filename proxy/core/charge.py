@@ -58,6 +58,9 @@ class Charge(msgspec.Struct, frozen=True, gc=False):
     estimated: bool = False
 
 
+FREE: Final = Estimate(0, 0, 0, 0)
+"""Of what is answered without a call."""
+
 NOTHING: Final = Charge()
 
 

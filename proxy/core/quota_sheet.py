@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 from typing import Final
 
-from proxy.core.charge import NOTHING, Charge, Estimate
+from proxy.core.charge import FREE, NOTHING, Charge, Estimate
 from proxy.core.decision import quoted
 from proxy.core.errors import Headers
 from proxy.core.exchange import Stand
@@ -82,6 +82,7 @@ class Sheet:
         self.shadows = [at for at, line in enumerate(self.lines) if line.rule.shadow]
         self._shown = Shown([line.rule for line in self.lines])
         self._units = [_UNITS.index(line.rule.unit) for line in self.lines]
+        self._used_by_none = tuple([_used(NOTHING)[unit] for unit in self._units])
         counted = [line for line in self.lines if line.rule.unit is not Unit.SPEND]
         self.unpriced: Sheet = self if len(counted) == len(self.lines) else Sheet(counted)
         """The same without what is counted in money."""
@@ -89,7 +90,7 @@ class Sheet:
     def claims(self, key: str, estimate: Estimate | None) -> list[Claim]:
         claims, differing = self._ready.get(key) or self._prepare(key)
         claims = claims.copy()
-        if estimate:
+        if estimate is not None and estimate is not FREE:
             for at, counter, limit, amount in differing:
                 claims[at] = Claim(counter, limit, amount(estimate))
         return claims
@@ -106,9 +107,11 @@ class Sheet:
         )
         return ready
 
-    def used(self, charge: Charge | None) -> list[int]:
+    def used(self, charge: Charge | None) -> Sequence[int]:
         """In the order of the claims. Without a charge nothing got to the provider."""
-        used = _used(charge or NOTHING)
+        if charge is None or charge is NOTHING:
+            return self._used_by_none
+        used = _used(charge)
         return [used[unit] for unit in self._units]
 
     def shadow_refusals(self, standings: Sequence[Standing]) -> tuple[str, ...]:

@@ -7,16 +7,13 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.core.charge import Estimate, estimate
+from proxy.core.charge import FREE, estimate
 from proxy.core.endpoint import Endpoint, Meter
 from proxy.core.exchange import exchange_of
 from proxy.core.services import Middleware, Services
 
 UNLIMITED: Final = 4096
 """Tokens that an answer without a limit of its own counts for until it is there."""
-
-FREE: Final = Estimate(0, 0, 0, 0)
-"""Of what is answered without a call."""
 
 
 def build(default_max_tokens: int | None, endpoint: Endpoint, services: Services) -> Middleware:

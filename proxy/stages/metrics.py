@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from proxy.core.charge import NOTHING
 from proxy.core.errors import ProxyError
 from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.metrics import families
@@ -74,7 +75,7 @@ class Metrics:
             cells[at] += 1
         kind.duration.add(now - exchange.started)
         charge = exchange.charge
-        if charge:
+        if charge is not None and charge is not NOTHING:
             cells[kind.input] += charge.prompt
             cells[kind.output] += charge.completion
             cells[kind.cost] += charge.cost or 0

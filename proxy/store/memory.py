@@ -69,15 +69,17 @@ class MemoryStore:
             return Verdict(False, _standings(tallies, waits))
         now, held, standings = self._now, [], []
         for tally, claim in zip(tallies, claims):  # noqa: B905 (half of the loop's cost)
-            place, standing = tally.take(now, claim.amount)
-            held.append((tally, place, claim.amount))
+            amount = claim.amount
+            place, standing = tally.take(now, amount)
+            held.append((tally, place, amount))
             standings.append(standing)
         self._open[call] = held
         return Verdict(True, tuple(standings) if waits is None else _standings(tallies, waits))
 
     def settle(self, call: str, claims: Sequence[Claim], used: Sequence[int]) -> None:
         for (tally, place, amount), much in zip(self._open.pop(call, ()), used):  # noqa: B905 (as above)
-            tally.settle(place, amount, much)
+            if amount or much:
+                tally.settle(place, amount, much)
 
     async def caught_up(self) -> None:
         """It always is."""

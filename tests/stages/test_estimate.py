@@ -9,6 +9,7 @@ import pytest
 
 from proxy import data
 from proxy.core.catalogue import Catalogue
+from proxy.core.charge import FREE
 from proxy.core.charge import estimate as worst
 from proxy.core.exchange import Exchange
 from proxy.providers.mistral.chat import CHAT
@@ -75,5 +76,5 @@ async def test_what_is_answered_without_a_call_costs_nothing() -> None:
     one = chat(max_tokens=1_000)
     one.replay = replay
     await pass_by(one)
-    assert one.estimate == estimate.FREE
+    assert one.estimate == FREE
     assert (one.estimate.tokens, one.estimate.cost) == (0, 0)
