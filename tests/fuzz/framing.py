@@ -121,15 +121,19 @@ async def settled(protocol: Protocol) -> None:
 Outcome = tuple[list[tuple[str, str, bytes]], list[int]]
 
 
-async def outcome(segments: list[bytes]) -> Outcome:
-    """What was served and what was answered."""
+async def outcome(segments: list[bytes], *, patient: bool = False, remembers: bool = True) -> Outcome:
+    """What was served and what was answered. Who is `patient` waits for an answer before it goes on."""
     refusals: list[int] = []
     app = App()
     kind = Protocol.bounded(LIMITS, lambda error, request_id, client: refusals.append(error.status))
     protocol, wire = connection(app, kind)
+    if not remembers:
+        protocol._tries = 0
     for segment in segments:
         if not wire.closed:
             protocol.data_received(segment)
+        if patient:
+            await settled(protocol)
     await settled(protocol)
     answers = wire.statuses()
     served = list(app.served)
@@ -167,9 +171,13 @@ def _look_at(scope: Scope) -> None:
     assert not any(set(name + value) & set(b"\r\n\0") for name, value in scope["headers"])
 
 
+PLAIN = b"POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\n1"
+"""A request whose head is remembered when it comes again."""
+
+
 def check(data: bytes) -> None:
     """No exception; one answer for each request; nothing runs after a refusal; and where one segment ends and the next
-    one begins makes no difference, except to how soon too much is noticed."""
+    one begins makes no difference, except to how soon too much is noticed. Nor does it whether heads are remembered."""
     asyncio.run(_check(data))
 
 
@@ -178,6 +186,9 @@ async def _check(data: bytes) -> None:
     apart = await outcome([data[at : at + 1] for at in range(len(data))])
     if len(data) <= LIMITS.padding:
         assert whole == apart
+    for before in (PLAIN, data):
+        again = [before, before, data]
+        assert await outcome(again, patient=True) == await outcome(again, patient=True, remembers=False)
 
 
 def limits(**changes: Any) -> Limits:
