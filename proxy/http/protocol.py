@@ -235,7 +235,7 @@ class Protocol(HttpToolsProtocol):
         self._parsing = False
         if self._ready is not None:
             (cycle, scope), self._ready = self._ready, None
-            if at_rest and cycle.keep_alive and self._progress.phase == QUIET:
+            if at_rest:
                 self._tries -= 1
                 self._repeated = remembered(data, scope)
             self._start_asgi_task(cycle, scope)

@@ -62,6 +62,10 @@ async def test_any_worker_tells_what_became_of_a_request(workers: Deployment, he
                 assert record["decision"] == answer.header("x-proxy-decision")
                 assert record["status_code"] == answer.status
                 assert record["team"] == "red"
+                whole = ["admit", "answer", "cache", "door", "understand"]
+                assert sorted(record["stages_us"]) == (whole if answer.status == 200 else [*whole[:1], *whole[2:]])
+                assert all(0 <= took < 10_000_000 for took in record["stages_us"].values())
+                assert "took" not in record
         let_in, refused = decided(answers[0]), decided(answers[3])
         assert let_in["quota"] == '"requests 3/day";used=0;reserved=1;limit=3'
         assert let_in["cache"] == "miss"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from proxy.core.arrived import arrived
 from proxy.http.answer import LARGE
+from proxy.http.protocol import Protocol
 from tests.fuzz.framing import App, Wire, connection, settled
 
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -101,8 +104,9 @@ async def test_two_lengths_are_none(other: bytes) -> None:
 
 
 async def test_a_tab_and_other_letters_may_be_in_a_header() -> None:
-    wire = await sent(start((b"x-a", "a\tb é".encode())), body())
+    wire = await sent(start((b"x-a", "a\tb é".encode()), (b"x-100%b", b"%b 100%")), body())
     assert "x-a: a\tb é".encode() in of_head(wire)
+    assert b"x-100%b: %b 100%" in of_head(wire)
 
 
 @pytest.mark.parametrize(
@@ -169,3 +173,90 @@ async def test_http_1_0_gets_a_length_when_there_is_one() -> None:
 async def test_http_1_0_gets_no_body_for_head() -> None:
     wire = await answered(stream, b"HEAD / HTTP/1.0\r\nhost: a\r\n\r\n")
     assert wire.written.endswith(b"\r\n\r\n")
+
+
+# What an application is handed of the request.
+
+
+def post(length: int, body: bytes = b"") -> bytes:
+    return b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % length + body
+
+
+END = {"type": "http.disconnect"}
+
+
+async def asked(*segments: bytes) -> tuple[list[Any], Protocol]:
+    """What there is to take at once, and then what is received, until nothing more comes."""
+    found: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        found.append(arrived(scope))
+        while END not in found:
+            found.append(await receive())
+
+    protocol, _ = connection(app)
+    for segment in segments:
+        protocol.data_received(segment)
+        await settled(protocol)
+    return found, protocol
+
+
+async def test_a_body_that_is_there_is_taken_at_once() -> None:
+    found, protocol = await asked(post(3, b"one"))
+    assert found == [b"one"]  # there is nothing more to receive
+    protocol.connection_lost(None)
+    await settled(protocol)
+    assert found[1:] == [END]
+
+
+async def test_a_body_that_is_not_is_received() -> None:
+    found, _ = await asked(post(9, b"one"), b"two", b"end")
+    pieces = [(message["body"], message["more_body"]) for message in found[1:]]
+    assert (found[0], pieces) == (None, [(b"one", True), (b"two", True), (b"end", False)])
+
+
+async def test_no_body_is_one_too() -> None:
+    assert (await asked(GET))[0] == [b""]
+
+
+async def test_of_a_client_that_has_left_nothing_is_taken() -> None:
+    taken: list[bytes | None] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        taken.append(arrived(scope))
+
+    protocol, _ = connection(app)
+    protocol.data_received(post(3, b"one"))
+    protocol.connection_lost(None)
+    await settled(protocol)
+    assert taken == [None]
+
+
+async def test_no_more_of_a_body_is_read_than_is_wanted() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    protocol, wire = connection(app)
+    for _ in range(4):
+        assert wire.reading
+        protocol.data_received(post(1 << 20) if not protocol.tasks else bytes(20_000))
+        await settled(protocol)
+    protocol.data_received(bytes(20_000))
+    assert not wire.reading
+    for task in protocol.tasks:
+        task.cancel()
+
+
+async def test_who_waits_to_send_is_told_that_the_client_has_left() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(body(b"one", more=True))
+
+    protocol, _ = connection(app)
+    protocol.pause_writing()
+    protocol.data_received(GET)
+    await settled(protocol)
+    assert protocol.tasks
+    protocol.connection_lost(None)
+    await settled(protocol)
+    assert not protocol.tasks

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from proxy.core.head import EXTENSION
 from proxy.http.protocol import Protocol
-from proxy.http.repeated import LARGEST
+from proxy.http.repeated import LARGEST, remembered
 from tests.fuzz.framing import App, connection, settled
 from tests.fuzz.requests import BYTES, LINES, attacks
 
@@ -175,6 +175,47 @@ async def test_while_one_is_answered_the_next_one_waits() -> None:
     client.app.go_on.set()
     await settled(client.protocol)
     assert client.wire.statuses() == [200] * 5
+
+
+@pytest.mark.parametrize("why", ["_reusable", "_late"])
+async def test_where_there_is_more_to_look_at_it_is_read(why: str) -> None:
+    """What was read last allows no other request; or whether there is room for one has to be asked."""
+    client = await Client().send(ONE, ONE)
+    setattr(client.protocol, why, why == "_late")
+    await client.send(ONE)
+    assert client.reads == [ONE] * 3
+
+
+async def test_who_asks_again_is_not_idle() -> None:
+    client = await Client().send(ONE, ONE)
+    client.app.go_on.clear()
+    await client.send(ONE)
+    assert client.protocol.crowd.tires_of(float("inf")) is None
+    assert not client.wire.closed
+
+
+SCOPE: dict[str, Any] = {
+    "method": "POST",
+    "raw_path": b"/v1/x",
+    "query_string": b"a=1",
+    "headers": [(b"host", b"a"), (b"content-length", b"2"), (b"accept", b"*/*")],
+}
+
+OTHERS: dict[str, tuple[bytes, dict[str, Any]]] = {
+    "another method": (ONE, {"method": "PUT"}),
+    "another target": (ONE, {"query_string": b""}),
+    "another version": (ONE.replace(b"HTTP/1.1", b"HTTP/1.0"), {}),
+    "two lengths": (ONE, {"headers": [*SCOPE["headers"], (b"content-length", b"2")]}),
+    "more than one request": (ONE + b"x", {}),
+    "less than one": (ONE[:-1], {}),
+    "an empty line before it": (b"\r\n" + ONE, {}),
+}
+
+
+@pytest.mark.parametrize(("data", "other"), OTHERS.values(), ids=OTHERS)
+def test_a_scope_that_came_of_something_else_is_not_remembered(data: bytes, other: dict[str, Any]) -> None:
+    assert remembered(ONE, dict(SCOPE))
+    assert remembered(data, SCOPE | other) is None
 
 
 @pytest.mark.parametrize("ends", ["shutdown", "leaves_soon"])
