@@ -57,6 +57,9 @@ class Player:
         exchange.saved = entry.cost or 0
         if entry.rewrites:
             exchange.rewrites.update(dict.fromkeys(entry.rewrites))
+        return self._send(entry, exchange, receive, send)
+
+    def _send(self, entry: Entry, exchange: Exchange, receive: Receive, send: Send) -> Awaitable[None]:
         exchange.streamed = entry.stream
         if exchange.charge is None:
             exchange.charge = NOTHING

@@ -4,19 +4,23 @@ what happens in tests/e2e/test_explain.py."""
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from proxy.app import Application
 from proxy.core.cache import Answers, Bounds
+from proxy.core.entry import Entry, packed
 from proxy.core.secret import Secret
 from proxy.explain.asked import NOBODY
+from proxy.explain.looking import Glimpse
+from proxy.explain.notes import RECORD, Notes
 from proxy.generation import Process, unix_milliseconds
 from proxy.logs import Writer
+from proxy.player import Cadence
 from proxy.settings.model import Settings
 from proxy.store.cache.memory import MemoryCache
-from tests.asgi import Answer, call
+from tests.asgi import Answer, call, exchange
 from tests.test_app import Lines
 
 ADMIN, TEAM = "sk-admin-0123456789abcdef", "sk-team-0123456789abcdef"
@@ -86,3 +90,30 @@ async def test_a_model_that_is_not_the_teams() -> None:
 
 def _asked(**more: Any) -> dict[str, Any]:
     return {"team": "red", "request": CHAT} | more
+
+
+@pytest.mark.parametrize("cadence", ["immediate", "original"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Entry(1_000, False, b"{}", 1, 2, 70),
+        Entry(1_000, True, b"data: 1\n\ndata: 2\n\n", 1, 2, 70, cadence=packed((0, 9, 3_000, 9))),
+    ],
+    ids=["whole", "a stream"],
+)
+async def test_what_is_kept_is_played_to_nobody(entry: Entry, cadence: Cadence) -> None:
+    """Nor is anything waited for, as a stream is that comes as it once came."""
+
+    async def touched(*_: Any) -> NoReturn:
+        raise AssertionError("it was only to be looked at")
+
+    before = RECORD.set([Notes("m", "mistral", "m")])
+    try:
+        about = exchange()
+        glimpse = Glimpse(cadence, set(), lambda: 6_000)
+        glimpse.found(entry, about, "a/b")
+        assert about.replay
+        await about.replay(about, touched, touched)
+    finally:
+        RECORD.reset(before)
+    assert (about.cache, about.streamed, about.age, about.saved) == ("hit", entry.stream, 5, 70)

@@ -7,9 +7,9 @@ under which the answer is kept. It takes longer to find out than everything else
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable
-from hashlib import blake2b
+from hashlib import sha256
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -25,16 +25,14 @@ from proxy.core.services import Middleware, Services
 from proxy.player import Player
 
 MOST: Final = 8_192
-"""Requests that are remembered, half a kilobyte each besides their letters."""
-
-MOST_BYTES: Final = 8 << 20
-"""Of all these letters."""
+"""Requests that are remembered, half a kilobyte each."""
 
 LARGEST: Final = 1 << 16
 """Bytes of a body that is remembered: most requests are not kept at all, and hashing a large one takes a while."""
 
 SMALL: Final = 1 << 12
-"""Bytes of a body that is remembered as it is: to look for it costs less than to hash it."""
+"""Bytes of a body that a request may hold until its end, so as not to be hashed before it is known whether that is of
+use."""
 
 _SAID_ASIDE: Final = (b"x-proxy-context", b"x-proxy-translation")
 """Headers that bear on what a body comes to."""
@@ -61,10 +59,10 @@ class Recall:
         self._policy = policy
         self._player = player
         self._at_hand = backend.at_hand
-        self._known: OrderedDict[bytes, Known] = OrderedDict()
-        """By the letters, what they have come to."""
-        self._bytes = 0
-        """Of these letters."""
+        self._known: OrderedDict[bytes, tuple[Known, int]] = OrderedDict()
+        """By the letters: what they have come to, and the size of the body."""
+        self._sizes: Counter[int] = Counter()
+        """Of those bodies: most requests that were never here have another one, and need not be hashed to know it."""
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         exchange = exchange_of(scope)
@@ -72,18 +70,24 @@ class Recall:
         assert exchange.team
         if exchange.team.log_content or len(raw) > LARGEST:  # what it says is wanted, or it is much
             return self._app(scope, receive, send)
-        said = letters(exchange, raw)
-        known = self._known.get(said)
-        if known and self._recall(exchange, known):
-            self._known.move_to_end(said)
-            exchange.raw = None
-            return self._answered(scope, receive, send)
-        return self._understood(exchange, said, scope, receive, send)
+        size, said = len(raw), None
+        if size in self._sizes or size > SMALL:
+            said = letters(exchange, raw)
+            raw = b""
+            known = self._known.get(said)
+            if known and self._recall(exchange, known[0]):
+                self._known.move_to_end(said)
+                exchange.raw = None
+                return self._answered(scope, receive, send)
+        return self._understood(exchange, said, raw, size, scope, receive, send)
 
-    async def _understood(self, exchange: Exchange, said: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _understood(
+        self, exchange: Exchange, said: bytes | None, raw: Data, size: int, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Without the letters, `raw` is there to have them from."""
         await self._app(scope, receive, send)
         if exchange.known and exchange.status is not None:
-            self._remember(said, exchange.known)
+            self._remember(said or letters(exchange, raw), exchange.known, size)
 
     def _recall(self, exchange: Exchange, known: Known) -> bool:
         """Whether there is an answer that may be given."""
@@ -99,22 +103,22 @@ class Recall:
         self._player.found(entry, exchange, known.key)
         return True
 
-    def _remember(self, said: bytes, known: Known) -> None:
+    def _remember(self, said: bytes, known: Known, size: int) -> None:
         if said not in self._known:
-            self._bytes += len(said)
-        self._known[said] = known
-        while len(self._known) > MOST or self._bytes > MOST_BYTES:
-            gone, _ = self._known.popitem(last=False)
-            self._bytes -= len(gone)
+            self._sizes[size] += 1
+        self._known[said] = known, size
+        if len(self._known) > MOST:
+            _, (_, gone) = self._known.popitem(last=False)
+            self._sizes[gone] -= 1
+            if not self._sizes[gone]:
+                del self._sizes[gone]
 
 
 def letters(exchange: Exchange, raw: Data) -> bytes:
-    """Who says what, to the letter: of a large body a digest."""
+    """Who says what, to the letter."""
     assert exchange.team
-    who = f"{exchange.team.name}\n{exchange.key_id}\n".encode() + exchange.head.once(_said_aside)
-    if len(raw) <= SMALL:
-        return who + b"=" + raw
-    return who + b"#" + blake2b(raw, digest_size=32).digest()
+    who = f"{exchange.team.name}\n{exchange.key_id}\n".encode()
+    return sha256(who + exchange.head.once(_said_aside) + raw).digest()
 
 
 def _said_aside(head: Head) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any
 
 import pytest
@@ -165,27 +164,21 @@ async def test_no_more_are_remembered_than_it_says(monkeypatch: pytest.MonkeyPat
     assert setting.ways == ["at once"] * 3 + ["long"]
 
 
-async def test_no_more_letters_are_remembered_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recall, "MOST_BYTES", 300)
+async def test_of_a_body_only_a_digest_stays() -> None:
     setting = Setting()
-    bodies = [b"%d" % number * 80 for number in (1, 1, 2, 3, 4)]
-    for body in bodies:
+    await setting.ask()
+    [said] = vars(setting.app)["_known"]
+    assert len(said) == 32
+
+
+async def test_a_size_is_known_for_as_long_as_a_body_of_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall, "MOST", 3)
+    setting = Setting()
+    for body in (b"1", b"2", b"1", b"10", b"100", b"200", b"1"):  # none is answered at once, for none is kept
         await setting.ask(body)
-    await setting.keep()
-    setting.ways.clear()
-    for body in (b"4" * 80, b"3" * 80, b"2" * 80, b"1" * 80):
-        await setting.ask(body)
-    assert setting.ways == ["at once"] * 3 + ["long"]
     stage = vars(setting.app)
-    assert stage["_bytes"] == sum(map(len, stage["_known"])) <= 300
-
-
-async def test_a_body_that_spells_the_digest_of_another_is_another() -> None:
-    setting, large = Setting(), bytes(recall.SMALL + 1)
-    await setting.ask(large)
-    await setting.keep()
-    await setting.ask(blake2b(large, digest_size=32).digest())
-    assert setting.ways == ["long", "long"]
+    assert stage["_sizes"] == {1: 1, 3: 2}
+    assert sorted(size for _, size in stage["_known"].values()) == [1, 3, 3]
 
 
 async def test_where_it_has_no_place() -> None:
