@@ -136,7 +136,7 @@ class Answer:
             self.waiting_for_100_continue = False
         if not (self.disconnected or self.response_complete):
             self.flow.resume_reading()
-            while not self._news:
+            while not (self._news or self.disconnected or self.response_complete):
                 if self._arrival is None:
                     self._arrival = asyncio.Event()
                 await self._arrival.wait()

@@ -136,6 +136,8 @@ class Protocol(HttpToolsProtocol):
         if running is not None and not running.response_complete:
             running.disconnect()
         self._out.lost()
+        self.pipeline.clear()  # what was never begun would hold on to us, and we to it
+        self.cycle = running  # type: ignore[assignment]
         self.connections.discard(self)
         self.flow.resume_writing()
         if exc is None:
@@ -330,6 +332,7 @@ class Protocol(HttpToolsProtocol):
         before, keep_alive = self.cycle, version != "1.0" and self.parser.should_keep_alive()
         self.cycle = Answer(scope, Head(self.headers), self, keep_alive=keep_alive)
         self.cycle.waiting_for_100_continue = self.expect_100_continue
+        self.scope = None  # type: ignore[assignment]  # whoever answers has it, and all that comes of it
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, scope)
         else:
@@ -443,7 +446,8 @@ def send_away(crowd: Crowd, loop: Any, patience: float) -> None:
     """Close connections that have been idle for so many seconds. One timer looks after all of them: of their own, each
     would be set and stopped with every request."""
     now = loop.time()
+    crowd.watched_by = None
     since = crowd.tires_of(now - patience)
-    crowd.watched_by = None if since is None else loop
     if since is not None:
+        crowd.watched_by = loop
         loop.call_at(max(since + patience, now + LOOK), send_away, crowd, loop, patience)

@@ -15,7 +15,7 @@ from starlette.types import Scope
 
 from proxy.core.head import LENGTH, Head, of
 
-LARGEST: Final = 4 << 10
+LARGEST: Final = 2 << 10
 """Bytes of a head that is remembered, for as long as its connection is open."""
 
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,10})[ \t]*\r\n", re.I)
@@ -25,7 +25,7 @@ _NEVER: Final = frozenset((b"expect", b"transfer-encoding"))
 """With these there is more to do than to hand on a body."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Repeated:
     """The head of one request, which was right: what stands before the digits of its length and behind them, and what
     the head came to."""

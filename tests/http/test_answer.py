@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
+import weakref
 from typing import Any
 
 import pytest
@@ -260,3 +262,49 @@ async def test_who_waits_to_send_is_told_that_the_client_has_left() -> None:
     protocol.connection_lost(None)
     await settled(protocol)
     assert not protocol.tasks
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_all_who_wait_to_receive_are_told_of_the_end(leaves: bool) -> None:
+    told: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+
+        async def waits() -> None:
+            told.append(await receive())
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(2):
+                group.create_task(waits())
+            await asyncio.sleep(0)
+            if not leaves:
+                await send(start((b"content-length", b"0")))
+                await send(body())
+
+    protocol, _ = connection(app)
+    protocol.data_received(GET)
+    await settled(protocol)
+    if leaves:
+        protocol.connection_lost(None)
+        await settled(protocol)
+    assert told == [END, END]
+
+
+async def test_what_was_never_begun_goes_with_its_connection() -> None:
+    waiting = App()
+    waiting.go_on.clear()
+    gc.collect()
+    gc.disable()
+    try:
+        protocol, _ = connection(waiting)
+        protocol.data_received(post(2, b"{}") + post(2, b"{}"))
+        await settled(protocol)
+        protocol.connection_lost(None)
+        waiting.go_on.set()
+        await settled(protocol)
+        lost = weakref.ref(protocol)
+        del protocol, _
+        assert lost() is None
+    finally:
+        gc.enable()

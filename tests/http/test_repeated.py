@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -184,6 +185,23 @@ async def test_where_there_is_more_to_look_at_it_is_read(why: str) -> None:
     setattr(client.protocol, why, why == "_late")
     await client.send(ONE)
     assert client.reads == [ONE] * 3
+
+
+async def test_nothing_of_a_request_stays_with_its_connection() -> None:
+    """Neither of one that was read nor of one that was not: the next one may be a long time in coming."""
+    client = await Client().send(ONE, ONE, ONE)
+    scopes = client.app.begun
+    for scope in scopes:
+        scope["of this request"] = scope
+    kept = gc.get_referrers(*scopes)
+    assert [one for one in kept if one is not scopes and one not in scopes] == []
+
+
+async def test_a_head_in_a_traceback_tells_nothing() -> None:
+    head = HEAD.replace(b"Accept: */*", b"Authorization: Bearer sk-secret")
+    client = await Client().send(asking(b"{}", head), asking(b"{}", head))
+    assert client.protocol._repeated
+    assert "sk-secret" not in repr(client.protocol._repeated)
 
 
 async def test_who_asks_again_is_not_idle() -> None:
