@@ -9,14 +9,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
 from typing import cast
 
 import httptools
 
 now = time.perf_counter
+
+_TRACE = "TRACE"
 
 
 class TargetFailedError(Exception):
@@ -49,6 +53,14 @@ class Route:
     def chat(self, body: bytes) -> bytes:
         """A chat completion request."""
         return self.request("/v1/chat/completions", body)
+
+    def traced(self, body: bytes) -> Callable[[], bytes]:
+        """Such requests, each with a trace of its own, as a client sends them that is traced itself: no two have the
+        same head."""
+        asking = replace(self, headers={**self.headers, "traceparent": _TRACE}).chat(body)
+        before, after = asking.split(_TRACE.encode())
+        numbers = count(1)
+        return lambda: b"%b00-%032x-00f067aa0ba902b7-00%b" % (before, next(numbers), after)
 
 
 @dataclass(slots=True)
@@ -155,14 +167,16 @@ class Burst:
     sizes: set[int] = field(default_factory=set)
 
 
-async def burst(calls: list[Connection], request: bytes, count: int) -> Burst:
-    """Send `request` `count` times over all connections, each sending its next when it has its answer (closed loop)."""
+async def burst(calls: list[Connection], request: bytes | Callable[[], bytes], count: int) -> Burst:
+    """Send `request`, or what it makes, `count` times over all connections, each sending its next when it has its
+    answer (closed loop)."""
     seen, tickets = Burst(), iter(range(count))
+    ask = request if callable(request) else partial(bytes, request)
 
     async def work(connection: Connection) -> None:
         for _ in tickets:
             try:
-                reply = await connection.call(request)
+                reply = await connection.call(ask())
             except ConnectionError:
                 seen.failures += 1
                 return

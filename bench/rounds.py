@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,8 +27,17 @@ from bench.upstream import Counts
 CONCURRENCY = 16
 SETTLE = 0.1
 """Seconds after a burst in which the target may finish work it put off (a buffered log, say): it is counted too."""
-KINDS = {"json": None, "stream": "paced"}
-"""What a burst asks for: the name of the figure, and the plan in bench/traffic.py."""
+
+
+class Kind(NamedTuple):
+    """What a burst asks for: by the `plan` in bench/traffic.py if it is a stream, and with or without a trace."""
+
+    plan: str | None = None
+    traced: bool = False
+
+
+KINDS = {"json": Kind(), "traced": Kind(traced=True), "stream": Kind("paced")}
+"""By the name of the figure."""
 
 
 class BurstRecord(msgspec.Struct):
@@ -142,8 +152,8 @@ class Rounds:
         """Let every target allocate, compile and cache what it will."""
         for run in self.targets:
             async with connections(run.target.route, CONCURRENCY) as calls:
-                for plan in KINDS.values():
-                    await burst(calls, run.target.route.chat(request_body(plan)), count)
+                for kind in KINDS.values():
+                    await burst(calls, run.target.route.chat(request_body(kind.plan)), count)
 
     async def bursts(self, number: int, kind: str, count: int) -> None:
         """CPU per answer of each target: `count` answers at concurrency 16."""
@@ -155,7 +165,8 @@ class Rounds:
         before = await upstream_counts(upstream)
         async with connections(route, CONCURRENCY) as calls:
             # The first answer on each connection pays for opening it, here and upstream: not what is asked.
-            request = route.chat(request_body(KINDS[kind]))
+            body = request_body(KINDS[kind].plan)
+            request = route.traced(body) if KINDS[kind].traced else route.chat(body)
             await burst(calls, request, CONCURRENCY)
             clocks = self._clocks(run)
             seen = await burst(calls, request, count)
@@ -171,7 +182,7 @@ class Rounds:
 
     def _check(self, run: Running, kind: str, count: int, seen: Burst, before: Counts, after: Counts) -> None:
         name = f"{run.target.name}, {kind} burst"
-        arrived = after.json - before.json if kind == "json" else after.streams - before.streams
+        arrived = after.streams - before.streams if KINDS[kind].plan else after.json - before.json
         expected = CONCURRENCY + count
         self.results.check(arrived == expected, f"{name}: the upstream saw {arrived} of {expected} requests")
         failed = seen.failures or seen.answers != count or len(seen.sizes) != 1

@@ -122,7 +122,7 @@ async def measure(settings: Settings, cores: Cores) -> Results:
 
 
 async def _side_by_side(rounds: Rounds, settings: Settings) -> None:
-    counts = dict(zip(KINDS, (settings.requests, settings.streams), strict=True))
+    counts = {name: settings.streams if kind.plan else settings.requests for name, kind in KINDS.items()}
     await rounds.warm_up(min(counts.values()))
     for number in range(settings.rounds):
         _say(f"round {number + 1} of {settings.rounds}")

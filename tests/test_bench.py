@@ -227,16 +227,17 @@ async def test_the_forwarder_is_measured_side_by_side_with_itself(tmp_path):
             rounds = Rounds(straight, [up], results)
             await rounds.warm_up(2)
             await rounds.bursts(0, "json", 20)
+            await rounds.bursts(0, "traced", 18)
             await rounds.bursts(0, "stream", 17)
             await rounds.latency(0, 3)
             await rounds.first_event(0, 2)
         counts = await upstream_counts(straight.target.route)
     assert results.wrong == []
     # probe 1, warm-up 2, and per burst 16 first answers and the counted ones, straight and through the target
-    assert counts.json == 1 + 2 + 2 * (16 + 20) + 2 * 3
+    assert counts.json == 1 + 2 + 2 + 2 * (16 + 20) + 2 * (16 + 18) + 2 * 3
     assert counts.streams == 4 + 1 + 2 + 2 * (16 + 17) + 2 * 2
     assert {(b.target, b.kind) for b in results.bursts} == {
-        (name, kind) for name in ("direct", "forwarder") for kind in ("json", "stream")
+        (name, kind) for name in ("direct", "forwarder") for kind in ("json", "traced", "stream")
     }
     assert all(measure.key in results.samples for measure in report.MEASURES)
     assert results.samples["streams_identical"]["forwarder"] == [4]
@@ -394,7 +395,7 @@ def test_a_whole_run_prints_a_table_and_writes_its_figures(tmp_path):
     found = msgspec.json.decode(written.read_bytes())
     assert found["settings"]["requests"] == 20
     assert found["wrong"] == []
-    assert len(found["bursts"]) == 2 * 2 * 3
+    assert len(found["bursts"]) == 2 * 3 * 3
     assert {len(row) for key in ("json_cpu_us", "latency_us") for row in found["samples"][key].values()} == {2}
     assert found["figures"]["json_cpu_us"]["forwarder"]["ratio"]["median"] == 1.0
     assert found["figures"]["json_cpu_us"]["forwarder-again"]["value"]["median"] > 0
@@ -469,3 +470,12 @@ def test_what_is_counted_is_the_target_itself(tmp_path: Path, name: str) -> None
     assert counted.command[0] == "valgrind"
     assert counted.command[at:][-len(target.command) :] == target.command
     assert counted.route == target.route
+
+
+def test_each_trace_is_another_and_nothing_else_is() -> None:
+    ask = Route(80).traced(b"{}")
+    asked = [ask() for _ in range(3)]
+    traces = [re.findall(rb"\r\ntraceparent: (00-[0-9a-f]{32}-[0-9a-f]{16}-00)\r\n", one) for one in asked]
+    assert len({one for [one] in traces}) == 3
+    assert len({one.replace(trace, b"") for one, [trace] in zip(asked, traces, strict=True)}) == 1
+    assert asked[0].endswith(b"\r\n\r\n{}")

@@ -6,7 +6,7 @@ stages have the same Head again, and what they make of it is there already.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 from starlette.types import Scope
@@ -38,9 +38,11 @@ class Head:
         self.first = dict(reversed(kept))
         self._read: dict[Callable[[Head], Any], Any] = {}
 
-    def with_length(self, digits: bytes) -> Head:
-        """The same, but for this content-length."""
-        other = Head([(name, digits if name == LENGTH else value) for name, value in self.headers])
+    def but(self, values: Mapping[bytes, bytes]) -> Head:
+        """The same, but for these values of headers that come once."""
+        other = Head.__new__(Head)
+        other.headers = tuple([(name, values.get(name, value)) for name, value in self.headers])
+        other.first = {**self.first, **values}
         other._read = self._read
         return other
 
@@ -57,7 +59,7 @@ class Head:
         return [value for key, value in self.headers if key == name]
 
     def once(self, read: Callable[[Head], Read]) -> Read:
-        """What this function reads of it: of anything but the length, and of nothing else."""
+        """What this function reads of it: of nothing else, and of no header that varies (proxy/http/repeated.py)."""
         known = self._read
         if read not in known:
             known[read] = read(self)

@@ -1,13 +1,14 @@
 """A head that is the same as the one before on its connection says the same, and need not be read again; pure.
 
-An SDK keeps its connections, and sends the same head with each request but for the length of its body. To parse one and
-to check it is most of what a server does for a request. Here nothing is parsed: two heads are the same when their bytes
-are, all but the digits of the one length that the first was found to have.
+An SDK keeps its connections, and sends the same head with each request but for the length of its body, and for what
+names this one request. To parse a head and to check it is most of what a server does for a request. Here nothing is
+parsed: two heads are the same when their bytes are, all but the values of VARYING that the first was found to have.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,8 +19,18 @@ from proxy.core.head import LENGTH, Head, of
 LARGEST: Final = 2 << 10
 """Bytes of a head that is remembered, for as long as its connection is open."""
 
-_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,10})[ \t]*\r\n", re.I)
-_MOST_DIGITS: Final = 10
+VARYING: Final[Mapping[bytes, bytes]] = {
+    LENGTH: rb"[0-9]{1,10}",
+    b"traceparent": rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}",
+    b"x-request-id": rb"[A-Za-z0-9._-]{1,128}",
+}
+"""Headers that may have another value each time, in these forms: nothing in them ends a line, or is white space. No
+stage may keep what it reads of them (`Head.once`)."""
+
+_VALUES: Final = {name: re.compile(form) for name, form in VARYING.items()}
+_LINES: Final = {
+    name: re.compile(rb"\r\n%b:[ \t]*(%b)[ \t]*\r\n" % (name, form), re.I) for name, form in VARYING.items()
+}
 _END: Final = b"\r\n\r\n"
 _NEVER: Final = frozenset((b"expect", b"transfer-encoding"))
 """With these there is more to do than to hand on a body."""
@@ -27,12 +38,12 @@ _NEVER: Final = frozenset((b"expect", b"transfer-encoding"))
 
 @dataclass(slots=True, repr=False)
 class Repeated:
-    """The head of one request, which was right: what stands before the digits of its length and behind them, and what
-    the head came to."""
+    """The head of one request, which was right: its bytes before the first value that varies, each of these with the
+    bytes behind it, and what the head came to."""
 
     _before: bytes
-    _behind: bytes
-    _digits: bytes
+    _spots: list[tuple[bytes, re.Pattern[bytes], bytes]]
+    _values: dict[bytes, bytes]
     _head: Head
     _scope: dict[str, Any]
     _first: int = field(init=False)
@@ -45,32 +56,36 @@ class Repeated:
         to give it what is one request's own."""
         if not data.startswith(self._before):
             return None
-        first = self._first
-        last = data.find(b"\r", first, first + _MOST_DIGITS + 1)
-        digits = data[first:last]
-        if last < 0 or not digits.isdigit() or not data.startswith(self._behind, last):
+        at, values = self._first, {}
+        for name, form, behind in self._spots:
+            found = form.match(data, at)
+            if found is None:
+                return None
+            end = found.end()
+            if not data.startswith(behind, end):
+                return None
+            values[name], at = data[at:end], end + len(behind)
+        if len(data) - at != int(values[LENGTH]):
             return None
-        body = data[last + len(self._behind) :]
-        if len(body) != int(digits):
-            return None
-        if digits != self._digits:
-            self._head, self._digits = self._head.with_length(digits), digits
+        if values != self._values:
+            self._head, self._values = self._head.but(values), values
             self._scope["headers"] = self._head.headers
-        return self._scope.copy(), self._head, body
+        return self._scope.copy(), self._head, data[at:]
 
 
 def remembered(data: bytes, scope: Scope) -> Repeated | None:
     """The head of a request that is all of `data` and came to this scope, if it may be remembered."""
-    end = data.find(_END, 0, LARGEST)
-    found = _LENGTH.search(data, 0, end + 2) if end > 0 else None
-    head = of(scope)
-    if found is None or len(head.values(LENGTH)) != 1 or not _NEVER.isdisjoint(head.first):
+    end, head = data.find(_END, 0, LARGEST) + len(_END), of(scope)
+    lines = [(name, line.search(data, 0, end - 2)) for name, line in _LINES.items() if len(head.values(name)) == 1]
+    found = sorted([(line.start(1), line.end(1), name) for name, line in lines if line])
+    values = {name: data[start:stop] for start, stop, name in found}
+    if end < len(_END) or LENGTH not in values or not _NEVER.isdisjoint(head.first):
         return None
     target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
     line = b"%b %b HTTP/1.1\r\n" % (scope["method"].encode(), target)
-    digits = found[1]
-    if not data.startswith(line) or len(data) != end + len(_END) + int(digits):
+    if not data.startswith(line) or len(data) != end + int(values[LENGTH]):
         return None
+    ends = [*(start for start, _, _ in found[1:]), end]
+    spots = [(name, _VALUES[name], data[stop:last]) for (_, stop, name), last in zip(found, ends, strict=True)]
     kept = {name: value for name, value in scope.items() if name not in ("state", "extensions")}
-    before, behind = data[: found.start(1)], data[found.end(1) : end + len(_END)]
-    return Repeated(before, behind, digits, head, kept)
+    return Repeated(data[: found[0][0]], spots, values, head, kept)

@@ -18,14 +18,14 @@ def test_what_is_read_once_is_read_once() -> None:
         asked.append(head)
 
     head = Head(HEADERS)
-    assert [head.once(read), head.once(read), head.with_length(b"12").once(read)] == [None] * 3
+    assert [head.once(read), head.once(read), head.but({b"a": b"2"}).once(read)] == [None] * 3
     assert asked == [head]
 
 
-def test_with_another_length_nothing_else_is_different() -> None:
-    head, other = Head(HEADERS), Head(HEADERS).with_length(b"12")
-    assert other.headers == tuple((name, b"12" if name == b"content-length" else value) for name, value in HEADERS)
-    assert other.first == head.first | {b"content-length": b"12"}
+def test_with_other_values_nothing_else_is_different() -> None:
+    head, other = Head(HEADERS), Head(HEADERS).but({b"content-length": b"12", b"a": b"9"})
+    assert other.headers == ((b"a", b"9"), (b"b", b"2"), (b"content-length", b"12"), (b"b", b"3"))
+    assert other.first == dict(reversed(other.headers)) == head.first | {b"content-length": b"12", b"a": b"9"}
     assert head.headers == tuple(HEADERS)
 
 

@@ -171,7 +171,7 @@ def _look_at(scope: Scope) -> None:
     assert not any(set(name + value) & set(b"\r\n\0") for name, value in scope["headers"])
 
 
-PLAIN = b"POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\n1"
+PLAIN = b"POST /a HTTP/1.1\r\nx-request-id: a\r\nhost: a\r\ncontent-length: 1\r\n\r\n1"
 """A request whose head is remembered when it comes again."""
 
 

@@ -11,9 +11,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.core.head import EXTENSION
+from proxy.core import access, cache_control
+from proxy.core.head import EXTENSION, Head
 from proxy.http.protocol import Protocol
-from proxy.http.repeated import LARGEST, remembered
+from proxy.http.repeated import LARGEST, VARYING, remembered
+from proxy.stages import body as body_stage
+from proxy.stages import recall
 from tests.fuzz.framing import App, connection, settled
 from tests.fuzz.requests import BYTES, LINES, attacks
 
@@ -76,6 +79,46 @@ async def test_the_third_of_three_is_not_read() -> None:
     lengths = [dict(scope["headers"])[b"content-length"] for scope in client.app.begun]
     assert lengths == [b"3", b"5", b"14", b"1"]
     assert client.wire.statuses() == [200] * 4
+
+
+TRACED = HEAD.replace(b"Host: a", b"X-Request-ID: %b\r\nHost: a\r\nTraceParent: %b")
+TRACES = [b"00-%032x-00f067aa0ba902b7-01" % number for number in (1, 2, 3)]
+
+
+async def test_what_names_one_request_may_be_another() -> None:
+    asked = [TRACED % (name, trace, 2) + b"{}" for name, trace in zip((b"a", b"a-b.c_d", b"9"), TRACES, strict=True)]
+    client = await Client().send(asked[0], *asked, ONE)
+    assert client.reads == [asked[0]] * 2 + [ONE]
+    found = [dict(scope["headers"]) for scope in client.app.begun[1:4]]
+    assert [(one[b"x-request-id"], one[b"traceparent"]) for one in found] == [
+        (b"a", TRACES[0]), (b"a-b.c_d", TRACES[1]), (b"9", TRACES[2])
+    ]  # fmt: skip
+    assert [scope["extensions"][EXTENSION].headers for scope in client.app.begun] == [
+        tuple(scope["headers"]) for scope in client.app.begun
+    ]
+    await compared(asked[0], *asked, ONE, *asked)
+
+
+@pytest.mark.parametrize(
+    ("name", "trace"),
+    [
+        (b"a b", TRACES[0]), (b"", TRACES[0]), (b"a\r\nx: y", TRACES[0]), (b"a" * 129, TRACES[0]), (b"a", b""),
+        (b"a", TRACES[0].upper() + b"A"), (b"a", TRACES[0] + b"0"), (b"a", TRACES[0][1:]), (b"a\0", TRACES[0]),
+        (b"a", TRACES[0] + b"\r\ntraceparent: " + TRACES[1]), (b"a ", TRACES[0]), (b"a", b" " + TRACES[0] + b"\t"),
+    ],
+)  # fmt: skip
+async def test_other_names_are_read(name: bytes, trace: bytes) -> None:
+    plain, data = TRACED % (b"a", TRACES[0], 2) + b"{}", TRACED % (name, trace, 2) + b"{}"
+    client = await Client().send(plain, plain, data)
+    assert client.reads == [plain, plain, data]
+    await compared(plain, plain, data, data, plain)
+
+
+def test_no_stage_keeps_what_it_reads_of_what_varies() -> None:
+    """As they are: each is asked with and without these headers."""
+    plain = [(b"host", b"a"), (b"content-type", b"application/json"), (b"authorization", b"Bearer x")]
+    for read in (access.bearer, cache_control.wishes, recall._said_aside, body_stage._check_kind):
+        assert read(Head(plain)) == read(Head([*plain, *((name, b"1") for name in VARYING)]))
 
 
 async def test_each_request_has_a_scope_of_its_own() -> None:
