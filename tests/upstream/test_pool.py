@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,7 +142,14 @@ async def test_a_call_that_finds_no_place_in_time(open_to: Open):
     staller = Staller("headers")
     async with upstream(staller) as server:
         transport = open_to(server.url, max_connections=1, connect=0.2)
-        holder = asyncio.create_task(whole(transport))
+
+        async def at_last() -> bytes:
+            """Its answer, however long a busy machine takes to connect."""
+            while True:
+                with suppress(TransportError):
+                    return await whole(transport)
+
+        holder = asyncio.create_task(at_last())
         await soon(staller.stalled.get())
         with pytest.raises(TransportError) as caught:
             await whole(transport)
@@ -150,7 +157,7 @@ async def test_a_call_that_finds_no_place_in_time(open_to: Open):
         staller.healthy = True
         holder.cancel()
         await ends([holder])
-        assert await whole(transport) == b"ok"
+        assert await soon(at_last()) == b"ok"
 
 
 async def test_never_more_calls_than_places(open_to: Open):
