@@ -101,8 +101,9 @@ class Writer:
             self.lost += 1
         else:
             self._add(level, event, fields)
-        if self._flushed_by is None or not self._flushed_by.is_running():
-            self._flush_soon()
+        # The loop is asked, and not the system, for which it is a question which one runs.
+        if (self._flushed_by is None or not self._flushed_by.is_running()) and not self._flush_later():
+            self.flush()
 
     def flush(self) -> None:
         """Write what there is room for at once, and see to the rest later: no request waits for whoever reads this."""
@@ -132,14 +133,8 @@ class Writer:
             if not self._waiting:
                 self._tell_what_is_lost()
 
-    def _flush_soon(self) -> None:
-        if not self._flush_later():
-            self.flush()
-
     def _flush_later(self, seconds: float = FLUSH_AFTER) -> bool:
         """Whether there is a loop to do so: there is none before it starts, after it ends, and in the supervisor."""
-        if self._flushed_by is not None and self._flushed_by.is_running():
-            return True  # before any question to the system, for which asking for the running loop is one
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
