@@ -104,8 +104,7 @@ class Application:
 
     def drain(self) -> None:
         """End every request under way with the error `draining`."""
-        for part in list(self.process.drainables):
-            part.drain()
+        self.process.drainables.drain()
 
     async def close(self) -> None:
         """Close every connection to a provider, whose calls fail, and whatever the process keeps elsewhere."""

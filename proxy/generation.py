@@ -32,7 +32,7 @@ from proxy.core.quota import Counter, QuotaStore, Rule
 from proxy.core.records import Records
 from proxy.core.redact import Redactor
 from proxy.core.secret import Secret
-from proxy.core.services import Drainable, Services, Traffic, direct
+from proxy.core.services import Drainables, Services, Traffic, direct
 from proxy.core.team_key import Issued
 from proxy.core.trace import Tracer
 from proxy.dispatch import Dispatch, Way
@@ -87,7 +87,7 @@ class Process:
     monotonic: Callable[[], float] = time.monotonic
     simulated: bool = False
     draining: bool = False
-    drainables: set[Drainable] = field(default_factory=set)
+    drainables: Drainables = field(default_factory=Drainables)
     traffic: Traffic = field(default_factory=Traffic)
     failures: Failures = field(default_factory=Failures)
     board: Board = field(default_factory=Board)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 
 from starlette.types import Receive
 
@@ -54,7 +53,8 @@ class Guard(Interruptible):
 
     `departure` is where it is told, if the server does so; else whoever is in `receive()` learns of it.
 
-    Raises ClientGone, UpstreamTimeout or Draining in place of the cancellation it caused; any other one passes.
+    Raises ClientGone, UpstreamTimeout or Draining in place of the cancellation it caused; any other one passes. The
+    block does not even begin if the client has left, or the proxy stops.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class Guard(Interruptible):
         self.gaps: Gaps | None = None
         """If they are wanted: between the pieces of the answer."""
 
-    def __enter__(self) -> Guard:
-        self._loop = loop = self.begin().get_loop()
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         now = loop.time()
         self._phase, self._wait, self._last = "first_byte", self._deadlines.first_byte, now
         self._paused = False
@@ -87,22 +87,18 @@ class Guard(Interruptible):
         self._end = self.ends
         self._timer = loop.call_at(self._due(), self._check)
         self._group.add(self)
-        self._unwatch: Callable[[], object] | None
+        self._ignore: Callable[[], object] | None
         if self._departure is None:
-            self._unwatch = loop.create_task(self._stand_by()).cancel
+            self._ignore = loop.create_task(self._stand_by()).cancel
         else:
-            self._unwatch = self._departure.ignore
+            self._ignore = self._departure.ignore
             self._departure.watch(self._left)
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def _unwatch(self) -> None:
         self._timer.cancel()
         self._group.discard(self)
         self.release_client()
         self.on_silence = None  # whoever is told holds the guard: only the garbage collector would part the two
-        self.end(kind)
 
     def calling(self) -> None:
         """A call to the upstream begins: the first-byte deadline counts from now."""
@@ -156,9 +152,9 @@ class Guard(Interruptible):
 
     def release_client(self) -> None:
         """The client's leaving no longer matters."""
-        if self._unwatch:
-            self._unwatch()
-            self._unwatch = None
+        if self._ignore:
+            self._ignore()
+            self._ignore = None
 
     def drain(self) -> None:
         """The proxy stops: end the block now."""
@@ -175,7 +171,7 @@ class Guard(Interruptible):
             self._leave()
 
     def _leave(self) -> None:
-        if self._unwatch:  # else it does not matter any more
+        if self._ignore:  # else it does not matter any more
             self.interrupt(ClientGone())
 
     def _check(self) -> None:

@@ -13,13 +13,14 @@ from starlette.types import Message
 
 from proxy import data
 from proxy.core.catalogue import Catalogue
-from proxy.core.charge import Estimate
+from proxy.core.charge import NOTHING, Estimate
+from proxy.core.departure import Departure
 from proxy.core.endpoint import Endpoint
 from proxy.core.endpoint import Retry as Repeatable
 from proxy.core.errors import BadRequest, Draining, Overloaded, ProxyError, UpstreamFailed, UpstreamTimeout
 from proxy.core.exchange import Exchange, Team
 from proxy.core.secret import Secret
-from proxy.core.services import Drainable
+from proxy.core.services import Drainables
 from proxy.dispatch import Dispatch, Way
 from proxy.providers import PROVIDERS
 from proxy.providers.mistral.chat import CHAT
@@ -143,7 +144,7 @@ class Setting:
     retry: Retry = field(default_factory=lambda: Retry(max_attempts=1))
     keys: tuple[str, ...] = (KEY,)
     log: Log = field(default_factory=Log)
-    guards: set[Drainable] = field(default_factory=set)
+    guards: Drainables = field(default_factory=Drainables)
     exchange: Exchange = field(default_factory=exchange)
 
     async def ask(self, body: Any = None, **fields: Any) -> Answer:
@@ -613,9 +614,17 @@ async def test_the_drain_ends_it() -> None:
     setting = chat(silence)
     task = asyncio.create_task(refused(setting, asked()))
     await asyncio.wait_for(called.wait(), 5)
-    for guard in list(setting.guards):
-        guard.drain()
+    setting.guards.drain()
     assert isinstance(await task, Draining)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_was_kept_until_after_the_drain_is_not_asked_for(stream: bool) -> None:
+    setting = chat()
+    setting.guards.drain()
+    assert isinstance(await refused(setting, asked(stream=stream)), Draining)
+    assert not setting.network.sent
+    assert setting.exchange.charge is NOTHING
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -624,6 +633,18 @@ async def test_a_client_that_has_left(stream: bool) -> None:
     assert answer.status == 0
     assert answer.exchange.client_gone
     assert answer.exchange.cancelled
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_for_a_client_that_left_before_the_call_none_is_made(stream: bool) -> None:
+    departure = Departure(lambda: None)
+    departure.happen()
+    setting = chat()
+    answer = await setting.ask(asked(stream=stream), departure=departure)
+    assert not setting.network.sent
+    assert answer.exchange.client_gone
+    assert not answer.exchange.cancelled
+    assert answer.exchange.charge is NOTHING
 
 
 # Streams.

@@ -10,7 +10,7 @@ import pytest
 
 from proxy.core.departure import Departure
 from proxy.core.errors import ClientGone, Draining, Elsewhere, UpstreamTimeout
-from proxy.core.services import Drainable
+from proxy.core.services import Drainable, Drainables
 from proxy.guard import SILENCE, Deadlines, Guard
 
 
@@ -118,12 +118,45 @@ async def test_where_the_server_tells_nobody_has_to_stand_and_wait() -> None:
     assert server.departure.tell is None
 
 
-async def test_a_client_that_has_left_before_ends_the_block_at_its_first_wait() -> None:
-    server = Server()
+async def test_for_a_client_that_has_left_before_the_block_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, server, begun = Clock(monkeypatch), Server(), False
     server.departure.happen()
+    guard = server.guard()
     with pytest.raises(ClientGone):
-        await forever(server.guard())
+        with guard:
+            begun = True
+    assert not begun
     assert not server.listens
+    assert server.departure.tell is None
+    assert all(handle.cancelled() for _, handle, _ in clock.timers)
+    await settle()  # nobody has cancelled this task
+
+
+async def test_a_client_that_has_left_before_does_not_matter_to_whoever_waits_too() -> None:
+    server, leave = Server(), list[Any]()
+    server.departure.happen()
+
+    def stays(then: Any) -> bool:
+        leave.append(then)
+        return True
+
+    with pytest.raises(ClientGone):
+        with server.guard(stays=stays):
+            await settle()
+            [go] = leave
+            go()
+            await settle()
+
+
+async def test_what_begins_after_the_drain_does_not_begin() -> None:
+    group, begun = Drainables(), False
+    group.drain()
+    with pytest.raises(Draining):
+        with Guard(Client().receive, deadlines(), group):
+            begun = True
+    assert not begun
+    assert not group
+    await settle()
 
 
 async def test_a_departure_counts_no_more_once_the_block_has_ended_or_the_client_has_all() -> None:

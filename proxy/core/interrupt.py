@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+from types import TracebackType
+from typing import Self
 
 from proxy.core.errors import ClientGone, ProxyError
 
 
 class Interruptible:
-    """A block that a task runs between `begin()` and `end()`. `interrupt` cancels the task, and `end` turns that
-    cancellation into the reason; any other one passes."""
+    """`with` it a task runs a block. `interrupt` cancels the task, and what leaves the block in place of that
+    cancellation is the reason; any other one passes.
 
-    __slots__ = ("_before", "_reason", "_task")
+    A task that cancels itself goes on until it waits for something, with a call to the upstream, say. So for a block
+    that was interrupted before it began the task is not cancelled: the block does not begin.
+    """
 
-    def begin(self) -> asyncio.Task[object]:
+    __slots__ = ("_before", "_reason", "_runs", "_task")
+
+    def __enter__(self) -> Self:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
         self._before = task.cancelling()
         self._reason: ProxyError | ClientGone | None = None
-        return task
+        self._runs = False
+        self._watch(task.get_loop())
+        if self._reason is not None:
+            self._unwatch()
+            raise self._reason
+        self._runs = True
+        return self
 
-    def end(self, kind: type[BaseException] | None) -> None:
-        """`kind` is the exception that leaves the block."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._unwatch()
         if self._reason and self._task.uncancel() <= self._before and kind is asyncio.CancelledError:
             raise self._reason from None
 
@@ -30,4 +44,11 @@ class Interruptible:
         """The first reason counts."""
         if self._reason is None:
             self._reason = reason
-            self._task.cancel()
+            if self._runs:
+                self._task.cancel()
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on whoever has a reason may interrupt; at once, too."""
+
+    def _unwatch(self) -> None:
+        """Nobody has any more."""

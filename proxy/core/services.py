@@ -50,6 +50,23 @@ class Drainable(Protocol):
         """The proxy stops: end now, with the error `draining`."""
 
 
+class Drainables(set[Drainable]):
+    """The parts of all requests under way that can be ended."""
+
+    drained = False
+
+    def add(self, part: Drainable) -> None:
+        """What comes when all have been ended, from a request that was waiting for something else, ends at once."""
+        super().add(part)
+        if self.drained:
+            part.drain()
+
+    def drain(self) -> None:
+        self.drained = True
+        for part in list(self):
+            part.drain()
+
+
 @dataclass(slots=True)
 class Traffic:
     """What a worker is doing, health checks apart: `requests` under way, and when the `last` one came, in monotonic
@@ -87,4 +104,4 @@ class Services:
     generation: int = 1
     traffic: Traffic = field(default_factory=Traffic)
     notices: Notices = field(default_factory=Notices)
-    drainables: set[Drainable] = field(default_factory=set)
+    drainables: Drainables = field(default_factory=Drainables)

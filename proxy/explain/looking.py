@@ -14,7 +14,7 @@ from proxy.core.entry import Entry
 from proxy.core.exchange import Exchange
 from proxy.core.flight import Flight
 from proxy.core.quota import Claim, QuotaStore, Verdict
-from proxy.core.services import Services, Traffic
+from proxy.core.services import Drainables, Services, Traffic
 from proxy.core.switches import Switches
 from proxy.explain.notes import noted
 from proxy.guard import Deadlines
@@ -33,7 +33,7 @@ def only_looking(services: Services) -> Services:
         next_call=str,
         answers=answers and Answers(_Kept(answers.backend), answers.secret, _Flights(answers.flights)),
         traffic=Traffic(),
-        drainables=set(),
+        drainables=Drainables(),
     )
 
 

@@ -167,16 +167,14 @@ class Arrival(Interruptible):
     def __init__(self, arrivals: Arrivals) -> None:
         self._arrivals = arrivals
 
-    def __enter__(self) -> Arrival:
-        self.loop = self.begin().get_loop()
-        self._started = self.loop.time()
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._started = loop.time()
         self.due = self._started + self._arrivals.pace.idle
         self._arrivals.enter(self)
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def _unwatch(self) -> None:
         self._arrivals.leave(self)
-        self.end(kind)
 
     def received(self, size: int) -> None:
         """So many bytes are there now."""

@@ -361,18 +361,14 @@ class Cached:
             self._forget(key, flight)  # not before: whoever came meanwhile would ask once more
 
     async def _written(self, search: _Search, capture: Capture) -> None:
-        """Others have the answer; its own client still takes it, and may take as long as for any other."""
+        """Others have the answer; its own client still takes it, and may take as long as for any other. The drain ends
+        calls: what has come of one, the error that says so included, may still be taken."""
+        exchange = search.exchange
         try:
-            with Guard(
-                search.receive,
-                search.patience,
-                self._drainables,
-                search.exchange.end,
-                departure=search.exchange.departure,
-            ):
+            with Guard(search.receive, search.patience, set(), exchange.end, departure=exchange.departure):
                 await capture.written()
         except ClientGone:
-            search.exchange.client_gone = True
+            exchange.client_gone = True
 
 
 _NOT_ASKED: Final = (None, False)

@@ -11,12 +11,19 @@ from proxy.core.interrupt import Interruptible
 
 
 class Block(Interruptible):
-    def __enter__(self) -> Block:
-        self.begin()
-        return self
+    """`at_once` is a reason that is there before it begins."""
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.end(kind)
+    def __init__(self, at_once: Draining | None = None) -> None:
+        self.at_once = at_once
+        self.watched = False
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.watched = True
+        if self.at_once:
+            self.interrupt(self.at_once)
+
+    def _unwatch(self) -> None:
+        self.watched = False
 
 
 async def started(block: Block) -> asyncio.Task[None]:
@@ -74,3 +81,13 @@ async def test_one_from_before_the_block_is_not_its_own() -> None:
     block.interrupt(Draining("one"))
     with pytest.raises(Draining):
         await task
+
+
+async def test_a_block_with_a_reason_against_it_does_not_begin_and_nothing_of_that_stays() -> None:
+    block, begun = Block(Draining("one")), False
+    with pytest.raises(Draining):
+        with block:
+            begun = True
+    assert not begun
+    assert not block.watched
+    await asyncio.sleep(0)  # a cancellation that nobody has seen would come here

@@ -246,6 +246,15 @@ async def test_a_body_on_its_way_is_told_of_the_drain() -> None:
     assert not around.drainables
 
 
+async def test_a_body_that_is_waited_for_after_the_drain() -> None:
+    around = services()
+    around.drainables.drain()
+    with pytest.raises(Draining) as caught:
+        await read([b"{"], around=around, pace=Pace(), leaves=True, stays=True)
+    assert CLOSE in caught.value.headers
+    assert not around.drainables
+
+
 async def test_a_cancellation_of_others_passes() -> None:
     around = services()
     task = asyncio.create_task(read([b"{"], around=around, pace=Pace(), leaves=True, stays=True))

@@ -28,7 +28,7 @@ from proxy.core.errors import (
 )
 from proxy.core.exchange import Exchange, Team, exchange_of
 from proxy.core.flight import Flight
-from proxy.core.services import Drainable
+from proxy.core.services import Drainables
 from proxy.core.sse import KEEP_ALIVE
 from proxy.core.success import send_json, stream_start
 from proxy.core.table import Context
@@ -67,7 +67,7 @@ class Setting:
     seconds: float = 0.0
     calls: int = 0
     log: Log = field(default_factory=Log)
-    drainables: set[Drainable] = field(default_factory=set)
+    drainables: Drainables = field(default_factory=Drainables)
 
     def __post_init__(self) -> None:
         config = cache.Config(**self.options)
@@ -434,6 +434,31 @@ async def test_who_does_not_read_for_too_long_is_cut_and_nobody_else() -> None:
     assert answer.exchange.client_gone
     assert answer.body == b""
     assert setting.calls == 1
+
+
+@pytest.mark.parametrize("drained", ["before", "meanwhile"])
+async def test_what_its_own_client_has_not_taken_yet_is_not_lost_to_the_drain(drained: str) -> None:
+    async def ended(about: Exchange, send: Send) -> None:
+        if drained == "before":
+            setting.drainables.drain()
+        await streamed(about, send)
+
+    async def taking(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await reads.wait()
+
+    setting, reads = Setting(gated := Gated(ended)), asyncio.Event()
+    first = asyncio.create_task(setting.ask(taking=taking))
+    await turns()
+    second = asyncio.create_task(setting.ask())
+    await turns()
+    gated.gate.set()
+    await asyncio.gather(second, return_exceptions=True)
+    await turns()
+    setting.drainables.drain()
+    await turns()
+    reads.set()
+    assert (await first).body == b"".join(EVENTS)
 
 
 async def test_who_is_cancelled_while_the_answer_is_kept_leaves_nobody_writing() -> None:
