@@ -13,6 +13,7 @@ strict mode, refused. A field whose value is null is the same as an absent one o
         inside("json_schema", Table(...)),
         inside_each("tools", OneOf("type", {"function": Table(...)})),
         compute("messages", translate_messages),
+        gives_way("seed", keep("random_seed")),
     )
 
 The same rows make the compatibility page and the `x-proxy-rewrites` header, so the two cannot disagree.
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from typing import Any, Final, Protocol
@@ -125,13 +126,15 @@ def printable(path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One fact about one field: what becomes of its value, under its own name or as `to`."""
+    """One fact about one field: what becomes of its value, under its own name or as `to`. Beside the field `before` it
+    is left out."""
 
     field: str
     action: str
     compute: Compute
     note: str = ""
     to: str | None = None
+    before: str | None = None
 
 
 class Shape(Protocol):
@@ -143,6 +146,8 @@ class Shape(Protocol):
 class Table:
     """Rows for one object, then rules across its fields. `required` names fields the client must send. `open`: what no
     row names is sent on as it is, to a provider that speaks OpenAI's own language.
+
+    Where two fields become the same one, one of them gives way: the order in which a client wrote them means nothing.
     """
 
     def __init__(
@@ -151,10 +156,13 @@ class Table:
         self.rows: Mapping[str, Row] = {row.field: row for row in rows}
         if len(self.rows) != len(rows):
             raise ValueError("a table names a field twice")
+        targets = [row.to or row.field for row in rows if row.before is None]
+        if len(set(targets)) != len(targets):
+            raise ValueError("two fields of a table become the same one, and neither gives way")
         self.then = then
         self.required = required
         self.open = open
-        self._becomes = {row.field: (row.compute, row.to or row.field) for row in rows}
+        self._becomes = {row.field: (row.compute, row.to or row.field, row.before) for row in rows}
 
     def translate(self, source: Any, context: Context, path: str = "") -> Json:
         """The upstream object for the client's `source`; `path` is where it sits, for errors. Raises BadRequest."""
@@ -170,9 +178,11 @@ class Table:
             if value is None:
                 continue
             if name in becomes:
-                compute, to = becomes[name]
+                compute, to, before = becomes[name]
                 result = compute(value, context, at + name)
-                if result is not ABSENT:
+                if before is not None and source.get(before) is not None:
+                    context.report("drop", at + name)
+                elif result is not ABSENT:
                     out[to] = result
             elif self.open:
                 out[name] = value
@@ -326,6 +336,11 @@ def inside_each(name: str, shape: Shape, note: str = "") -> Row:
 def compute(name: str, function: Compute, note: str = "", to: str | None = None) -> Row:
     """The escape hatch: a named pure function decides."""
     return Row(name, "compute", function, note, to)
+
+
+def gives_way(before: str, row: Row) -> Row:
+    """For another spelling of the field `before`: when both are there, this one is checked, and left out."""
+    return replace(row, before=before)
 
 
 # Checks. bool is an int in Python and not in JSON, hence the exact types.

@@ -27,6 +27,7 @@ from proxy.core.table import (
     compute,
     drop,
     each,
+    gives_way,
     inside,
     inside_each,
     integer,
@@ -95,6 +96,27 @@ def test_refuse_names_the_field():
 
 def test_refuse_allows_a_value_that_asks_for_nothing():
     assert run(refuse("a", "why", unless=lambda value: value == {}), source={"a": {}}) == ({}, ["drop:a"])
+
+
+@pytest.mark.parametrize("source", [{"a": 1, "b": 2}, {"b": 2, "a": 1}])
+def test_of_two_spellings_one_gives_way_in_whatever_order_they_come(source):
+    rows = rename("a", "b", integer()), gives_way("a", keep("b", integer()))
+    out, rewrites = run(*rows, source=source)
+    assert out == {"b": 1}
+    assert sorted(rewrites) == ["drop:b", "rename:a>b"]
+
+
+def test_a_spelling_by_itself_gives_way_to_nothing():
+    assert run(gives_way("a", keep("b")), source={"a": None, "b": 2}) == ({"b": 2}, [])
+
+
+def test_what_gives_way_is_checked_all_the_same():
+    assert refused(keep("a"), gives_way("a", keep("b", integer())), source={"a": 1, "b": "x"}).param == "b"
+
+
+def test_two_spellings_of_which_none_gives_way_are_no_table():
+    with pytest.raises(ValueError, match="neither gives way"):
+        Table(rename("a", "b"), keep("b"))
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ def _line(rows: list[Row]) -> str:
     row = rows[0]
     sent = "" if row.action.startswith(("drop", "refuse")) else f"`{row.to or row.field}`"
     fields = ", ".join(f"`{row.field}`" for row in rows)
-    return f"| {fields} | {row.action} | {sent} | {row.note.replace('|', chr(92) + '|')} |"
+    remark = "; ".join([row.note] * bool(row.note) + [f"dropped beside `{row.before}`"] * bool(row.before))
+    return f"| {fields} | {row.action} | {sent} | {remark.replace('|', chr(92) + '|')} |"
 
 
 def _unserved() -> Iterator[str]:

@@ -14,13 +14,12 @@ from proxy.core.errors import BadRequest, MissingParameter, UnsupportedParameter
 from proxy.core.json import Json
 from proxy.core.table import (
     ABSENT,
-    Check,
-    Compute,
     Context,
     Table,
     boolean,
     compute,
     drop,
+    gives_way,
     inside,
     integer,
     keep,
@@ -99,19 +98,6 @@ def _seed(value: Any, context: Context, path: str) -> int:
     if seed < 0:
         context.report("value", path)
     return seed if seed >= 0 else seed % 2**31
-
-
-def _unless(other: str, check: Check) -> Compute:
-    """For a field that gives way to another spelling of the same thing."""
-
-    def kept(value: Any, context: Context, path: str) -> Any:
-        verify(check, value, path)
-        if context.asked.get(other) is None:
-            return value
-        context.report("drop", path)
-        return ABSENT
-
-    return kept
 
 
 def _logprobs(value: Any, context: Context, path: str) -> Any:
@@ -272,7 +258,7 @@ CHAT_REQUEST = Table(
     compute("top_p", _top_p, "0 is sent as a tiny value; with temperature 0 it is sent as 1"),
     keep("n", integer(1, 128)),
     rename("max_completion_tokens", "max_tokens", integer(1, MOST_TOKENS)),
-    compute("max_tokens", _unless("max_completion_tokens", integer(1, MOST_TOKENS))),
+    gives_way("max_completion_tokens", keep("max_tokens", integer(1, MOST_TOKENS))),
     compute("seed", _seed, "a negative seed is taken modulo 2^31", to="random_seed"),
     keep("stop", text_or_texts),
     keep("presence_penalty", number(-2, 2)),
@@ -316,7 +302,7 @@ CHAT_REQUEST = Table(
     drop("prompt_cache_retention", "Mistral decides"),
     drop("prompt_cache_options", "Mistral decides"),
     # Mistral's own.
-    compute("random_seed", _unless("seed", integer(0, LARGEST_SEED))),
+    gives_way("seed", keep("random_seed", integer(0, LARGEST_SEED))),
     keep("safe_prompt", boolean),
     keep("min_tokens", integer(0, MOST_TOKENS)),
     keep("repetition_penalty", number()),

@@ -22,6 +22,7 @@ from proxy.core.table import (
     Table,
     compute,
     drop,
+    gives_way,
     integer,
     keep,
     mapping,
@@ -214,7 +215,7 @@ EMBEDDINGS = Endpoint(
         compute("input", _input, f"text only; more than {MOST_AT_ONCE} texts are sent in several calls"),
         compute("encoding_format", _encoding, "base64 is packed by the proxy"),
         compute("dimensions", _dimensions, "refused for mistral-embed", to="output_dimension"),
-        compute("output_dimension", _dimensions, "Mistral's own name for dimensions"),
+        gives_way("dimensions", compute("output_dimension", _dimensions, "Mistral's own name for dimensions")),
         values(
             "output_dtype",
             {name: name for name in ("float", "int8", "uint8", "binary", "ubinary")},

@@ -172,6 +172,10 @@ def functions_as_tools(out: Json, context: Context) -> None:
     listed = out.pop("functions", None)
     choice = out.pop("function_call", None)
     if listed is None:
+        if "tools" in out and choice not in (None, "auto"):
+            context.worse("drop", "function_call", "it is about 'functions', and there are none")
+        elif choice is not None:
+            context.report("drop", "function_call")
         return
     if "tools" in out:
         raise BadRequest("'functions' and 'tools' cannot be used together.", param="functions")

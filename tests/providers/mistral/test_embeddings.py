@@ -119,6 +119,13 @@ def test_dimensions(name):
     assert list(context.rewrites) == (["rename:dimensions>output_dimension"] if name == "dimensions" else [])
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_spellings_of_dimensions_openais_counts(order):
+    body, context = translated({"input": "hi", **dict([("dimensions", 512), ("output_dimension", 256)][::order])})
+    assert body["output_dimension"] == 512
+    assert sorted(context.rewrites) == ["drop:output_dimension", "rename:dimensions>output_dimension"]
+
+
 @pytest.mark.parametrize("model", [MISTRAL, Model("mistral-embed"), Model("x", names=("mistral-embed-2312",))])
 @pytest.mark.parametrize("name", ["dimensions", "output_dimension"])
 def test_mistral_embed_has_no_choice_of_dimensions(model, name):

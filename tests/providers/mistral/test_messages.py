@@ -159,6 +159,14 @@ def test_replayed_reasoning_is_a_thinking_chunk(field):
     assert out == {"role": "assistant", "content": [THINKING, {"type": "text", "text": "a"}]}
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_spellings_of_replayed_reasoning_one_counts(order):
+    said = [("reasoning_content", "hm"), ("reasoning", "other")][::order]
+    out, context = one({"role": "assistant", "content": "a", **dict(said)}, strict=True)
+    assert out == {"role": "assistant", "content": [THINKING, {"type": "text", "text": "a"}]}
+    assert list(context.rewrites) == ["drop:messages.reasoning"]
+
+
 @pytest.mark.parametrize("model", [PLAIN, UNKNOWN])
 def test_replayed_reasoning_is_dropped_for_models_that_do_not_reason(model):
     out, context = one({"role": "assistant", "content": "a", "reasoning_content": "hm"}, model, strict=True)

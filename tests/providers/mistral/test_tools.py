@@ -30,9 +30,9 @@ def translated(fields: Json, *, strict: bool = False) -> tuple[Json, Context]:
     return out, context
 
 
-def refused(fields: Json) -> BadRequest:
+def refused(fields: Json, *, strict: bool = False) -> BadRequest:
     with pytest.raises(BadRequest) as caught:
-        translated(fields)
+        translated(fields, strict=strict)
     return caught.value
 
 
@@ -174,9 +174,20 @@ def test_function_call_words_are_tool_choices(choice):
 
 
 def test_function_call_without_functions_says_nothing():
-    out, context = translated({"function_call": "auto", "functions": []})
+    out, context = translated({"function_call": "auto", "functions": []}, strict=True)
     assert out == {}
     assert context.notes == {}
+    assert list(context.rewrites) == ["drop:function_call"]
+
+
+@pytest.mark.parametrize("choice", ["none", {"name": "a"}])
+def test_function_call_is_no_choice_of_tools(choice):
+    fields = {"tools": [tool("a")], "function_call": choice}
+    out, context = translated(fields)
+    assert set(out) == {"tools"}
+    assert list(context.rewrites) == ["drop:function_call"]
+    assert refused(fields, strict=True).param == "function_call"
+    assert "function_call" not in translated(fields | {"function_call": "auto"}, strict=True)[0]
 
 
 @pytest.mark.parametrize(
