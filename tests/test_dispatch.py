@@ -212,6 +212,15 @@ async def test_what_is_sent_and_what_comes_back() -> None:
     assert not answer.exchange.streamed
 
 
+@pytest.mark.parametrize("named", [{}, {"model": "gpt-x"}])
+@pytest.mark.parametrize("endpoint", [CHAT, EMBEDDINGS])
+async def test_the_model_that_was_decided_on_is_sent(endpoint: Endpoint, named: dict[str, Any]) -> None:
+    setting = Setting(endpoint, Network([reply({"message": "no"}, 400)]))
+    body = {"messages": [{"role": "user", "content": "Hello"}]} if endpoint is CHAT else {"input": "Hello"}
+    await refused(setting, named | body, model="mistral-embed")
+    assert setting.network.sent[0].body["model"] == "mistral-embed"
+
+
 async def test_a_model_in_the_path_is_one_segment_of_it() -> None:
     setting = Setting(MODEL, Network([reply({"id": "x", "object": "model"})]))
     answer = await setting.ask(None, model="ft:a/b?c#d%e", model_asked="mine")

@@ -179,10 +179,12 @@ class Table:
                 continue
             if name in becomes:
                 compute, to, before = becomes[name]
-                result = compute(value, context, at + name)
                 if before is not None and source.get(before) is not None:
+                    compute(value, _aside(context), at + name)
                     context.report("drop", at + name)
-                elif result is not ABSENT:
+                    continue
+                result = compute(value, context, at + name)
+                if result is not ABSENT:
                     out[to] = result
             elif self.open:
                 out[name] = value
@@ -191,6 +193,11 @@ class Table:
         for rule in self.then:
             rule(out, context)
         return out
+
+
+def _aside(context: Context) -> Context:
+    """For what is only checked: of what becomes of it nothing is reported."""
+    return Context(context.model, context.asked, context.strict, redact=context.redact)
 
 
 class OneOf:

@@ -72,7 +72,7 @@ class Translate:
         if row.model is _NOWHERE:
             notes = {"visible": exchange.team.allows if exchange.team else None, "aliases": self._aliases}
         else:
-            notes = {"model": exchange.sent_as, "asked": exchange.model_asked, "defaults": self._defaults}
+            notes = {"asked": exchange.model_asked, "defaults": self._defaults}
         model, strict = self._model(exchange.model or ""), self._is_strict(exchange)
         return Context(model, exchange.body or {}, strict, exchange.rewrites, notes, self._redact)
 

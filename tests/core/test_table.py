@@ -106,6 +106,10 @@ def test_of_two_spellings_one_gives_way_in_whatever_order_they_come(source):
     assert sorted(rewrites) == ["drop:b", "rename:a>b"]
 
 
+def test_of_what_gives_way_nothing_else_is_told():
+    assert run(gives_way("b", rename("a", "b")), keep("b"), source={"a": 1, "b": 2}) == ({"b": 2}, ["drop:a"])
+
+
 def test_a_spelling_by_itself_gives_way_to_nothing():
     assert run(gives_way("a", keep("b")), source={"a": None, "b": 2}) == ({"b": 2}, [])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from proxy.core.charge import MOST_CHOICES, MOST_COMPLETION
 from proxy.core.endpoint import Cache, Endpoint, Meter, ModelFrom, Retry, Stream
 from proxy.core.errors import BadRequest, MissingParameter, UnsupportedParameter
 from proxy.core.json import Json
@@ -56,10 +57,6 @@ LOWEST_TOP_P = 1e-6
 
 LARGEST_SEED = 2**63 - 1
 """OpenAI API: seed is an int64."""
-
-MOST_TOKENS = 10_000_000
-"""More than any model's context holds: a number above it is a mistake."""
-
 
 _TEMPERATURE = number(0, 2)
 _TOP_P = number(0, 1)
@@ -230,14 +227,6 @@ def _objects(value: Any) -> str | None:
     return None if right else "an array of objects"
 
 
-def _send_model(out: Json, context: Context) -> None:
-    """`notes["model"]` is the name that dispatch has chosen, after aliases, defaults and fallbacks."""
-    if "model" in context.notes:
-        out["model"] = context.notes["model"]
-    elif "model" not in out:
-        raise MissingParameter("Missing required parameter: 'model'.", param="model")
-
-
 def _defaults(out: Json, context: Context) -> None:
     """`notes["defaults"]`: what the operator sets for requests that say nothing, in Mistral's names."""
     for name, value in context.notes.get("defaults", _NOTHING).items():
@@ -256,9 +245,9 @@ CHAT_REQUEST = Table(
     compute("messages", messages, "roles, content parts, tool ids and their order as Mistral takes them"),
     compute("temperature", _temperature, "above 1.5 it is sent as 1.5"),
     compute("top_p", _top_p, "0 is sent as a tiny value; with temperature 0 it is sent as 1"),
-    keep("n", integer(1, 128)),
-    rename("max_completion_tokens", "max_tokens", integer(1, MOST_TOKENS)),
-    gives_way("max_completion_tokens", keep("max_tokens", integer(1, MOST_TOKENS))),
+    keep("n", integer(1, MOST_CHOICES)),
+    rename("max_completion_tokens", "max_tokens", integer(1, MOST_COMPLETION)),
+    gives_way("max_completion_tokens", keep("max_tokens", integer(1, MOST_COMPLETION))),
     compute("seed", _seed, "a negative seed is taken modulo 2^31", to="random_seed"),
     keep("stop", text_or_texts),
     keep("presence_penalty", number(-2, 2)),
@@ -304,7 +293,7 @@ CHAT_REQUEST = Table(
     # Mistral's own.
     gives_way("seed", keep("random_seed", integer(0, LARGEST_SEED))),
     keep("safe_prompt", boolean),
-    keep("min_tokens", integer(0, MOST_TOKENS)),
+    keep("min_tokens", integer(0, MOST_COMPLETION)),
     keep("repetition_penalty", number()),
     keep("top_k", integer(-1, 2**31 - 1)),
     keep("guardrails", _objects),
@@ -312,11 +301,11 @@ CHAT_REQUEST = Table(
     drop("document_image_limit", "Mistral's API description does not know it", worse=True),
     drop("document_page_limit", "Mistral's API description does not know it", worse=True),
     *RESERVED,
-    then=(_send_model, _defaults, functions_as_tools, keep_allowed_tools, without_tools, _greedy),
+    then=(_defaults, functions_as_tools, keep_allowed_tools, without_tools, _greedy),
     required=("messages",),
 )
-"""Reads `context.notes["model"]` (str). Leaves in `context.notes`: "include_usage" (true) when the client wants a usage
-chunk, "functions" (true) when it speaks the older functions, "prefix" (str) when the answer repeats that text."""
+"""Leaves in `context.notes`: "include_usage" (true) when the client wants a usage chunk, "functions" (true) when it
+speaks the older functions, "prefix" (str) when the answer repeats that text."""
 
 MOST_VALUES = 1 << 20
 """Values in an answer. Log probabilities are the most of them: 100 for each token, with the 20 others that may be asked

@@ -26,6 +26,7 @@ from proxy.core.table import (
     integer,
     keep,
     mapping,
+    text,
     text_or_texts,
     values,
     verify,
@@ -52,10 +53,6 @@ _TOKENS = (
     "'input' must be text: token ids belong to OpenAI's tokenizer and mean nothing to this model. "
     "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False) sends text.)"
 )
-
-
-def _model(value: Any, context: Context, path: str) -> Any:
-    return context.notes.get("model") or value
 
 
 def _input(value: Any, context: Context, path: str) -> Any:
@@ -211,7 +208,7 @@ EMBEDDINGS = Endpoint(
     retry=Retry.SAFE,
     most_values=MOST_VALUES,
     request=Table(
-        compute("model", _model, "aliases of proxy.yaml and of the shipped list are resolved"),
+        keep("model", text, "aliases of proxy.yaml and of the shipped list are resolved"),
         compute("input", _input, f"text only; more than {MOST_AT_ONCE} texts are sent in several calls"),
         compute("encoding_format", _encoding, "base64 is packed by the proxy"),
         compute("dimensions", _dimensions, "refused for mistral-embed", to="output_dimension"),

@@ -12,7 +12,21 @@ from proxy.core.charge import MOST_CHOICES, MOST_COMPLETION
 from proxy.core.endpoint import Cache, Endpoint, Meter, ModelFrom, Retry, Stream
 from proxy.core.errors import BadRequest
 from proxy.core.json import Json
-from proxy.core.table import ABSENT, Context, Table, boolean, compute, drop, integer, keep, refuse, text, verify
+from proxy.core.table import (
+    ABSENT,
+    Context,
+    Table,
+    boolean,
+    compute,
+    drop,
+    gives_way,
+    integer,
+    keep,
+    refuse,
+    rename,
+    text,
+    verify,
+)
 from proxy.providers.openai.answer import chat_answer
 from proxy.providers.openai.messages import messages
 from proxy.providers.openai.routing import ROUTING
@@ -21,24 +35,6 @@ from proxy.providers.reserved import RESERVED
 
 LARGEST_SEED = 2**63 - 1
 """OpenAI API: seed is an int64. Mistral API: random_seed is at least 0."""
-
-
-def _max_tokens(value: Any, context: Context, path: str) -> Any:
-    """Of the two limits the newer one is reserved for: a server that obeyed the older one would go beyond it."""
-    verify(integer(1, MOST_COMPLETION), value, path)
-    if context.asked.get("max_completion_tokens") is None:
-        return value
-    context.report("drop", path)
-    return ABSENT
-
-
-def _random_seed(value: Any, context: Context, path: str) -> Any:
-    verify(integer(0, LARGEST_SEED), value, path)
-    if context.asked.get("seed") is None:
-        context.report("rename", f"{path}>seed")
-        return value
-    context.report("drop", path)
-    return ABSENT
 
 
 # The stream.
@@ -94,11 +90,12 @@ CHAT_REQUEST = Table(
     compute("messages", messages, "as they are, but for two things of Mistral's: prefix, and parts of thinking"),
     keep("n", integer(1, MOST_CHOICES)),
     keep("max_completion_tokens", integer(1, MOST_COMPLETION)),
-    compute("max_tokens", _max_tokens, "left out beside max_completion_tokens"),
+    # Of the two limits the newer one is reserved for: a server that obeyed the older one would go beyond it.
+    gives_way("max_completion_tokens", keep("max_tokens", integer(1, MOST_COMPLETION))),
     keep("stream", boolean),
     compute("stream_options", _stream_options, "usage is always asked for; a client that did not ask does not see it"),
     # Mistral's own.
-    compute("random_seed", _random_seed, "left out beside seed", to="seed"),
+    gives_way("seed", rename("random_seed", "seed", integer(0, LARGEST_SEED))),
     refuse("safe_prompt", _UNSAFE, unless=_asks_for_nothing),
     refuse("guardrails", _UNSAFE, unless=_asks_for_nothing),
     drop("prompt_mode", "Mistral's own; reasoning_effort replaces it", worse=True),
@@ -114,7 +111,7 @@ CHAT_REQUEST = Table(
     open=True,
 )
 """Reads `context.notes["defaults"]`: {"max_tokens": int, "temperature": float}, each of which may be missing. Leaves in
-`context.notes` "include_usage" (true) when the client wants the usage chunk. The model is set by dispatch."""
+`context.notes` "include_usage" (true) when the client wants the usage chunk."""
 
 MOST_VALUES = 1 << 20
 """Values in an answer. Log probabilities are the most of them: 100 for each token, with the 20 others that may be asked

@@ -39,7 +39,7 @@ BATCH: Batch = EMBEDDINGS.batch
 
 def translated(asked: dict[str, Any], *, model: Model = CODESTRAL, strict: bool = False) -> tuple[Any, Context]:
     asked = {"model": model.id, **asked}
-    context = Context(model=model, asked=asked, strict=strict, notes={"model": model.id, "asked": model.id})
+    context = Context(model=model, asked=asked, strict=strict, notes={"asked": model.id})
     return REQUEST.translate(asked, context), context
 
 
@@ -67,14 +67,6 @@ def answered(*vectors: list[Any], **more: Any) -> dict[str, Any]:
 def test_text_is_sent_and_numbers_are_asked_for(text, encoding):
     body, _ = translated({"input": text, "user": "u", **encoding})
     assert body == {"model": "codestral-embed", "input": text, "encoding_format": "float"}
-
-
-def test_the_model_that_was_decided_on_is_sent():
-    asked = {"model": "text-embedding-3-small", "input": "hi"}
-    assert (
-        REQUEST.translate(asked, Context(MISTRAL, asked, notes={"model": "mistral-embed"}))["model"] == "mistral-embed"
-    )
-    assert REQUEST.translate(asked, Context(MISTRAL, asked))["model"] == "text-embedding-3-small"
 
 
 @pytest.mark.parametrize(
