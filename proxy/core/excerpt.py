@@ -24,11 +24,6 @@ class Excerpts:
         """Of as many characters, the redacted ones; of a longer text fewer than that are looked at."""
         return self._redact.text(_beginning(text, most))
 
-    def field(self, name: str, text: str) -> tuple[str, str]:
-        """Of a field and its value, which is a secret where the name says so."""
-        shown: list[str] = self._redact.value((_beginning(name, _MOST_SHOWN), _beginning(text, _MOST_LOOKED_AT)))
-        return shown[0][:_MOST_SHOWN], shown[1][:_MOST_SHOWN]
-
 
 def _beginning(text: str, most: int) -> str:
     """Where a text is cut, the last word goes too: it could be half a secret, and marks that are shorter than what they

@@ -29,7 +29,6 @@ _GRAM: Final = _SHORTEST_SECRET
 
 _SHORTEST_TOKEN, _LONGEST_TOKEN = 16, 512
 _MOST_PASSES: Final = 8
-_DEEPEST: Final = 64
 _MOST_NESTED: Final = 3
 """JSON that is text in JSON, as the arguments of a tool are, and once more."""
 
@@ -56,7 +55,6 @@ class Redactor:
         try:
             checks: dict[str, Check] = {"none": len, "luhn": _card, "iban": partial(_iban, rules["iban_lengths"])}
             self._rules = [_Rule(row, checks) for row in rules["rules"]]
-            self._fields = frozenset(rules["fields"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"redaction rules: {error}") from None
         self._digests = frozenset(digests)
@@ -81,36 +79,6 @@ class Redactor:
     def knows(self, word: str) -> bool:
         """Whether a word is one of the secrets that this proxy knows, or holds one. Much quicker than `text`."""
         return _sha256(word) in self._digests or any(True for _ in self._known.spans(word))
-
-    def value(self, value: Any, depth: int = 0) -> Any:
-        """A copy of a log field's value with every text in it redacted, keys too. What stands behind the name
-        of a secret (`api_key`; in an object, or in a pair as headers are), and what lies deeper than 64 levels, becomes
-        `***`.
-        """
-        if isinstance(value, str):
-            return self.text(value)
-        if isinstance(value, bytes):
-            return self.text(value.decode(errors="replace"))
-        if not isinstance(value, (dict, list, tuple)):
-            return value
-        if depth == _DEEPEST:
-            return MARK
-        if isinstance(value, dict):
-            return {self._key(name): self._field(name, one, depth + 1) for name, one in value.items()}
-        if len(value) == 2 and self._is_secret(value[0]):
-            return [self._key(value[0]), MARK]
-        return [self.value(one, depth + 1) for one in value]
-
-    def _key(self, name: Any) -> Any:
-        return self.value(name) if isinstance(name, (str, bytes)) else name
-
-    def _field(self, name: Any, value: Any, depth: int) -> Any:
-        return MARK if value is not None and self._is_secret(name) else self.value(value, depth)
-
-    def _is_secret(self, name: Any) -> bool:
-        if isinstance(name, bytes):
-            name = name.decode(errors="replace")
-        return isinstance(name, str) and name.lower().replace("-", "_") in self._fields
 
     def _pass(self, text: str) -> str:
         if self._digests:

@@ -94,8 +94,6 @@ class Fallback:
         self, exchange: Exchange, stale: Stale, error: ProxyError, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """All has been tried, and what a model answered before is still there: a call of its own, that calls nobody."""
-        told = {**exchange.ids, "error_code": error.code}
-        self._log("warning", "stale_answer", model=stale.model, **told)
         exchange.turn_to(stale.model, *self._catalogue.place(stale.model))
         exchange.others = False
         exchange.cache, exchange.rescued, exchange.replay = "stale", error, stale.replay

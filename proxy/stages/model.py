@@ -55,11 +55,13 @@ class Model:
         exchange.model_asked = asked
         exchange.model = self._resolve(asked)
         provider, sent_as = self._place(exchange.model)
-        if provider not in self._providers or not is_name(sent_as):
-            # Never taken for a name of the main provider's: what is meant for another one must not get there.
+        # Never taken for a name of the main provider's: what is meant for another one must not get there.
+        if provider not in self._providers:
             raise ModelNotFound(
                 "The model's name begins with that of a provider, and there is none such.", param="model"
             )
+        if not is_name(sent_as):
+            raise ModelNotFound("Behind the provider's name there is no valid name of a model.", param="model")
         exchange.provider, exchange.sent_as = provider, sent_as
         if exchange.team and not exchange.team.allows(exchange.model):
             raise ModelNotAllowed(

@@ -34,6 +34,8 @@ class Replayed:
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         exchange = exchange_of(scope)
         if exchange.replay:
+            if exchange.rescued:
+                self._tell(exchange, exchange.rescued)
             return exchange.replay(exchange, receive, send)
         return self._or_rescue(exchange, scope, receive, send)
 
@@ -44,14 +46,11 @@ class Replayed:
             # Where there are other models, it is the fallback stage that knows when all has been tried.
             if not exchange.stale or not exchange.is_only or exchange.status is not None or not error.is_the_providers:
                 raise
-            exchange.rescued = error
-        if exchange.rescued:
-            await self._rescue(exchange, receive, send)
+            exchange.cache, exchange.rescued = "stale", error
+        if exchange.stale and exchange.rescued:
+            self._tell(exchange, exchange.rescued)
+            await exchange.stale.replay(exchange, receive, send)
 
-    async def _rescue(self, exchange: Exchange, receive: Receive, send: Send) -> None:
-        assert exchange.stale
-        assert exchange.rescued
-        exchange.cache = "stale"
-        told = {"model": exchange.model, "error_code": exchange.rescued.code}
-        self._log("warning", "stale_answer", **exchange.ids, **told)
-        await exchange.stale.replay(exchange, receive, send)
+    def _tell(self, exchange: Exchange, error: ProxyError) -> None:
+        """Whoever has decided it, this is where an old answer is given."""
+        self._log("warning", "stale_answer", **exchange.ids, model=exchange.model, error_code=error.code)

@@ -694,6 +694,8 @@ async def test_a_crowd_gets_what_is_old_after_one_call() -> None:
     found = await asyncio.gather(*tasks)
     assert {one.exchange.cache for one in found} == {"stale"}
     assert setting.calls == 2
+    assert [event for _, event, _ in setting.log.lines] == ["stale_answer"] * 20
+    assert {fields["request_id"] for _, _, fields in setting.log.lines} == {one.exchange.request_id for one in found}
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,15 @@ async def test_what_is_meant_for_another_provider_never_gets_to_the_main_one(nam
     assert found.provider == "mistral"  # nobody is called by what the client has made up, in metrics neither
 
 
+async def test_a_providers_name_alone_is_no_model_and_the_error_says_so() -> None:
+    catalogue = Catalogue(data.read("models.yaml"), providers=("mistral", "openai"))
+    stage = model.build(model.Config(), EMBEDDINGS, services(catalogue=catalogue))
+    assert stage
+    for name, reason in {"openai/": "Behind the provider's name", "opnai/x": "there is none such"}.items():
+        with pytest.raises(ModelNotFound, match=reason):
+            await call(stage(ok), exchange=exchange(body={"model": name}, team=EVERYTHING))
+
+
 async def test_a_model_is_found_at_its_provider() -> None:
     catalogue = Catalogue(data.read("models.yaml"), {"best": "openai/gpt-4o"}, providers=("mistral", "openai"))
     stage = model.build(model.Config(), EMBEDDINGS, services(catalogue=catalogue))
