@@ -60,11 +60,13 @@ class Recounting:
             await asyncio.wait([self._going_on])
 
     async def _go_on(self) -> None:
-        while self._left:
-            await self._sleep(AGAIN)
-            tried = set(self._left)
-            self._left -= tried - await self._attempt(tried, True)
-        self._going_on = None
+        try:
+            while self._left:
+                await self._sleep(AGAIN)
+                tried = set(self._left)
+                self._left -= tried - await self._attempt(tried, True)
+        finally:  # whatever it was, the next one that fails begins again
+            self._going_on = None
         self._log("info", "recounted")
 
     async def _attempt(self, counters: set[Counter], missed: bool) -> set[Counter]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -129,6 +130,26 @@ async def test_a_fault_of_ours_is_none_of_the_stores() -> None:
         await Recounting(Counted(red=ZeroDivisionError()), Log()).recount(
             [Counter("red", Unit.SPEND, DAY)], missed=False
         )
+
+
+async def test_what_goes_wrong_later_does_not_end_it_for_ever() -> None:
+    log, later, quotas = Log(), Later(), Counted(red=StoreGone())
+    recounting = Recounting(quotas, log, later)
+    counters = [Counter("red", Unit.SPEND, DAY)]
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    await recounting.recount(counters, missed=False)
+    quotas.wrong["red"] = ZeroDivisionError()
+    await asyncio.sleep(0)
+    await later.night()
+    quotas.wrong["red"] = StoreGone()
+    await recounting.recount(counters, missed=False)
+    quotas.wrong.clear()
+    await asyncio.sleep(0)
+    await later.night()
+    assert log.lines[-1] == ("info", "recounted", {})
+    gc.collect()
+    assert [type(one) for one in told] == [ZeroDivisionError]
 
 
 async def test_nothing_is_said_of_nothing() -> None:

@@ -158,19 +158,25 @@ class Answer:
     async def run_asgi(self, app: ASGIApp, scope: Scope) -> None:
         try:
             await app(scope, self.receive, self.send)
-            if not self.response_complete and not self.disconnected:
-                raise RuntimeError("the application ended without a whole answer")
+            if not (self.response_started or self.disconnected):
+                raise RuntimeError("the application ended without an answer")
+            if not (self.response_complete or self.disconnected):
+                _LOG.warning("An answer was cut off: of its rest there is none.")
         except BaseException as error:
             _LOG.error("Exception in ASGI application", exc_info=error)
             if not self.response_started:
                 await self.send(dict(_BROKEN))
                 await self.send({"type": "http.response.body", "body": _SORRY})
-            else:
-                if self._head:
-                    self._write(b"")
-                self.transport.close()
         finally:
+            if self.response_started and not (self.response_complete or self.disconnected):
+                self._cut_off()
             self.on_response = _nothing
+
+    def _cut_off(self) -> None:
+        """There is no more of it, and nobody is to take the half for the whole."""
+        if self._head:
+            self._write(b"")
+        self.transport.close()
 
     def send(self, message: Message) -> Awaitable[None]:
         """Raises RuntimeError for what is no answer, or not the one that its head has announced."""

@@ -47,9 +47,9 @@ class Breaker:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchange_of(scope)
         provider, rules = exchange.provider, self._rules[exchange.provider]
-        of_key = self._key_of(exchange)
+        paid_by = self._key_of(exchange)
         name = of_model(provider, self._model(exchange.model).id) if exchange.model else provider
-        key = self._circuits.at_once(of_key) or await self._circuits.enter(of_key, rules)
+        key = self._circuits.at_once(paid_by) or await self._circuits.enter(paid_by, rules)
         if not isinstance(key, Pass):
             raise _refused()
         try:

@@ -98,6 +98,24 @@ async def test_a_header_that_is_none_becomes_an_error(header: tuple[bytes, bytes
     assert b"x-b" not in wire.written
 
 
+@pytest.mark.parametrize(
+    ("messages", "logged"),
+    [
+        ((), ("ERROR", RuntimeError)),
+        ((ZeroDivisionError(),), ("ERROR", ZeroDivisionError)),
+        ((start(), ZeroDivisionError()), ("ERROR", ZeroDivisionError)),
+        ((start(),), ("WARNING", None)),  # whoever means to say no more of it has no other way
+        ((start(), body(b"a", more=True)), ("WARNING", None)),
+        ((start(), body()), None),
+    ],
+)
+async def test_what_is_no_whole_answer_is_logged(messages: Any, logged: Any, caplog: pytest.LogCaptureFixture) -> None:
+    wire = await sent(*messages)
+    found = [(one.levelname, one.exc_info and one.exc_info[0]) for one in caplog.records]
+    assert found == ([logged] if logged else [])
+    assert bool(logged) == wire.closed
+
+
 @pytest.mark.parametrize("other", [b"3", b"5"])
 async def test_two_lengths_are_none(other: bytes) -> None:
     wire = await sent(start((b"content-length", b"3"), (b"content-length", other)), body(b"abc"))
