@@ -79,7 +79,8 @@ class Stand(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True, repr=False, eq=False)
 class Exchange:
-    """Kept in the scope; each field has one writer, the stage named beside it.
+    """Kept in the scope. A field is written by those that are named above it: one stage, but for how an answer comes
+    about, which has more than one way. `turn_to` begins anew.
 
     Times are monotonic seconds. `request_id` may be the client's own, and come again; `call` is ours, and never
     does. `client` is who sent the request, as far as those in front of us can be believed, and `departure` tells when
@@ -90,8 +91,8 @@ class Exchange:
     is of those that were asked first, and failed, `others` whether there are more to turn to, `turned` whether this is
     not the first.
 
-    The request is the span `span_id` of the trace `trace_id`, within the client's `parent_id` if it said so; `failed`
-    tells of the model that was asked before.
+    The request is the span `span_id` of the trace `trace_id`, within the client's `parent_id` if it said so;
+    `span_before` tells of the model that was asked before.
 
     `cache` says what the cache did, `cache_key` is the digest of what it looked for, `age` how many seconds ago the
     answer was made and `saved` what it cost then, in nano-USD. `replay` answers without a call, `stale` does if the
@@ -152,7 +153,7 @@ class Exchange:
     turned: bool = False
 
     # trace
-    failed: Span | None = None
+    span_before: Span | None = None
 
     # context, translate and dispatch
     rewrites: dict[str, None] = field(default_factory=dict)
@@ -164,16 +165,18 @@ class Exchange:
     # cache
     understood: float | None = None
     waited: float = 0.0
-    cache: Outcome | None = None
-    cache_key: str | None = None
-    age: int | None = None
-    saved: int = 0
-    replay: Replay | None = None
     stale: Stale | None = None
     stays: Callable[[Callable[[], object]], bool] | None = None
     known: Known | None = None
 
-    # replay
+    # cache; player.py, of what it plays
+    cache_key: str | None = None
+    age: int | None = None
+    saved: int = 0
+
+    # cache, recall and player.py; replay and fallback, which turn to what is stale; quota, which refuses it
+    cache: Outcome | None = None
+    replay: Replay | None = None
     rescued: ProxyError | None = None
 
     # estimate
@@ -190,13 +193,12 @@ class Exchange:
     circuit: str | None = None
     attempt_failed: Callable[[], bool] | None = None
 
-    # dispatch; `end` is when the time of all of it is over
+    # dispatch, with calls.py; `end` is when the time of all of it is over, for whoever waits in the cache, too
     end: float | None = None
     called: float | None = None
     returned: float | None = None
     gaps: Gaps | None = None
     in_vain: tuple[Failed, ...] = ()
-    streamed: bool = False
     upstream: str | None = None
     attempts: int = 0
     sent: bool = False
@@ -204,12 +206,17 @@ class Exchange:
     lost: Charge | None = None
     answer_headers: Headers = field(default_factory=list)
     usage: Json | None = None
-    charge: Charge | None = None
     alone: Charge | None = None
-    client_gone: bool = False
     cancelled: bool = False
 
-    # rescue; dispatch, for an error after the first byte of a stream
+    # dispatch, or player.py in its place
+    streamed: bool = False
+    charge: Charge | None = None
+
+    # whoever was reading from it or writing to it: body, dispatch, cache with capture.py, player.py
+    client_gone: bool = False
+
+    # rescue; dispatch or player.py, for an error after the first byte of a stream
     error: ProxyError | None = None
 
     def __repr__(self) -> str:

@@ -105,8 +105,8 @@ class Asked:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchange_of(scope)
-        if exchange.failed:
-            self._tracer.record(exchange.failed)
+        if exchange.span_before:
+            self._tracer.record(exchange.span_before)
         if not exchange.sampled:
             await self._app(scope, receive, send)
             return
@@ -114,7 +114,7 @@ class Asked:
         try:
             await self._app(scope, receive, send)
         except ProxyError as error:
-            exchange.failed = self._author.part(exchange, self._endpoint, begun, error)
+            exchange.span_before = self._author.part(exchange, self._endpoint, begun, error)
             raise
 
 
