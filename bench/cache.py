@@ -121,7 +121,7 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 def _staged() -> ASGIApp:
     config = cache.Config.model_validate({"max_bytes": "1GB"})
-    answers = Answers(MemoryCache(config.bounds, config.max_entries, unix_milliseconds), b"secret")
+    answers = Answers(MemoryCache(config.bounds, unix_milliseconds), b"secret")
     made = services(answers=answers)
     place = cache.Place(("mistral", "https://api.mistral.ai"), 600.0)
     sources = cache.Sources(config, lambda row: {"mistral": row}, {"mistral": place})

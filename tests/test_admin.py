@@ -46,10 +46,10 @@ def settings(admins: tuple[str, ...] = (ADMIN, OTHER), mode: str = "deterministi
 
 
 async def filled() -> MemoryCache:
-    backend = MemoryCache(Bounds(3_600_000, 1 << 28, 1 << 20), 1_000, unix_milliseconds)
+    backend = MemoryCache(Bounds(3_600_000, 1 << 28, 1 << 20), unix_milliseconds)
     for number, scope in enumerate(TEAMS):
         entry = Entry(unix_milliseconds(), False, b"x" * 1000, 1, 2, 3)
-        await backend.keep(f"{scope}/{number:064x}", entry, Flight(0, lambda: 0.0), lead=False)
+        await backend.keep(f"{scope}/{number:064x}", entry, Flight(0, lambda: 0.0))
     return backend
 
 

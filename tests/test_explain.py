@@ -49,7 +49,7 @@ async def explain(app: Application, asked: dict[str, Any]) -> Answer:
 
 
 def kept() -> Answers:
-    return Answers(MemoryCache(Bounds(3_600_000, 1 << 28, 1 << 20), 1_000, unix_milliseconds), bytes(32))
+    return Answers(MemoryCache(Bounds(3_600_000, 1 << 28, 1 << 20), unix_milliseconds), bytes(32))
 
 
 async def test_without_admin_keys_it_is_not_there() -> None:

@@ -100,7 +100,7 @@ def stages_of(configs: Configs, row: Any, made: Services) -> list[Middleware | N
 
 
 async def test_an_endpoint_without_a_body_has_only_the_stages_that_it_needs() -> None:
-    answers = Answers(MemoryCache(cache.Config().bounds, 10, lambda: 0), b"secret")
+    answers = Answers(MemoryCache(cache.Config().bounds, lambda: 0), b"secret")
     made = services(catalogue=CATALOGUE, answers=answers, tracer=object())
     every = configs(fallbacks={"a": ["b"]})
 
@@ -121,7 +121,7 @@ async def test_an_endpoint_without_a_body_has_only_the_stages_that_it_needs() ->
 
 
 async def test_a_cache_that_is_off_is_no_stage() -> None:
-    answers = Answers(MemoryCache(cache.Config().bounds, 10, lambda: 0), b"secret")
+    answers = Answers(MemoryCache(cache.Config().bounds, lambda: 0), b"secret")
     made = services(catalogue=CATALOGUE, answers=answers)
     off = replace(configs(), cache=replace(configs().cache, config=cache.Config(mode="off")))
     built = [stages_of(each, CHAT, made) for each in (configs(), off)]

@@ -100,9 +100,8 @@ class Backend(Protocol):
         """What `look` would find now. Nobody leads for that, and nobody follows."""
         ...
 
-    async def keep(self, key: str, entry: Entry, flight: Flight, *, lead: bool) -> None:
-        """The flight has ended with this entry, which is to be kept unless it is too large. `lead`: it was looked for
-        before, and others may follow."""
+    async def keep(self, key: str, entry: Entry, flight: Flight) -> None:
+        """The flight has ended with this entry, which is to be kept unless it is too large."""
         ...
 
     def drop(self, key: str, flight: Flight) -> None:

@@ -122,7 +122,7 @@ class _Kept:
     async def would_find(self, key: str, since: int) -> Found:
         return await self._backend.would_find(key, since)
 
-    async def keep(self, key: str, entry: Entry, flight: Flight, *, lead: bool) -> None:
+    async def keep(self, key: str, entry: Entry, flight: Flight) -> None:
         """Nothing was answered."""
 
     def drop(self, key: str, flight: Flight) -> None:

@@ -21,7 +21,6 @@ PATIENCE: Final = 30.0
 """Seconds that a client waits which does not leave."""
 
 _TOO_MANY: Final = 429
-_QUOTA_CODES: Final = ("rate_limit_exceeded", "insufficient_quota")
 
 
 @dataclass(slots=True)

@@ -94,7 +94,7 @@ class Opener:
         """Whatever the mode is: a reload may change it."""
         settings, bounds = self.settings, self.settings.cache.bounds
         if not settings.store.shared:
-            return Answers(MemoryCache(bounds, bounds.most_entries, self.wall), secrets.token_bytes(32))
+            return Answers(MemoryCache(bounds, self.wall), secrets.token_bytes(32))
         from proxy.store.cache.redis import RedisCache
 
         secret = of_answers(self._pepper())

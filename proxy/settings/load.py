@@ -180,5 +180,5 @@ def _validate(data: Any, reader: Reader) -> Settings | None:
             if fault["input"] is not BROKEN:
                 # pydantic's "[key]" says that the name itself is wrong, not what it stands for.
                 where = fault["loc"][:-1] if fault["loc"][-1:] == ("[key]",) else fault["loc"]
-                reader.refuse(where, describe(where, fault["type"], fault.get("ctx", {})))
+                reader.refuse(where, describe(fault["type"], fault.get("ctx", {})))
     return None

@@ -92,8 +92,8 @@ _WORDS = {
 _NOT_VALID = "not a valid value"
 
 
-def describe(path: Path, kind: str, context: dict[str, Any]) -> str:
-    """The reason for one pydantic error, given where it is, its type and its `ctx`."""
+def describe(kind: str, context: dict[str, Any]) -> str:
+    """The reason for one pydantic error, given its type and its `ctx`."""
     if kind == "value_error" and not _is_ours(context["error"]):
         return _NOT_VALID
     words = _WORDS.get(kind, _NOT_VALID)

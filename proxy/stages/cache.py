@@ -354,7 +354,7 @@ class Cached:
     async def _settle(self, key: str, flight: Flight, *, keep: bool) -> None:
         try:
             if keep and flight.entry:
-                await self._backend.keep(key, flight.entry, flight, lead=True)
+                await self._backend.keep(key, flight.entry, flight)
             else:
                 self._backend.drop(key, flight)
         finally:

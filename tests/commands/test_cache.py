@@ -345,7 +345,7 @@ async def keep(server: RedisServer, secret: bytes) -> None:
     await backend.start()
     for number, team in enumerate(("research", "research", "research:0123456789ab", "support")):
         entry = Entry(wall(), False, b"x" * 1000, 1, 2, 3)
-        await backend.keep(f"{team}/{number:064x}", entry, Flight(0, time.monotonic), lead=False)
+        await backend.keep(f"{team}/{number:064x}", entry, Flight(0, time.monotonic))
     await backend.close()
 
 

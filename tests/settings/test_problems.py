@@ -73,7 +73,7 @@ def test_one_of():
     ],
 )
 def test_pydantic_in_plain_words(kind, context, reason):
-    assert describe(("a",), kind, context) == reason
+    assert describe(kind, context) == reason
 
 
 def test_a_library_does_not_choose_our_words():
@@ -84,8 +84,8 @@ def test_a_library_does_not_choose_our_words():
         Own.model_validate({"wait": "soon"})
     except ValueError as raised:
         ours = raised.errors()[0]  # type: ignore[attr-defined]
-    assert describe((), ours["type"], ours["ctx"]) == "expected a duration such as 250ms, 30s, 5m, 1h or 7d"
+    assert describe(ours["type"], ours["ctx"]) == "expected a duration such as 250ms, 30s, 5m, 1h or 7d"
 
     with pytest.raises(ValueError, match="sk-secret") as foreign:
         urlsplit("https://[sk-secret]")
-    assert describe((), "value_error", {"error": foreign.value}) == "not a valid value"
+    assert describe("value_error", {"error": foreign.value}) == "not a valid value"

@@ -71,7 +71,7 @@ class Setting:
 
     def __post_init__(self) -> None:
         config = cache.Config(**self.options)
-        self.backend: Any = MemoryCache(config.bounds, 1000, lambda: self.now, lambda seconds, do: NoTimer())
+        self.backend: Any = MemoryCache(config.bounds, lambda: self.now, lambda seconds, do: NoTimer())
         self.answers = Answers(self.backend, b"secret")
         self.build(config)
 
@@ -766,7 +766,7 @@ async def test_what_another_is_only_looking_for_may_be_too_old_for_this_one() ->
             return Found(Role.DONE if since <= old.created else Role.LEAD, old)
 
     setting = Setting(whole, now=1_000_000)
-    setting.answers = Answers(Slow(cache.Config().bounds, 10, lambda: setting.now, lambda s, do: NoTimer()), b"secret")
+    setting.answers = Answers(Slow(cache.Config().bounds, lambda: setting.now, lambda s, do: NoTimer()), b"secret")
     setting.build(cache.Config())
     any_age = asyncio.create_task(setting.ask())
     await turns()
@@ -794,7 +794,7 @@ async def test_what_was_found_for_one_is_there_for_all_who_joined_it() -> None:
         raise UpstreamFailed("x")
 
     setting = Setting(gated := Gated(fails), now=2 * HOUR)
-    setting.answers = Answers(Far(cache.Config().bounds, 10, lambda: setting.now, lambda s, do: NoTimer()), b"secret")
+    setting.answers = Answers(Far(cache.Config().bounds, lambda: setting.now, lambda s, do: NoTimer()), b"secret")
     setting.build(cache.Config())
     tasks = [asyncio.create_task(setting.ask()) for _ in range(10)]
     await turns()
@@ -826,7 +826,7 @@ async def test_a_backend_that_leads_nobody_is_no_trouble() -> None:
             await asyncio.sleep(0)
             return Found(Role.LEAD, None)
 
-        async def keep(self, key: str, entry: Entry, flight: Flight, *, lead: bool) -> None:
+        async def keep(self, key: str, entry: Entry, flight: Flight) -> None:
             pass
 
         def drop(self, key: str, flight: Flight) -> None:
@@ -852,7 +852,7 @@ async def test_an_answer_that_another_process_gets(answered: bool) -> None:
 
     setting = Setting(whole)
     bounds = cache.Config().bounds
-    setting.answers = Answers(Shared(bounds, 10, lambda: setting.now, lambda seconds, do: NoTimer()), b"secret")
+    setting.answers = Answers(Shared(bounds, lambda: setting.now, lambda seconds, do: NoTimer()), b"secret")
     setting.build(cache.Config())
     tasks = [asyncio.create_task(setting.ask()) for _ in range(5)]
     await turns()

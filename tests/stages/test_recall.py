@@ -35,7 +35,7 @@ class Setting:
 
     def __post_init__(self) -> None:
         config = cache.Config(**self.options)
-        self.backend = MemoryCache(config.bounds, 100, lambda: self.now, lambda seconds, do: NoTimer())
+        self.backend = MemoryCache(config.bounds, lambda: self.now, lambda seconds, do: NoTimer())
         self.build()
 
     def build(self) -> None:
@@ -60,7 +60,7 @@ class Setting:
 
     async def keep(self, body: bytes = b"kept") -> None:
         entry = Entry(self.now, False, body, 1, 2, 70, rewrites=("mend:x",))
-        await self.backend.keep(KEY, entry, Flight(1, lambda: 0.0), lead=True)
+        await self.backend.keep(KEY, entry, Flight(1, lambda: 0.0))
 
     async def ask(
         self, body: bytes = BODY, headers: Headers | None = None, team: str = "a", key: str = "1", **more: Any
@@ -183,7 +183,7 @@ async def test_a_size_is_known_for_as_long_as_a_body_of_it_is(monkeypatch: pytes
 
 async def test_where_it_has_no_place() -> None:
     config = cache.Config()
-    backend = MemoryCache(config.bounds, 100, lambda: 0, lambda seconds, do: NoTimer())
+    backend = MemoryCache(config.bounds, lambda: 0, lambda seconds, do: NoTimer())
     made = services(answers=Answers(backend, b"secret"))
     policy, player = config.policy(made.wall), Player("immediate", set(), made.wall)
     assert recall.build(policy, player, CHAT, made, ok, on=True)

@@ -68,7 +68,7 @@ async def opened(
 
 
 async def keep(cache: RedisCache, key: str, entry: Entry) -> None:
-    await cache.keep(key, entry, flight_of(), lead=False)
+    await cache.keep(key, entry, flight_of())
 
 
 async def found(cache: RedisCache, key: str) -> Entry | None:
@@ -179,7 +179,7 @@ class Worker:
         try:
             entry = await call(flight)
             flight.finish(entry, 33)
-            await self.cache.keep(key, entry, flight, lead=True)
+            await self.cache.keep(key, entry, flight)
             return entry.body
         except BaseException:
             flight.fail(None)

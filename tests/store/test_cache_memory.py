@@ -79,13 +79,11 @@ class Time:
 class Scene:
     def __init__(self, life: int = HOUR, most_bytes: int = 1 << 30, most_entry: int = 1 << 20, entries: int = 10**6):
         self.time = Time()
-        self.cache = MemoryCache(
-            Bounds(life, most_bytes, most_entry, entries), entries, lambda: self.time.wall, self.time.later
-        )
+        self.cache = MemoryCache(Bounds(life, most_bytes, most_entry, entries), lambda: self.time.wall, self.time.later)
 
     def keep(self, key: str, body: bytes = b"", created: int | None = None, **more: Any) -> Entry:
         kept = entry(self.time.wall if created is None else created, body, **more)
-        now(self.cache.keep(key, kept, FLIGHT, lead=True))
+        now(self.cache.keep(key, kept, FLIGHT))
         return kept
 
     def look(self, key: str, since: int = 0) -> Found:
@@ -364,8 +362,8 @@ def test_with_a_shorter_life_the_timer_comes_sooner() -> None:
 
 async def test_the_timer_is_the_loops() -> None:
     wall = BEGIN
-    cache = MemoryCache(Bounds(HOUR, 1 << 20, 1 << 10), 10, lambda: wall)
-    await cache.keep("red/1", entry(wall), FLIGHT, lead=True)
+    cache = MemoryCache(Bounds(HOUR, 1 << 20, 1 << 10), lambda: wall)
+    await cache.keep("red/1", entry(wall), FLIGHT)
     timer = cache._timer
     assert isinstance(timer, asyncio.TimerHandle)
     wait = timer.when() - asyncio.get_running_loop().time()
@@ -425,7 +423,7 @@ async def measured(n: int, bodies: tuple[int, ...], cadence: int, rewrites: int,
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        cache = MemoryCache(Bounds(HOUR, 1 << 40, 1 << 30), n, lambda: time.wall, time.later)
+        cache = MemoryCache(Bounds(HOUR, 1 << 40, 1 << 30, n), lambda: time.wall, time.later)
         for i in range(n + churn):
             time.wall += 1
             kept = Entry(
@@ -438,7 +436,7 @@ async def measured(n: int, bodies: tuple[int, ...], cadence: int, rewrites: int,
                 rewrites=tuple([f"drop:{i + j}" for j in range(rewrites)]),
                 cadence=packed([1_000 + i + j for j in range(cadence)]),
             )
-            await cache.keep(f"team:key/{i:064x}", kept, FLIGHT, lead=True)
+            await cache.keep(f"team:key/{i:064x}", kept, FLIGHT)
             cache.at_hand(f"team:key/{max(0, i - i % n):064x}")
         del kept
         gc.collect()
@@ -483,11 +481,11 @@ from proxy.store.cache.memory import MemoryCache
 
 async def main():
     flight, wall = Flight(0, lambda: 0.0), 1_800_000_000_000
-    cache = MemoryCache(Bounds(3_600_000, MOST, 1 << 20, 1 << 30), 1 << 30, lambda: wall)
+    cache = MemoryCache(Bounds(3_600_000, MOST, 1 << 20, 1 << 30), lambda: wall)
     rss, before, peak = psutil.Process().memory_info, psutil.Process().memory_info().rss, 0
     for n in range(1_000_000):
         wall += n % 3 == 0
-        await cache.keep("red/%d" % n, Entry(wall + 0, False, b"%d" % n, n, n + 1, n + 2), flight, lead=True)
+        await cache.keep("red/%d" % n, Entry(wall + 0, False, b"%d" % n, n, n + 1, n + 2), flight)
         if n % 4_096 == 0:
             peak = max(peak, rss().rss)
     stats = await cache.stats(None)
@@ -592,7 +590,7 @@ async def test_others_have_their_turn_and_may_change_everything() -> None:
         turns = 0
         while not task.done():
             await asyncio.sleep(0)
-            await scene.cache.keep(f"red/new{turns}", entry(BEGIN), FLIGHT, lead=True)
+            await scene.cache.keep(f"red/new{turns}", entry(BEGIN), FLIGHT)
             scene.cache._remove(scene.keys[-2 if len(scene.keys) > 1 else 0])
             turns += 1
         assert turns >= 4

@@ -57,7 +57,7 @@ async def all_of(flight: Flight) -> bytes:
 
 async def land(cache: RedisCache, flight: Flight, entry: Entry, key: str = KEY) -> None:
     flight.finish(entry, 33)
-    await cache.keep(key, entry, flight, lead=True)
+    await cache.keep(key, entry, flight)
 
 
 # It goes well.
@@ -147,7 +147,7 @@ async def test_who_follows_is_told_the_end_when_the_entry_is_there(server: Redis
             lead.finish(entry, 33)
             await asyncio.sleep(0.05)
             assert not flight.over
-            await one.keep(KEY, entry, lead, lead=True)
+            await one.keep(KEY, entry, lead)
             await eventually(lambda: there, "it has ended")
         assert there == [({KEY}, None)]
         assert flight.entry == entry
@@ -184,7 +184,7 @@ async def test_what_is_not_kept_is_for_those_who_wait_all_the_same(
             entry = entry_of(b"x" * 500, stream=streams)
             lead.finish(entry, 33)
             if kept:
-                await one.keep(KEY, entry, lead, lead=True)
+                await one.keep(KEY, entry, lead)
             else:
                 one.drop(KEY, lead)
             assert await got == b"x" * 500
@@ -196,7 +196,7 @@ async def test_what_is_not_kept_is_for_those_who_wait_all_the_same(
 async def test_what_is_stale_comes_to_who_follows(server: RedisServer) -> None:
     entry = entry_of(b"old")
     async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
-        await one.keep(KEY, entry, flight_of(), lead=False)
+        await one.keep(KEY, entry, flight_of())
         assert await one.look(KEY, entry.created + 1, flight_of()) == Found(Role.LEAD, entry)
         assert await other.look(KEY, entry.created + 1, flight_of()) == Found(Role.FOLLOW, entry)
 

@@ -78,10 +78,9 @@ class MemoryCache:
 
     near = True
 
-    def __init__(self, bounds: Bounds, most_entries: int, wall: Callable[[], int], later: Later = _by_the_loop) -> None:
+    def __init__(self, bounds: Bounds, wall: Callable[[], int], later: Later = _by_the_loop) -> None:
         self._bounds = bounds
         self._life = bounds.life
-        self._most_entries = most_entries
         self._wall = wall
         self._later = later
         self._timer: Timer | None = None
@@ -118,7 +117,7 @@ class MemoryCache:
         fresh = entry is not None and since <= entry.created <= self._wall() + SKEW
         return Found(Role.DONE if fresh else Role.LEAD, entry)
 
-    async def keep(self, key: str, entry: Entry, flight: Flight, *, lead: bool) -> None:
+    async def keep(self, key: str, entry: Entry, flight: Flight) -> None:
         bounds, size = self._bounds, size_of(key, entry)
         if entry.size > bounds.most_entry or size > bounds.most_bytes or entry.created + self._life <= self._wall():
             return
@@ -160,7 +159,6 @@ class MemoryCache:
         """What is here already may be larger than `most_entry`."""
         self._bounds = bounds
         self._life = bounds.life
-        self._most_entries = bounds.most_entries
         self._make_room()
         self._set_timer()
 
@@ -182,7 +180,7 @@ class MemoryCache:
 
     def _make_room(self) -> None:
         bounds, kept = self._bounds, self._kept
-        while self._bytes > bounds.most_bytes or len(kept) > self._most_entries:
+        while self._bytes > bounds.most_bytes or len(kept) > bounds.most_entries:
             if not self._expire(1):
                 assert self._oldest
                 self._remove(self._oldest)

@@ -174,9 +174,8 @@ class RedisCache:
             self._later(self._reject(key, data))
         return entry
 
-    async def keep(self, key: str, entry: Entry, flight: Flight, *, lead: bool) -> None:
-        leads = self._leads.of(flight) if lead else None
-        task = self._later(self._keep(key, entry, leads))
+    async def keep(self, key: str, entry: Entry, flight: Flight) -> None:
+        task = self._later(self._keep(key, entry, self._leads.of(flight)))
         if self._lines.questions.up:  # it is done whether somebody waits for it or not
             await asyncio.wait([task], timeout=self._timing.deadline)
 
