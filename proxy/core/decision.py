@@ -3,7 +3,7 @@
 auth="research";key="k-5f2a", quota="requests 60/minute";used=5;reserved=1;limit=60, cache=miss, breaker=closed,
 route="mistral/mistral-small-latest";attempts=2;causes="upstream_timeout", rewrites=1, own_us=312
 
-auth      the team, and the id of its key; refused, if there is none
+auth      the team, and the id of its key; admin, for one of theirs; none, for an error without a known key
 quota     the rule that is nearest to its end, or that has refused the request; money is in USD, as text
 cache     what the cache did, and how old the answer is
 breaker   the circuit of the model, as it was

@@ -18,7 +18,7 @@ from proxy.core.services import Middleware, Services
 _METHODS = b"GET, POST"
 _SECONDS = b"600"
 
-_EXPOSED = b", ".join(
+EXPOSED = b", ".join(
     [
         b"x-request-id", b"x-proxy-upstream", b"x-proxy-attempts", b"x-proxy-rewrites", b"x-proxy-simulated",
         b"x-proxy-decision", b"x-proxy-cache", b"x-proxy-cache-key", b"age",
@@ -87,7 +87,7 @@ class Cors:
 
 
 def _answer_headers(origin: bytes) -> Headers:
-    headers = [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", _EXPOSED)]
+    headers = [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", EXPOSED)]
     return headers if origin == b"*" else [*headers, (b"vary", b"origin")]
 
 
