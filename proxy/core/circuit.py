@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from math import ceil
 from types import MappingProxyType
 from typing import Final, Protocol
 
 import msgspec
 
-from proxy.core.errors import KEY_REFUSED, ProxyError, UpstreamRefusal, UpstreamUnknown
+from proxy.core.errors import KEY_REFUSED, CircuitOpen, ProxyError, UpstreamRefusal, UpstreamUnknown
 
 Log = Callable[..., None]
 
@@ -275,6 +276,13 @@ class Circuits:
 def of_model(provider: str, model: str) -> str:
     """The name of a model's circuit. `model` is the catalogue's id."""
     return model if model.startswith(f"{provider}/") else f"{provider}/{model}"
+
+
+def is_open(seconds: float) -> CircuitOpen:
+    """What a request is told that may not ask before so many have passed."""
+    return CircuitOpen(
+        "The provider keeps failing, so it is not asked at the moment. Try again later.", wait=ceil(seconds * 1000)
+    )
 
 
 def of_key(provider: str, owner: str | None) -> str:

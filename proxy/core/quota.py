@@ -48,6 +48,11 @@ WINDOWS: Final[Mapping[str, Window]] = MappingProxyType(
 )
 
 
+SLOT_WAIT: Final = 1_000
+"""Milliseconds after which to ask again for a slot: nobody knows when one comes back. The scripts for Redis say the
+same (store/lua/common.lua)."""
+
+
 @dataclass(frozen=True)
 class Counter:
     """What is counted together. A limit is no part of it, so that editing one never resets what was used.

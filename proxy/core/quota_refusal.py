@@ -7,13 +7,10 @@ from typing import Final
 
 from proxy.core.errors import InsufficientQuota, ProxyError, RateLimited
 from proxy.core.money import usd
-from proxy.core.quota import Claim, Rule, Standing, Unit
+from proxy.core.quota import SLOT_WAIT, Claim, Rule, Standing, Unit
 from proxy.core.rate_headers import span
 
 NEVER: Final = float("inf")
-
-SLOT_WAIT: Final = 1000
-"""Milliseconds after which a request that found no slot may try again: nobody knows when one will be free."""
 
 
 def refusal(team: str, rules: Sequence[Rule], claims: Sequence[Claim], standings: Sequence[Standing]) -> ProxyError:

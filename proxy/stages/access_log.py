@@ -154,7 +154,7 @@ class AccessLog:
             operation=route.operation if route else None,
             model=self._name(exchange.model),
             upstream=exchange.upstream and exchange.upstream.partition("/")[0],
-            status_code=_status(exchange),
+            status_code=exchange.status_told(),
             duration_ms=_ms(exchange.started, exchange.last_byte or self._clock()),
             first_byte_ms=None if exchange.first_byte is None else _ms(exchange.started, exchange.first_byte),
             stream=exchange.streamed,
@@ -241,11 +241,6 @@ def _said(line: bytes) -> Iterator[tuple[str, str]]:
 def _count(value: object) -> int | None:
     """A number of tokens, which comes from the upstream: only a plain one is logged."""
     return value if type(value) is int and 0 <= value < 1 << 53 else None
-
-
-def _status(exchange: Exchange) -> int | None:
-    # 499, as nginx writes it: the client left before there was an answer.
-    return 499 if exchange.client_gone and exchange.status is None else exchange.status
 
 
 def _level(exchange: Exchange, endpoint: str) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from math import ceil
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.core.circuit import Pass, Rules, State, of_key, of_model, verdict, verdict_on_key
+from proxy.core.circuit import Pass, Rules, State, is_open, of_key, of_model, verdict, verdict_on_key
 from proxy.core.endpoint import Endpoint
-from proxy.core.errors import KEY_REFUSED, SHOULD_RETRY, CircuitOpen, UpstreamFailed
+from proxy.core.errors import KEY_REFUSED, SHOULD_RETRY, UpstreamFailed
 from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.services import Middleware, Services
 
@@ -60,7 +59,7 @@ class Breaker:
                 model = await self._circuits.enter(name, rules)
                 exchange.circuit = self._circuits.state(name).value
             if not isinstance(model, Pass):
-                raise _open(model)
+                raise is_open(model)
         except BaseException:
             self._circuits.leave(key, rules, None)
             raise
@@ -89,10 +88,4 @@ def _refused() -> UpstreamFailed:
         code=KEY_REFUSED,
         billed=False,
         headers=[(SHOULD_RETRY, b"false")],
-    )
-
-
-def _open(seconds: float) -> CircuitOpen:
-    return CircuitOpen(
-        "The provider keeps failing, so it is not asked at the moment. Try again later.", wait=ceil(seconds * 1000)
     )

@@ -127,7 +127,7 @@ class Metrics:
 
     def _kind(self, exchange: Exchange, scope: Scope) -> _Kind:
         route = scope.get("route")
-        status = 499 if exchange.client_gone and exchange.status is None else exchange.status
+        status = exchange.status_told()
         team = exchange.team.name if exchange.team else ""
         key = (
             id(route), team, exchange.provider, exchange.model, status, exchange.streamed, exchange.cache,

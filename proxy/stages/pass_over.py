@@ -6,13 +6,11 @@ The breaker stage, which is inside quota and ledger, would find out too late.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.core.circuit import of_model
+from proxy.core.circuit import is_open, of_model
 from proxy.core.endpoint import Endpoint, ModelFrom
-from proxy.core.errors import CircuitOpen
 from proxy.core.exchange import exchange_of
 from proxy.core.services import Middleware, Services
 
@@ -39,8 +37,5 @@ class PassOver:
         if exchange.others and exchange.replay is None:
             seconds = self._circuits.left(of_model(exchange.provider, self._model(exchange.model or "").id))
             if seconds:
-                raise CircuitOpen(
-                    "The provider keeps failing, so it is not asked at the moment. Try again later.",
-                    wait=ceil(seconds * 1000),
-                )
+                raise is_open(seconds)
         await self._app(scope, receive, send)

@@ -7,12 +7,9 @@ from math import inf
 from typing import Any, Final, Protocol
 
 from proxy.core.calendar import Period
-from proxy.core.quota import Standing, Window
+from proxy.core.quota import SLOT_WAIT, Standing, Window
 
 FOREVER: Final = inf
-
-SLOT_WAIT: Final = 1_000
-"""Milliseconds after which to ask again for a slot: nobody knows when one comes back."""
 
 
 class Tally(Protocol):

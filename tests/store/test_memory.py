@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.calendar import Calendar
-from proxy.core.quota import WINDOWS, Claim, Counter, Standing, StoreGone, Unit, Verdict
+from proxy.core.quota import SLOT_WAIT, WINDOWS, Claim, Counter, Standing, StoreGone, Unit, Verdict
 from proxy.store.memory import SWEEP_EVERY, MemoryStore
-from proxy.store.tally import SLOT_WAIT
 from tests.store import oracle
 from tests.store.oracle import BEGIN, COUNTERS, ZONE, Past, machine
 
