@@ -26,6 +26,7 @@ class Capture:
         self._exchange = exchange
         self._send = send
         self._wall = wall
+        self._began = wall()
         self._reported = len(exchange.rewrites)
         self._queue: deque[Message] = deque()
         self._queued = 0
@@ -82,6 +83,7 @@ class Capture:
                 cost=charge.cost,
                 rewrites=tuple(exchange.rewrites)[self._reported :],
                 cadence=packed(flight.cadence),
+                began=self._began,
             )
         flight.finish(entry, charge.cost or 0)
 

@@ -101,7 +101,8 @@ class Backend(Protocol):
         ...
 
     async def keep(self, key: str, entry: Entry, flight: Flight) -> None:
-        """The flight has ended with this entry, which is to be kept unless it is too large."""
+        """The flight has ended with this entry, which is to be kept, unless it is too large or there is one that was
+        asked for later, or the entries of its team were deleted since it was asked for."""
         ...
 
     def drop(self, key: str, flight: Flight) -> None:
@@ -109,7 +110,8 @@ class Backend(Protocol):
         ...
 
     async def delete(self, team: str | None) -> int:
-        """Forget what is kept for a team, or for everybody. How many entries that were. Raises CacheGone."""
+        """Forget what is kept for a team, or for everybody, and what is under way to be kept. How many entries there
+        were. Raises CacheGone."""
         ...
 
     async def stats(self, team: str | None) -> Stats:

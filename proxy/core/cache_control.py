@@ -36,12 +36,14 @@ def wishes(head: Head) -> Wishes:
 
 
 def _read(value: bytes) -> Wishes:
-    found = {match[1].lower(): match[2] or match[3] or b"" for match in _DIRECTIVE.finditer(value)}
+    found = [(match[1].lower(), match[2] or match[3] or b"") for match in _DIRECTIVE.finditer(value)]
+    names = {name for name, _ in found}
     return Wishes(
-        no_store=b"no-store" in found,
-        no_cache=b"no-cache" in found,
-        only_if_cached=b"only-if-cached" in found,
-        max_age=_seconds(found[b"max-age"]) if b"max-age" in found else None,
+        no_store=b"no-store" in names,
+        no_cache=b"no-cache" in names,
+        only_if_cached=b"only-if-cached" in names,
+        # Of several the strictest: whoever says two things gets nothing older than either.
+        max_age=min((_seconds(text) for name, text in found if name == b"max-age"), default=None),
     )
 
 

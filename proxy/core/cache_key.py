@@ -4,9 +4,10 @@ A key is a keyed digest of everything that bears on the answer: who may share it
 asked, the whole request as the provider would get it, and how its answer is translated back. A field that nobody has
 thought of is in it; only those that a row of the endpoint names as inert are not.
 
-What is written differently and means the same has the same key: the order of an object's members, white space, and how
-a number is spelled (1, 1.0, 1e0). The one exception are JSON schemas (`parameters` of a tool, `schema` of a response
-format): models write the members of their answer in the order in which a schema has them.
+What is written differently and means the same has the same key: the order of an object's members, white space, how a
+number is spelled (1, 1.0, 1e0), and what is said by saying nothing. The one exception are JSON schemas (`parameters` of
+a tool, `schema` of a response format): models write the members of their answer in the order in which a schema has
+them. A field that goes to the provider without a row of ours may hold one anywhere: there all order counts.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ EVERYBODY: Final = "*"
 ORDERED: Final = frozenset(("parameters", "schema"))
 """Members whose value is a JSON schema."""
 
+UNSAID: Final[Json] = {"stream": False, "n": 1}
+"""Fields and the value that they have where a request says nothing of them, in every API that is spoken here."""
+
 _NOT_OF_THE_ANSWER: Final = frozenset(("model", "asked", "defaults"))
 """Notes of a translation that are in the request by then, or concern the list of models."""
 
@@ -47,27 +51,45 @@ _with_plain_numbers: Final = msgspec.json.Decoder(float_hook=_number).decode
 
 class Keys:
     """Of one endpoint at one provider. `secret` keys the digest, so that whoever sees a key can try no request on it;
-    `place` is where the provider is asked, `inert` the fields of its request that do not bear on the answer."""
+    `place` is where the provider is asked, `inert` the fields of its request that do not bear on the answer; `known`
+    are those that are understood, if others are sent, too."""
 
-    def __init__(self, secret: bytes, operation: str, place: Sequence[str], inert: Collection[str]) -> None:
-        known = _sorted([FORMAT, __version__, operation, *place])
-        self._begun = blake2b(b"%d:%b" % (len(known), known), digest_size=32, key=secret, person=b"cache key")
+    def __init__(
+        self,
+        secret: bytes,
+        operation: str,
+        place: Sequence[str],
+        inert: Collection[str],
+        known: Collection[str] | None = None,
+    ) -> None:
+        where = _sorted([FORMAT, __version__, operation, *place])
+        self._begun = blake2b(b"%d:%b" % (len(where), where), digest_size=32, key=secret, person=b"cache key")
         self._inert = frozenset(inert)
+        self._known = None if known is None else frozenset(known)
 
     def key(self, scope: str, body: Json, context: Context) -> str:
         """`scope` is who may share the answer; it comes of who is asking, never of the request."""
         notes = {name: value for name, value in context.notes.items() if name not in _NOT_OF_THE_ANSWER}
         digest = self._begun.copy()
         digest.update(_sorted([scope, context.strict, notes]))
-        digest.update(canonical(body, self._inert))
+        digest.update(canonical(body, self._inert, self._known))
         return f"{scope}/{digest.hexdigest()}"
 
 
-def canonical(body: Json, inert: frozenset[str] = frozenset()) -> bytes:
-    """The one way in which this object is written, without its `inert` members."""
-    if not inert.isdisjoint(body):
-        body = {name: value for name, value in body.items() if name not in inert}
+def canonical(body: Json, inert: frozenset[str] = frozenset(), known: frozenset[str] | None = None) -> bytes:
+    """The one way in which this object is written, without its `inert` members. Of those that are not `known` the order
+    of all that is in them counts."""
+    unsaid = [name for name, value in UNSAID.items() if name in body and _is(body[name], value)]
+    if unsaid or not inert.isdisjoint(body):
+        body = {name: value for name, value in body.items() if name not in inert and name not in unsaid}
+    if known is not None and not known.issuperset(body):
+        body = {name: value if name in known else _schema(value) for name, value in body.items()}
     return _sorted(_plain(body) if _is_special(body) else body)
+
+
+def _is(value: Any, other: Any) -> bool:
+    """As JSON has it: true is not 1."""
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
 
 
 def _is_special(value: Any) -> bool:

@@ -12,6 +12,9 @@ from proxy.core.cache_key import EVERYBODY
 from proxy.core.entry import Entry
 from proxy.core.exchange import Exchange
 
+NEVER: Final = 1 << 62
+"""Unix milliseconds at which nothing has been made yet."""
+
 Scope = Literal["team", "key", "global"]
 """Who may be given an answer that another request has paid."""
 
@@ -31,12 +34,12 @@ class Policy:
         return _SHARERS[self.scope](exchange)
 
     def since(self, wishes: Wishes) -> int:
-        """Nothing that is older is fresh (Unix milliseconds)."""
-        return self.wall() - self._most(self.ttl, wishes)
+        """Nothing that is older is fresh (Unix milliseconds). What is no older than 0 seconds is what is made now: what
+        was kept within this very millisecond, or by a clock that is ahead, is not."""
+        return NEVER if wishes.max_age == 0 else self.wall() - self._most(self.ttl, wishes)
 
     def is_fresh(self, entry: Entry, wishes: Wishes) -> bool:
-        now = self.wall()
-        return now - self._most(self.ttl, wishes) <= entry.created <= now + SKEW
+        return self.since(wishes) <= entry.created <= self.wall() + SKEW
 
     def is_better_than_nothing(self, entry: Entry, wishes: Wishes) -> bool:
         return entry.created > self.wall() - self._most(self.stale, wishes)

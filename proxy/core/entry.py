@@ -25,7 +25,9 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     """`body` is what the client was sent, byte for byte. `created` is when it was complete, in Unix milliseconds.
     `prompt` and `completion` are the tokens that it took, `cost` what was paid for it (nano-USD, None: not known):
     what everybody saves who is answered with it. `rewrites` were reported with it and not before it. `cadence` is,
-    for a stream, pairs of numbers: after so many milliseconds came so many bytes."""
+    for a stream, pairs of numbers: after so many milliseconds came so many bytes. `began` is when it was asked for, in
+    Unix milliseconds: of two answers the one that was asked for later is the newer. (Lua reads the first number and the
+    last.)"""
 
     created: int
     stream: bool
@@ -35,6 +37,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     cost: int | None
     rewrites: tuple[str, ...] = ()
     cadence: bytes = b""
+    began: int = 0
 
     @property
     def size(self) -> int:

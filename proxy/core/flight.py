@@ -90,6 +90,11 @@ class Flight:
 
     # Whoever makes the call.
 
+    def begins(self) -> None:
+        """Nothing was found: the call is made."""
+        self.called = True
+        self._tell()
+
     def add(self, data: bytes) -> None:
         """A piece of a stream has come."""
         self.size += len(data)
@@ -139,6 +144,11 @@ class Flight:
             if not self.followers and self._leave and not self.over:
                 leave, self._leave = self._leave, None
                 leave()
+
+    async def looked_for(self) -> None:
+        """Until it is called, or over."""
+        while not self.called and not self.over:
+            await self._wait()
 
     async def begun(self) -> None:
         """Until there is something to send: the first piece of a stream, or the whole answer. Raises Lost."""

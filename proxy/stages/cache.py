@@ -118,7 +118,8 @@ _EXACT: Final = Cache.EXACT
 
 def _provider(name: str, row: Endpoint, sources: Sources, secret: bytes) -> _Provider:
     place = sources.places[name]
-    keys = Keys(secret, row.operation, (name, *place.address), row.inert)
+    known = row.request.rows if row.request and row.request.open else None
+    keys = Keys(secret, row.operation, (name, *place.address), row.inert, known)
     return _Provider(keys, Deadlines.together(place.total), partial(_is_kept, row, sources.config.mode == "all"))
 
 
@@ -203,6 +204,8 @@ class Cached:
     async def _answered(self, search: _Search, scope: Scope, receive: Receive, send: Send) -> bool:
         """False: what this had joined has ended without an answer, and it may look again."""
         exchange, entry = search.exchange, self._at_hand(search)
+        if entry is None and await self._looked_for(search):
+            return False
         flight = None if entry else self._joinable(search)
         if entry is None and flight is None:
             entry, flight, leads = await self._look(search)
@@ -215,11 +218,11 @@ class Cached:
             return True
         assert flight
         with flight.follow():
-            under_way = flight.called and not flight.over
+            was_over = flight.over
             if not await self._begun(search, flight):
                 return exchange.client_gone
-            if exchange.replay is None:
-                exchange.cache = "joined" if under_way else "hit"
+            if exchange.replay is None:  # somebody may have been looking only, and have found nothing
+                exchange.cache = "joined" if flight.called and not was_over else "hit"
                 exchange.replay = self._player.joined(flight, search.key, search.patience)
             await self._app(scope, receive, send)
         return True
@@ -241,21 +244,29 @@ class Cached:
         if entry and exchange.stale is None and self._policy.is_better_than_nothing(entry, search.wishes):
             exchange.stale = Stale(exchange.model or "", self._player.kept(entry, search.key))
 
+    async def _looked_for(self, search: _Search) -> bool:
+        """What somebody else is only looking for may be older than this request wants, but if nothing is found, it is
+        asked at this moment. Whether that had to be waited for."""
+        flight = self._flights.get(search.key)
+        if flight is None or flight.called or flight.over or search.wishes.max_age is None:
+            return False
+        await flight.looked_for()
+        return True
+
     def _joinable(self, search: _Search) -> Flight | None:
         flight, wishes = self._flights.get(search.key), search.wishes
         if not flight or not flight.open or wishes.no_cache or wishes.only_if_cached or search.lost >= LOSSES:
             return None
-        # What is only being looked for may be older than this one wants.
-        return flight if flight.called or wishes.max_age is None else None
+        return flight
 
     async def _look(self, search: _Search) -> tuple[Entry | None, Flight | None, bool]:
         """A fresh entry, or a flight and whether it is this request's own."""
         key, flights, wishes = search.key, self._flights, search.wishes
-        if wishes.only_if_cached and wishes.no_cache:
-            raise _absent()
+        if wishes.only_if_cached:
+            return await self._only_looked(search), None, False
         flight = Flight(self._most, self._clock)
         if wishes.no_cache or search.lost >= LOSSES:
-            flight.called = True
+            flight.begins()
             return None, flight, True
         flights[key] = flight  # from now on others of this process wait for what comes of this
         try:
@@ -268,15 +279,20 @@ class Cached:
             flight.finish(found.entry, found.entry.cost or 0)
             self._forget(key, flight)
             return found.entry, None, False
-        if wishes.only_if_cached:
-            self._give_up(key, flight)
-            raise _absent()
         flight.stale = found.entry
         self._remember(search, found.entry)
-        flight.called = True
+        flight.begins()
         if found.role is Role.FOLLOW:
             flight.at_end(partial(self._forget, key, flight))
         return None, flight, found.role is Role.LEAD
+
+    async def _only_looked(self, search: _Search) -> Entry:
+        """For whoever makes no call: nobody is to wait for what comes of this."""
+        if not search.wishes.no_cache:
+            found = await self._backend.would_find(search.key, self._policy.since(search.wishes))
+            if found.role is Role.DONE and found.entry:
+                return found.entry
+        raise _absent()
 
     def _give_up(self, key: str, flight: Flight) -> None:
         """What was only being looked for is not asked."""
@@ -354,6 +370,8 @@ class Cached:
     async def _settle(self, key: str, flight: Flight, *, keep: bool) -> None:
         try:
             if keep and flight.entry:
+                if (other := self._flights.get(key)) not in (None, flight):
+                    other.spoiled = True  # there is a newer answer: nobody joins that one any more
                 await self._backend.keep(key, flight.entry, flight)
             else:
                 self._backend.drop(key, flight)

@@ -23,6 +23,8 @@ def of(*values: str) -> Wishes:
         (("only-if-cached, max-age=60",), Wishes(only_if_cached=True, max_age=60)),
         (("no-cache", "no-store"), Wishes(no_store=True, no_cache=True)),
         (("max-age=0",), Wishes(max_age=0)),
+        (("max-age=5, max-age=60",), Wishes(max_age=5)),
+        (("max-age=60, max-age=5", "max-age=soon"), Wishes(max_age=0)),
         (('max-age="60"',), Wishes(max_age=60)),
         (("max-age=99999999999999999999",), Wishes(max_age=2**31)),
         (("max-age",), Wishes(max_age=0)),

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from proxy.core import cache_key
-from proxy.core.cache_key import EVERYBODY, ORDERED, Keys, canonical, team_of
+from proxy.core.cache_key import EVERYBODY, ORDERED, UNSAID, Keys, canonical, team_of
 from proxy.core.json import Json
 from proxy.core.model import Model
 from proxy.core.strict_json import parse
@@ -69,7 +69,9 @@ def meaning(value: Any, *, ordered: bool = False) -> Any:
 
 
 def without_inert(body: Json) -> Json:
-    return {name: value for name, value in body.items() if name not in INERT}
+    """And without what is said by saying nothing."""
+    unsaid = {name for name, value in UNSAID.items() if name in body and meaning(body[name]) == meaning(value)}
+    return {name: value for name, value in body.items() if name not in INERT | unsaid}
 
 
 @settings(max_examples=500)
@@ -272,6 +274,27 @@ def test_the_order_in_a_schema_matters(name: str) -> None:
     keys.add(key({"tools": [{"function": {"name": "f", name: other}}]}))
     assert len(keys) == 3
     assert key({"elsewhere": {"b": 1, "a": 2}}) == key({"elsewhere": {"a": 2, "b": 1}})
+
+
+@pytest.mark.parametrize("said", [{"stream": False}, {"n": 1}, {"n": 1.0}, {"n": 1, "stream": False}])
+def test_what_is_said_by_saying_nothing_makes_no_difference(said: Json) -> None:
+    assert canonical({"a": 2} | said) == canonical({"a": 2})
+
+
+@pytest.mark.parametrize("said", [{"stream": True}, {"stream": 0}, {"n": 2}, {"n": True}, {"n": "1"}, {"in": {"n": 1}}])
+def test_and_what_says_something_does(said: Json) -> None:
+    assert canonical({"a": 2} | said) != canonical({"a": 2})
+
+
+def test_where_no_row_says_what_a_field_is_all_order_in_it_counts() -> None:
+    """It goes to a provider as it is written, and may have a schema anywhere."""
+    one, other = {"json": {"b": 1, "a": {"y": 1.0, "x": 2}}}, {"json": {"a": {"x": 2, "y": 1}, "b": 1}}
+    for known, same in ((None, True), (frozenset({"guided"}), True), (frozenset({"other"}), False)):
+        found = [canonical({"guided": each, "temperature": 0}, frozenset(), known) for each in (one, other)]
+        assert (found[0] == found[1]) is same
+    respelled = {"json": {"b": 1.0, "a": {"y": 1, "x": 2e0}}}
+    none = frozenset({"none"})
+    assert canonical({"x": 1, "guided": respelled}, known=none) == canonical({"guided": one, "x": 1.0}, known=none)
 
 
 def test_only_at_the_top_is_a_member_inert() -> None:

@@ -179,6 +179,8 @@ async def test_the_second_time_nobody_is_asked(play: Provider) -> None:
         (OPENAI_CHAT, "deterministic", {"web_search_options": {"a": 1}}, False),
         (OPENAI_CHAT, "deterministic", {"web_search_options": {}}, False),
         (OPENAI_CHAT, "deterministic", {"web_search_options": None}, True),
+        (OPENAI_CHAT, "deterministic", {"search_parameters": {"mode": "auto"}}, False),
+        (OPENAI_CHAT, "deterministic", {"plugins": [{"id": "web"}]}, False),
     ],
 )
 async def test_what_may_be_kept(row: Any, mode: str, fields: dict[str, Any], kept: bool) -> None:
@@ -776,6 +778,127 @@ async def test_what_another_is_only_looking_for_may_be_too_old_for_this_one() ->
     assert ((await any_age).body, (await another).body) == (b"old", b"old")
     assert (await another).exchange.age == 1_000
     assert (await young).body != b"old"
+
+
+async def test_a_crowd_that_wants_nothing_old_makes_one_call_too() -> None:
+    """In a Redis a look takes its time."""
+
+    class Slow(MemoryCache):
+        async def look(self, key: str, since: int, flight: Flight) -> Found:
+            await turns()
+            return await super().look(key, since, flight)
+
+    setting = Setting(gated := Gated(whole))
+    setting.answers = Answers(Slow(cache.Config().bounds, lambda: setting.now, lambda s, do: NoTimer()), b"secret")
+    setting.build(cache.Config())
+    controls = ["max-age=60", "", "max-age=0", "max-age=5", ""] * 4
+    tasks = [asyncio.create_task(setting.ask(control=control)) for control in controls]
+    await turns(100)
+    gated.gate.set()
+    found = await asyncio.gather(*tasks)
+    assert setting.calls == 1
+    assert sorted(str(one.exchange.cache) for one in found) == ["joined"] * 19 + ["miss"]
+
+
+@pytest.mark.parametrize("play", [whole, streamed])
+async def test_who_makes_no_call_breaks_up_no_crowd(play: Provider) -> None:
+    setting = Setting(gated := Gated(play))
+    tasks = [asyncio.create_task(setting.ask())]
+    await turns()
+    for _ in range(5):
+        assert isinstance(await setting.error(control="only-if-cached"), NotInCache)
+        tasks.append(asyncio.create_task(setting.ask()))
+        await turns()
+    gated.gate.set()
+    found = await asyncio.gather(*tasks)
+    assert setting.calls == 1
+    assert [one.exchange.cache for one in found] == ["miss"] + ["joined"] * 5
+
+
+class Numbered:
+    """Each call has a gate of its own, and says which it was."""
+
+    def __init__(self) -> None:
+        self.gates: list[asyncio.Event] = []
+
+    async def __call__(self, about: Exchange, send: Send) -> None:
+        number = len(self.gates)
+        self.gates.append(asyncio.Event())
+        await self.gates[number].wait()
+        metered(about)
+        await send_json(send, b"%d" % number)
+
+
+@pytest.mark.parametrize("first", ["", "no-cache"])
+async def test_an_older_call_does_not_take_the_place_of_a_newer_one(first: str) -> None:
+    setting = Setting(numbered := Numbered())
+    older = asyncio.create_task(setting.ask(control=first))
+    await turns()
+    setting.now += 10
+    newer = asyncio.create_task(setting.ask(control="" if first else "no-cache"))
+    await turns()
+    setting.now += 10
+    numbered.gates[1].set()
+    assert (await newer).body == b"1"
+    between = await setting.ask()  # it neither joins the older one nor waits for it
+    assert (between.body, between.exchange.cache) == (b"1", "hit")
+    setting.now += 10
+    numbered.gates[0].set()
+    assert (await older).body == b"0"
+    after = await setting.ask()
+    assert (after.body, after.exchange.cache, after.exchange.age) == (b"1", "hit", 0)
+    assert setting.calls == 2
+
+
+async def test_nobody_joins_a_call_that_is_older_than_what_is_kept() -> None:
+    """Where what is kept has to be asked for, whoever joins does not ask."""
+
+    class Far(MemoryCache):
+        def at_hand(self, key: str) -> Entry | None:
+            return None
+
+        async def look(self, key: str, since: int, flight: Flight) -> Found:
+            return self._found(self.peek(key), since)
+
+    setting = Setting(numbered := Numbered())
+    setting.answers = Answers(Far(cache.Config().bounds, lambda: setting.now, lambda s, do: NoTimer()), b"secret")
+    setting.build(cache.Config())
+    older = asyncio.create_task(setting.ask())
+    await turns()
+    setting.now += 10
+    newer = asyncio.create_task(setting.ask(control="no-cache"))
+    await turns()
+    numbered.gates[1].set()
+    await newer
+    assert (await setting.ask()).body == b"1"
+    numbered.gates[0].set()
+    assert (await older).body == b"0"
+    assert (await setting.ask()).body == b"1"
+    assert not setting.answers.flights
+
+
+async def test_a_call_from_before_everything_was_deleted_is_not_kept() -> None:
+    setting = Setting(numbered := Numbered())
+    begun = asyncio.create_task(setting.ask())
+    await turns()
+    setting.now += 10
+    assert await setting.backend.delete("a") == 0
+    numbered.gates[0].set()
+    assert (await begun).exchange.cache == "miss"
+    setting.now += 10
+    again = asyncio.create_task(setting.ask())
+    await turns()
+    numbered.gates[1].set()
+    assert (await again).exchange.cache == "miss"
+    assert (await setting.ask()).body == b"1"
+
+
+async def test_no_older_than_nothing_is_made_now() -> None:
+    setting = Setting(whole)
+    await setting.ask()
+    assert (await setting.ask(control="max-age=0")).exchange.cache == "miss"  # within the same millisecond
+    assert (await setting.ask(control="max-age=1")).exchange.cache == "hit"
+    assert setting.calls == 2
 
 
 async def test_what_was_found_for_one_is_there_for_all_who_joined_it() -> None:

@@ -360,6 +360,33 @@ def test_with_a_shorter_life_the_timer_comes_sooner() -> None:
     assert scene.keys == []
 
 
+def test_what_was_asked_for_later_stays() -> None:
+    scene = Scene()
+    scene.keep("red/1", b"newer", began=BEGIN)
+    scene.keep("red/1", b"older", began=BEGIN - 1)
+    assert scene.cache.at_hand("red/1").body == b"newer"  # type: ignore[union-attr]
+    for body, began in (
+        (b"at the same time", 0),
+        (b"newest", 1),
+        (b"of a clock that is ahead", 60_000),
+        (b"of ours", 2),
+    ):
+        scene.keep("red/1", body, began=BEGIN + began)
+        assert scene.cache.at_hand("red/1").body == body  # type: ignore[union-attr]
+    assert len(scene.keys) == 1
+
+
+@pytest.mark.parametrize("team", ["red", None])
+def test_what_was_under_way_when_a_team_was_forgotten_is_not_kept(team: str | None) -> None:
+    scene = Scene()
+    now(scene.cache.delete(team))
+    for key in ("red/1", "red:key/1", "blue/1"):
+        scene.keep(key, began=BEGIN)
+    assert scene.keys == ([] if team is None else ["blue/1"])
+    scene.keep("red/1", began=BEGIN + 1)
+    assert "red/1" in scene.keys
+
+
 async def test_the_timer_is_the_loops() -> None:
     wall = BEGIN
     cache = MemoryCache(Bounds(HOUR, 1 << 20, 1 << 10), lambda: wall)

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from msgspec.structs import replace as replace_entry
 
 from proxy.core.cache import Bounds, Found, Role, Stats, Verified
-from proxy.core.entry import Sealer
+from proxy.core.entry import Entry, Sealer
 from proxy.store.cache.redis import AROUND, PREFIX, RedisCache
 from tests.redis_server import RedisServer, eventually
 from tests.store.cache_redis_parts import (
@@ -299,6 +300,45 @@ async def test_a_team_is_forgotten_and_no_other(server: RedisServer, books: Book
         assert await cache.delete(None) == 6
         assert not books.keys
         assert books.total == 0
+
+
+def asked(began: int, body: bytes) -> Entry:
+    return replace_entry(ENTRY, body=body, began=began)
+
+
+@pytest.mark.parametrize("lease", [False, True])
+async def test_what_was_asked_for_later_stays(server: RedisServer, books: Books, lease: bool) -> None:
+    now = wall()
+    async with opened(server.url) as cache:
+        flight = await led(cache) if lease else flight_of()
+        await keep(cache, KEY, asked(now, b"newer"))
+        await cache.keep(KEY, asked(now - 1, b"older"), flight)
+        assert (await found(cache, KEY)) == asked(now, b"newer")
+        assert books.lease(KEY) is None
+        books.check()
+        await keep(cache, KEY, asked(now, b"at the same time"))
+        await keep(cache, KEY, asked(now + 1, b"newest"))
+        assert (await found(cache, KEY)) == asked(now + 1, b"newest")
+        await keep(cache, KEY, asked(now + 60_000, b"of a clock that is ahead"))
+        await keep(cache, KEY, asked(now + 2, b"of ours"))
+        assert (await found(cache, KEY)) == asked(now + 2, b"of ours")
+
+
+@pytest.mark.parametrize("team", ["red", None])
+async def test_what_was_under_way_when_a_team_was_forgotten_is_not_kept(server: RedisServer, team: str | None) -> None:
+    before, other = wall() - 10, key_of(1, "blue")
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as two:
+        assert await two.delete(team) == 0
+        for key in (KEY, "red:key/1", other):
+            await keep(one, key, asked(before, b"older"))
+        assert (await found(one, KEY), await found(one, "red:key/1")) == (None, None)
+        assert (await found(one, other) is None) is (team is None)
+        await keep(one, KEY, asked(wall() + 10, b"newer"))
+        assert await found(one, KEY)
+        server.command("SET", f"{PREFIX}=deleted", "garbage")
+        assert await two.delete(team) == 1
+        await keep(one, KEY, asked(before, b"older"))
+        assert await found(one, KEY)  # it is not known any more that it is
 
 
 async def test_thousands_are_forgotten(server: RedisServer, books: Books) -> None:

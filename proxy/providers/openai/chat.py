@@ -142,5 +142,5 @@ CHAT = Endpoint(
             "user",
         )
     ),
-    beyond=frozenset(("store", "web_search_options")),
+    beyond=frozenset(("plugins", "search_parameters", "store", "web_search_options")),  # OpenRouter, xAI, OpenAI
 )

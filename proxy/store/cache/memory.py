@@ -92,6 +92,8 @@ class MemoryCache:
         self._first = _NEVER
         """The batch that leaves first."""
         self._bytes = self._evicted = 0
+        self._deleted: dict[str | None, int] = {}
+        """When the entries of a team were, or of all."""
         self._encode = msgspec.msgpack.Encoder().encode
 
     def at_hand(self, key: str) -> Entry | None:
@@ -121,6 +123,8 @@ class MemoryCache:
         bounds, size = self._bounds, size_of(key, entry)
         if entry.size > bounds.most_entry or size > bounds.most_bytes or entry.created + self._life <= self._wall():
             return
+        if self._is_old(key, entry):
+            return
         if key in self._kept:
             self._remove(key)
         kept = self._kept[key] = Kept(key, entry, self._digest(key, entry), size, self._join(key, entry.created))
@@ -129,10 +133,20 @@ class MemoryCache:
         self._expire(2)  # more than come
         self._make_room()
 
+    def _is_old(self, key: str, entry: Entry) -> bool:
+        """Whether it was asked for before what is there, or before what was there was deleted."""
+        if entry.began and entry.began <= max(self._deleted.get(None, 0), self._deleted.get(team_of(key), 0)):
+            return True
+        before = self._kept.get(key)
+        return (
+            before is not None and entry.began < before.entry.began <= self._wall() + SKEW
+        )  # of the future is nobody's
+
     def drop(self, key: str, flight: Flight) -> None:
         """Nobody was told of it."""
 
     async def delete(self, team: str | None) -> int:
+        self._deleted[team] = self._wall()
         deleted = 0
         async for kept in self._all(team):
             self._remove(kept.key)

@@ -124,7 +124,7 @@ class RedisCache:
                 return Found(Role.DONE, entry)
             if self._lines.ear.up and self._follows.may(holder):
                 self._leads.forget(lead)
-                flight.called = True
+                flight.begins()
                 self._follows.begin(key, holder, flight)
                 return Found(Role.FOLLOW, entry)
         except CacheGone:
@@ -201,7 +201,8 @@ class RedisCache:
                 await self._lines.release(key, self._leads.lease(lead))
             return
         lease = self._leads.lease(lead).encode() if lead else b""
-        arguments = (key.encode(), lease, b"%d" % bounds.life, b"%d" % bounds.most_bytes, b"%d" % size)
+        numbers = b"%d" % bounds.life, b"%d" % bounds.most_bytes, b"%d" % size, b"%d" % entry.began
+        arguments = (key.encode(), lease, *numbers)
         for data in (sealed, *repeat(b"", ROUNDS)):
             answer = await self._lines.order(KEEP, *arguments, data)
             if answer != _MORE:

@@ -8,7 +8,7 @@ from hashlib import sha1
 from typing import Final
 
 from proxy.core.cache import CacheGone, Stats, Verified
-from proxy.core.cache_key import team_of
+from proxy.core.cache_key import EVERYBODY, team_of
 from proxy.core.entry import Sealer
 from proxy.store.cache.redis_wire import REJECT, REMOVE, TOTALS, Refused, Wire, number, texts
 
@@ -25,9 +25,10 @@ class Care:
         self._sealer = sealer
 
     async def delete(self, team: str | None) -> int:
-        deleted = 0
+        whose = EVERYBODY.encode() if team is None else team.encode()
+        deleted = number(await self._wire.run_script(REMOVE, self._prefix, whose))  # before it is known what there is
         async for keys in self._scan(team):
-            deleted += number(await self._wire.run_script(REMOVE, self._prefix, *keys))
+            deleted += number(await self._wire.run_script(REMOVE, self._prefix, whose, *keys))
         return deleted
 
     async def stats(self, team: str | None) -> Stats:

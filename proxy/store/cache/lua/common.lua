@@ -8,8 +8,10 @@
 --   =index         sorted set: key -> when the entry expires
 --   =sizes         hash: key -> the bytes that it counts for
 --   =totals        hash of bytes (the sum of all sizes) and evicted (how many have made room)
+--   =deleted       hash: team, or * for all -> when its entries were deleted
 local prefix = KEYS[1]
 local index, sizes, totals = prefix .. '=index', prefix .. '=sizes', prefix .. '=totals'
+local deleted = prefix .. '=deleted'
 
 local function digits(number)
     return string.format('%.0f', number + 0) -- there is a -0, which Redis does not read
@@ -29,6 +31,19 @@ local function read(key)
         return ''
     end
     return value or nil
+end
+
+-- A large number of MessagePack, from this byte of an entry on; 0: there is none.
+local function moment(value, first)
+    local bytes = {string.byte(value, first, first + 8)}
+    if bytes[1] ~= 0xcf or not bytes[9] then
+        return 0
+    end
+    local number = 0
+    for i = 2, 9 do
+        number = number * 256 + bytes[i]
+    end
+    return number
 end
 
 local function bytes()

@@ -1,12 +1,31 @@
 -- Keep an entry, within the bounds of all of them, and give back the lease. Those that expire first make room.
 --
--- {key, lease, life, most, size, entry} -> KEPT, FULL (the server takes nothing more), or MORE: there is no room yet, and
--- more work to be done than others should wait for. With an empty entry only room is made, and nothing given back.
-local KEPT, FULL, MORE = 0, 1, 2
-local AT_ONCE, A_FEW = 500, 100
-local key, lease, life, most, size, entry = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]), ARGV[6]
+-- {key, lease, life, most, size, began, entry} -> KEPT, FULL (the server takes nothing more), OLD (it was asked for before
+-- what is there, or before what was there was deleted), or MORE: there is no room yet, and more work to be done than others
+-- should wait for. With an empty entry only room is made, and nothing given back.
+local KEPT, FULL, MORE, OLD = 0, 1, 2, 3
+local AT_ONCE, A_FEW, SKEW = 500, 100, 5000
+local key, lease, life, most, size = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+local began, entry = tonumber(ARGV[6]), ARGV[7]
 
 local now, full = time(), false
+
+local function is_old()
+    local value = read(key)
+    local newer = value and moment(value, #value - 8) or 0 -- the last number in it
+    if newer > began and newer <= now + SKEW then -- what is of the future is nobody's
+        return true
+    end
+    local cleared = redis.pcall('HMGET', deleted, string.match(key, '^[^:/]*'), '*')
+    return not cleared.err and began <= math.max(tonumber(cleared[1] or 0), tonumber(cleared[2] or 0))
+end
+
+if began > 0 and is_old() then
+    if lease ~= '' then
+        release(key, lease)
+    end
+    return OLD
+end
 if entry ~= '' then
     -- Before all else: a server that is full lets a script go on that has written anything.
     full = not redis.pcall('SET', prefix .. key, entry, 'PX', digits(life)).ok

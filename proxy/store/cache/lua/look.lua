@@ -6,21 +6,8 @@
 -- With an empty lease nothing is taken.
 local key, since, lease, life = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 
--- When it was made is the first number in it: 36 bytes of seal, the mark of an array, and a large number.
-local function created(value)
-    local bytes = {string.byte(value, 38, 46)}
-    if bytes[1] ~= 0xcf or not bytes[9] then
-        return 0
-    end
-    local number = 0
-    for i = 2, 9 do
-        number = number * 256 + bytes[i]
-    end
-    return number
-end
-
 local value = read(key)
-if value and created(value) >= since then
+if value and moment(value, 38) >= since then -- when it was made: behind 36 bytes of seal and the mark of an array
     return {value}
 end
 -- A server that is full, or takes no writes, keeps nobody from making the call.

@@ -1,8 +1,11 @@
--- Forget entries. How many of them there were.
+-- Forget entries, and what is under way to be kept of the same team. How many of them there were.
 --
--- {key, key, ...}
+-- {team or *, key, key, ...}
+local REMEMBERED = 86400000 -- no call lasts as long
+redis.pcall('HSET', deleted, ARGV[1], digits(time())) -- a server that is full does not take it, and is emptied all the same
+redis.pcall('PEXPIRE', deleted, REMEMBERED)
 local removed = 0
-for _, key in ipairs(ARGV) do
-    removed = removed + remove(key)
+for i = 2, #ARGV do
+    removed = removed + remove(ARGV[i])
 end
 return removed
