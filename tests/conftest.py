@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from blockbuster import blockbuster_ctx
 from hypothesis import settings
 
 from tests.programs import Program
+
+# What is started in the background of a script ignores SIGINT, and so would every program that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test judges speed. (Under CI hypothesis has such a profile of its own, and draws the same examples each time.)
 settings.register_profile("no deadline", deadline=None)
