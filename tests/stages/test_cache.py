@@ -874,6 +874,8 @@ async def test_nobody_joins_a_call_that_is_older_than_what_is_kept() -> None:
     numbered.gates[0].set()
     assert (await older).body == b"0"
     assert (await setting.ask()).body == b"1"
+    only = await setting.ask(control="only-if-cached")
+    assert (only.body, only.exchange.cache) == (b"1", "hit")
     assert not setting.answers.flights
 
 
