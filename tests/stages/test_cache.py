@@ -190,6 +190,14 @@ async def test_what_may_be_kept(row: Any, mode: str, fields: dict[str, Any], kep
     assert setting.calls == 2 - kept
 
 
+@pytest.mark.parametrize(("row", "same"), [(CHAT, True), (OPENAI_CHAT, False)])
+async def test_where_a_field_goes_on_as_it_is_written_its_order_counts(row: Any, same: bool) -> None:
+    setting = Setting(whole, row=row)
+    schemas = [{"properties": {"b": {}, "a": {}}}, {"properties": {"a": {}, "b": {}}}]
+    found = [await setting.ask(guided_json=schema) for schema in schemas]
+    assert [one.exchange.cache for one in found] == ["miss", "hit" if same else "miss"]
+
+
 @pytest.mark.parametrize(
     ("field", "inert"), [("metadata", True), ("prompt_cache_key", True), ("stop", False), ("made_up", False)]
 )
