@@ -204,7 +204,8 @@ class Cached:
     async def _answered(self, search: _Search, scope: Scope, receive: Receive, send: Send) -> bool:
         """False: what this had joined has ended without an answer, and it may look again."""
         exchange, entry = search.exchange, self._at_hand(search)
-        if entry is None and await self._looked_for(search):
+        if entry is None and (looking := self._looked_for(search)):
+            await looking.looked_for()
             return False
         flight = None if entry else self._joinable(search)
         if entry is None and flight is None:
@@ -244,14 +245,11 @@ class Cached:
         if entry and exchange.stale is None and self._policy.is_better_than_nothing(entry, search.wishes):
             exchange.stale = Stale(exchange.model or "", self._player.kept(entry, search.key))
 
-    async def _looked_for(self, search: _Search) -> bool:
-        """What somebody else is only looking for may be older than this request wants, but if nothing is found, it is
-        asked at this moment. Whether that had to be waited for."""
-        flight = self._flights.get(search.key)
-        if flight is None or flight.called or flight.over or search.wishes.max_age is None:
-            return False
-        await flight.looked_for()
-        return True
+    def _looked_for(self, search: _Search) -> Flight | None:
+        """What somebody else is only looking for may be older than this request wants; but if nothing is found, it is
+        asked at that moment. So that has to be waited for."""
+        flight = self._flights.get(search.key) if search.wishes.max_age is not None else None
+        return None if flight is None or flight.called or flight.over else flight
 
     def _joinable(self, search: _Search) -> Flight | None:
         flight, wishes = self._flights.get(search.key), search.wishes

@@ -193,7 +193,7 @@ async def test_what_may_be_kept(row: Any, mode: str, fields: dict[str, Any], kep
 @pytest.mark.parametrize(("row", "same"), [(CHAT, True), (OPENAI_CHAT, False)])
 async def test_where_a_field_goes_on_as_it_is_written_its_order_counts(row: Any, same: bool) -> None:
     setting = Setting(whole, row=row)
-    schemas = [{"properties": {"b": {}, "a": {}}}, {"properties": {"a": {}, "b": {}}}]
+    schemas: list[Any] = [{"properties": {"b": {}, "a": {}}}, {"properties": {"a": {}, "b": {}}}]
     found = [await setting.ask(guided_json=schema) for schema in schemas]
     assert [one.exchange.cache for one in found] == ["miss", "hit" if same else "miss"]
 
