@@ -248,7 +248,9 @@ class Cached:
     def _looked_for(self, search: _Search) -> Flight | None:
         """What somebody else is only looking for may be older than this request wants; but if nothing is found, it is
         asked at that moment. So that has to be waited for."""
-        flight = self._flights.get(search.key) if search.wishes.max_age is not None else None
+        if search.wishes.max_age is None or search.wishes.no_cache:
+            return None
+        flight = self._flights.get(search.key)
         return None if flight is None or flight.called or flight.over else flight
 
     def _joinable(self, search: _Search) -> Flight | None:
