@@ -13,6 +13,7 @@ them. A field that goes to the provider without a row of ours may hold one anywh
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import cache
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -79,17 +80,23 @@ class Keys:
 def canonical(body: Json, inert: frozenset[str] = frozenset(), known: frozenset[str] | None = None) -> bytes:
     """The one way in which this object is written, without its `inert` members. Of those that are not `known` the order
     of all that is in them counts."""
-    unsaid = [name for name, value in UNSAID.items() if name in body and _is(body[name], value)]
-    if unsaid or not inert.isdisjoint(body):
-        body = {name: value for name, value in body.items() if name not in inert and name not in unsaid}
+    if not _looked_at(inert).isdisjoint(body):
+        body = {name: value for name, value in body.items() if name not in inert and not _is_unsaid(name, value)}
     if known is not None and not known.issuperset(body):
         body = {name: value if name in known else _schema(value) for name, value in body.items()}
     return _sorted(_plain(body) if _is_special(body) else body)
 
 
-def _is(value: Any, other: Any) -> bool:
+@cache  # there is a set for each endpoint of a provider
+def _looked_at(inert: frozenset[str]) -> frozenset[str]:
+    """The names of what may have to be left out."""
+    return inert | UNSAID.keys()
+
+
+def _is_unsaid(name: str, value: Any) -> bool:
     """As JSON has it: true is not 1."""
-    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
+    unsaid = UNSAID.get(name)
+    return unsaid is not None and bool(value == unsaid) and isinstance(value, bool) == isinstance(unsaid, bool)
 
 
 def _is_special(value: Any) -> bool:

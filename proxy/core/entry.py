@@ -47,7 +47,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 def packed(numbers: Sequence[int]) -> bytes:
     """A cadence as it is kept: 32 bits each, little-endian."""
-    return struct.pack(f"<{len(numbers)}I", *numbers)
+    return struct.pack(f"<{len(numbers)}I", *numbers) if numbers else b""  # most answers are whole
 
 
 def unpacked(cadence: bytes) -> tuple[int, ...]:

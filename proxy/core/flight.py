@@ -93,7 +93,8 @@ class Flight:
     def begins(self) -> None:
         """Nothing was found: the call is made."""
         self.called = True
-        self._tell()
+        if self._news:
+            self._tell()
 
     def add(self, data: bytes) -> None:
         """A piece of a stream has come."""

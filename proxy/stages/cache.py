@@ -204,7 +204,7 @@ class Cached:
     async def _answered(self, search: _Search, scope: Scope, receive: Receive, send: Send) -> bool:
         """False: what this had joined has ended without an answer, and it may look again."""
         exchange, entry = search.exchange, self._at_hand(search)
-        if entry is None and (looking := self._looked_for(search)):
+        if entry is None and search.wishes.max_age is not None and (looking := self._looked_for(search)):
             await looking.looked_for()
             return False
         flight = None if entry else self._joinable(search)
@@ -248,9 +248,7 @@ class Cached:
     def _looked_for(self, search: _Search) -> Flight | None:
         """What somebody else is only looking for may be older than this request wants; but if nothing is found, it is
         asked at that moment. So that has to be waited for."""
-        if search.wishes.max_age is None or search.wishes.no_cache:
-            return None
-        flight = self._flights.get(search.key)
+        flight = None if search.wishes.no_cache else self._flights.get(search.key)
         return None if flight is None or flight.called or flight.over else flight
 
     def _joinable(self, search: _Search) -> Flight | None:
@@ -370,7 +368,8 @@ class Cached:
     async def _settle(self, key: str, flight: Flight, *, keep: bool) -> None:
         try:
             if keep and flight.entry:
-                if (other := self._flights.get(key)) not in (None, flight):
+                other = self._flights.get(key)
+                if other is not None and other is not flight:
                     other.spoiled = True  # there is a newer answer: nobody joins that one any more
                 await self._backend.keep(key, flight.entry, flight)
             else:

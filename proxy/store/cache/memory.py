@@ -123,9 +123,13 @@ class MemoryCache:
         bounds, size = self._bounds, size_of(key, entry)
         if entry.size > bounds.most_entry or size > bounds.most_bytes or entry.created + self._life <= self._wall():
             return
-        if self._is_old(key, entry):
+        if self._deleted and self._was_deleted(key, entry):
             return
-        if key in self._kept:
+        before = self._find(key)
+        if before is not None:
+            # What was asked for later stays, but if that is in the future, where it is nobody's.
+            if entry.began < before.entry.began <= self._wall() + SKEW:
+                return
             self._remove(key)
         kept = self._kept[key] = Kept(key, entry, self._digest(key, entry), size, self._join(key, entry.created))
         self._chain(kept)
@@ -133,14 +137,9 @@ class MemoryCache:
         self._expire(2)  # more than come
         self._make_room()
 
-    def _is_old(self, key: str, entry: Entry) -> bool:
-        """Whether it was asked for before what is there, or before what was there was deleted."""
-        if entry.began and entry.began <= max(self._deleted.get(None, 0), self._deleted.get(team_of(key), 0)):
-            return True
-        before = self._kept.get(key)
-        return (
-            before is not None and entry.began < before.entry.began <= self._wall() + SKEW
-        )  # of the future is nobody's
+    def _was_deleted(self, key: str, entry: Entry) -> bool:
+        """Whether it was asked for before its team's entries were deleted."""
+        return 0 < entry.began <= max(self._deleted.get(None, 0), self._deleted.get(team_of(key), 0))
 
     def drop(self, key: str, flight: Flight) -> None:
         """Nobody was told of it."""
