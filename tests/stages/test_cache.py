@@ -808,6 +808,22 @@ async def test_a_crowd_that_wants_nothing_old_makes_one_call_too() -> None:
     assert sorted(str(one.exchange.cache) for one in found) == ["joined"] * 19 + ["miss"]
 
 
+async def test_who_wants_it_made_anew_waits_for_nobodys_look() -> None:
+    class Hanging(MemoryCache):
+        async def look(self, key: str, since: int, flight: Flight) -> Found:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    setting = Setting(whole)
+    setting.answers = Answers(Hanging(cache.Config().bounds, lambda: setting.now, lambda s, do: NoTimer()), b"secret")
+    setting.build(cache.Config())
+    looks = asyncio.create_task(setting.ask())
+    await turns()
+    assert (await asyncio.wait_for(setting.ask(control="no-cache, max-age=5"), 5)).exchange.cache == "miss"
+    looks.cancel()
+    await asyncio.gather(looks, return_exceptions=True)
+
+
 @pytest.mark.parametrize("play", [whole, streamed])
 async def test_who_makes_no_call_breaks_up_no_crowd(play: Provider) -> None:
     setting = Setting(gated := Gated(play))
