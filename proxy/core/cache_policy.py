@@ -39,7 +39,8 @@ class Policy:
         return NEVER if wishes.max_age == 0 else self.wall() - self._most(self.ttl, wishes)
 
     def is_fresh(self, entry: Entry, wishes: Wishes) -> bool:
-        return self.since(wishes) <= entry.created <= self.wall() + SKEW
+        now = self.wall()
+        return wishes.max_age != 0 and now - self._most(self.ttl, wishes) <= entry.created <= now + SKEW
 
     def is_better_than_nothing(self, entry: Entry, wishes: Wishes) -> bool:
         return entry.created > self.wall() - self._most(self.stale, wishes)
