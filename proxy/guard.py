@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from starlette.types import Receive
 
+from proxy.core import wording
 from proxy.core.departure import Departure
 from proxy.core.errors import ClientGone, Draining, Elsewhere, UpstreamTimeout
 from proxy.core.gaps import Gaps
@@ -158,7 +159,7 @@ class Guard(Interruptible):
 
     def drain(self) -> None:
         """The proxy stops: end the block now."""
-        self.interrupt(Draining("The proxy is shutting down. Send the request again."))
+        self.interrupt(Draining(wording.SHUTTING_DOWN))
 
     async def _stand_by(self) -> None:
         message = await self._receive()

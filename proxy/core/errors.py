@@ -50,7 +50,7 @@ from enum import Enum
 from math import ceil
 from typing import Any, Final, Self
 
-from proxy.core import json
+from proxy.core import json, wording
 from proxy.core.json import Json
 
 Headers = list[tuple[bytes, bytes]]
@@ -336,7 +336,7 @@ class ProviderBusy(ProxyError):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            "Rate limit exceeded: the provider takes no more requests for this model right now. Wait, then try again.",
+            wording.NO_MORE_REQUESTS,
             headers=_retry(ceil(seconds * 1000)),
         )
         self.asked = seconds

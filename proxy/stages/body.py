@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from proxy.core import wording
 from proxy.core.arrived import arrived
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import (
@@ -186,4 +187,4 @@ class Arrival(Interruptible):
 
     def drain(self) -> None:
         """The proxy stops: wait no longer."""
-        self.interrupt(Draining("The proxy is shutting down. Send the request again.", headers=_CLOSE))
+        self.interrupt(Draining(wording.SHUTTING_DOWN, headers=_CLOSE))

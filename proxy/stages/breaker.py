@@ -9,6 +9,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from proxy.core import wording
 from proxy.core.circuit import Pass, Rules, State, is_open, of_key, of_model, verdict, verdict_on_key
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import KEY_REFUSED, SHOULD_RETRY, UpstreamFailed
@@ -84,7 +85,7 @@ class Breaker:
 
 def _refused() -> UpstreamFailed:
     return UpstreamFailed(
-        "The proxy's own key was refused by the provider; its operator must act.",
+        wording.KEY_REFUSED,
         code=KEY_REFUSED,
         billed=False,
         headers=[(SHOULD_RETRY, b"false")],

@@ -6,6 +6,7 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from proxy.core import wording
 from proxy.core.errors import Draining, ProxyError, place_of, render
 from proxy.core.exchange import exchange_of
 from proxy.core.services import Log, Middleware, Services
@@ -36,7 +37,7 @@ class Rescue:
             error = raised
         except asyncio.CancelledError:
             # Only the server cancels a request, when it has waited long enough; and the task ends here anyway.
-            error = Draining("The proxy is shutting down. Send the request again.")
+            error = Draining(wording.SHUTTING_DOWN)
         except Exception as unexpected:
             error = ProxyError("Something went wrong in the proxy. Its log has the cause under this request id.")
             kind, ids = type(unexpected).__name__, exchange_of(scope).ids

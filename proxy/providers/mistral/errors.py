@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from proxy.core import wording
 from proxy.core.errors import (
     Elsewhere,
     Headers,
@@ -110,25 +111,7 @@ _WRONG_TYPE = (
     *("bool_parsing", "list_type", "dict_type", "model_type", "model_attributes_type"),
 )
 
-_NO_ACCESS = (
-    "The provider account behind this proxy has no access to this model: choose another one, or ask the proxy's "
-    "operator to enable it."
-)
-_NO_ALLOWANCE = (
-    "The provider account behind this proxy has no allowance for this model, and waiting does not change that: "
-    "choose another model."
-)
-_NO_CREDIT = "The provider account behind this proxy has reached its spending limit; its operator must act."
 _NO_MONTH = "The provider account behind this proxy has used up its allowance for this month; its operator must act."
-_NO_KEY = "The proxy's own key was refused by the provider; its operator must act."
-_REQUESTS = "Rate limit exceeded: the provider takes no more requests for this model right now. Wait, then try again."
-_TOKENS = "Rate limit exceeded: the provider takes no more tokens for this model right now. Wait, then try again."
-_CAPACITY = "The provider has no capacity left for this model right now. Wait, then try again."
-_FAILED = "The provider could not answer (HTTP {status}). Nothing is wrong with the request: try again."
-_TIMED_OUT = "The provider's own servers timed out (HTTP {status}). Nothing is wrong with the request: try again."
-_REDIRECT = "The provider answered with a redirect, which is never followed: base_url must name the API itself."
-_REFUSED = "The provider refused the request (HTTP {status})."
-_NONSENSE = "The provider's answer makes no sense (HTTP {status})."
 
 TABLE = (
     # The model, the URL, the account. An unknown model is a 404 at OpenAI and a 400 at Mistral.
@@ -148,23 +131,21 @@ TABLE = (
         param="model",
         elsewhere=Elsewhere.YES,
     ),
-    Row(
-        (404,), text="^(no Route matched|Not Found$)", code="unknown_url", message="The provider has no such endpoint."
-    ),
+    Row((404,), text="^(no Route matched|Not Found$)", code="unknown_url", message=wording.NO_ENDPOINT),
     Row(
         (403,),
         ("1910", "1913", "tier_not_allowed", "labs_not_enabled"),
         type="permission_error",
         code="model_not_available",
         param="model",
-        message=_NO_ACCESS,
+        message=wording.NO_ACCESS,
         key=KeyFault.NO_MODEL,
         elsewhere=Elsewhere.YES,
     ),
     Row((403,), ("1920", "guardrail_violation"), status=400, code="content_filter"),
     # Never a 401 or 403: the client would give up its own key, which is not the one at fault.
-    _failure((401, 403), code="upstream_auth_failed", message=_NO_KEY, again=None, key=KeyFault.REFUSED),
-    _quota(402, _NO_CREDIT, KeyFault.REFUSED),
+    _failure((401, 403), code="upstream_auth_failed", message=wording.KEY_REFUSED, again=None, key=KeyFault.REFUSED),
+    _quota(402, wording.NO_CREDIT, KeyFault.REFUSED),
     # The request. One code, 3051, stands for many mistakes: these rows go by text.
     Row(
         (400, 422),
@@ -202,28 +183,28 @@ TABLE = (
     _input(*_WRONG_TYPE, code="invalid_type"),
     _input(),
     # Rates. Capacity is shared by all of Mistral's customers. A limit of 0 is a model that the plan does not have.
-    _rate("3505", "service_tier_capacity_exceeded", message=_CAPACITY, again=20, key=KeyFault.NONE),
-    _rate("3810", "engine_max_pending_tokens", message=_CAPACITY, again=5, key=KeyFault.NONE),
-    _quota(429, _NO_ALLOWANCE, KeyFault.NO_MODEL, zero=_ALLOWANCE),
+    _rate("3505", "service_tier_capacity_exceeded", message=wording.NO_CAPACITY, again=20, key=KeyFault.NONE),
+    _rate("3810", "engine_max_pending_tokens", message=wording.NO_CAPACITY, again=5, key=KeyFault.NONE),
+    _quota(429, wording.NO_ALLOWANCE, KeyFault.NO_MODEL, zero=_ALLOWANCE),
     _quota(429, _NO_MONTH, KeyFault.NO_MODEL, zero=_LEFT_THIS_MONTH),
     # The window slides and its reset is not told, but 60 seconds later it is another one. Where the requests are used
     # up, the pair of token headers is missing.
-    _rate(zero=_REQUESTS_LEFT, message=_REQUESTS, again=60),
-    _rate(zero=_TOKENS_LEFT, message=_TOKENS, again=60, of="tokens"),
-    _rate(message=_REQUESTS, again=60),
+    _rate(zero=_REQUESTS_LEFT, message=wording.NO_MORE_REQUESTS, again=60),
+    _rate(zero=_TOKENS_LEFT, message=wording.NO_MORE_TOKENS, again=60, of="tokens"),
+    _rate(message=wording.NO_MORE_REQUESTS, again=60),
     # Other refusals.
     Row((404,), code="not_found"),
-    Row((413,), code="body_too_large", message="The request is larger than the provider takes."),
-    _failure((408, 504, 522, 524), status=504, code="upstream_timeout", message=_TIMED_OUT),
+    Row((413,), code="body_too_large", message=wording.TOO_LARGE),
+    _failure((408, 504, 522, 524), status=504, code="upstream_timeout", message=wording.TIMED_OUT),
     # About the way there, an egress proxy or the connection, and never about what the client sent.
-    _failure((407, 417, 421, 426, 431, 511), message=_NONSENSE, again=None),
-    Row(range(400, 500), code="request_refused", message=_REFUSED, again=0),
+    _failure((407, 417, 421, 426, 431, 511), message=wording.NO_SENSE, again=None),
+    Row(range(400, 500), code="request_refused", message=wording.REFUSED, again=0),
     # Failures. 3800 is the one that wants patience.
-    _failure((503,), "3800", status=None, message=_FAILED, again=20),
-    _failure((500, 503), status=None, message=_FAILED),
-    _failure(range(500, 600), message=_FAILED),
-    _failure(range(300, 400), message=_REDIRECT, again=None),
-    _failure(None, message=_NONSENSE),
+    _failure((503,), "3800", status=None, message=wording.FAILED, again=20),
+    _failure((500, 503), status=None, message=wording.FAILED),
+    _failure(range(500, 600), message=wording.FAILED),
+    _failure(range(300, 400), message=wording.REDIRECT, again=None),
+    _failure(None, message=wording.NO_SENSE),
 )
 
 _CLASSES = {502: UpstreamFailed, 504: UpstreamTimeout}
@@ -248,7 +229,7 @@ def refusal(status: int, header: Header, body: bytes, context: Context) -> Proxy
         "detail": detail,
         "headers": advice(becomes, row.again, header),
     }
-    message = one_line(row.message or _told(refused, context) or _REFUSED).replace("{status}", str(status))
+    message = one_line(row.message or _told(refused, context) or wording.REFUSED).replace("{status}", str(status))
     error: ProxyError
     if becomes in _CLASSES:
         error = _CLASSES[becomes](message, billed=False, **more)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 
+from proxy.core import wording
 from proxy.core.errors import Elsewhere, KeyFault, Repeat
 from proxy.core.json import Json
 from proxy.providers import refusals
@@ -96,29 +97,10 @@ def with_the_newer_limit(refused: Refused, body: Json) -> Json | None:
     return {("max_completion_tokens" if key == "max_tokens" else key): value for key, value in body.items()}
 
 
-_NO_ACCESS = (
-    "The provider account behind this proxy has no access to this model: choose another one, or ask the proxy's "
-    "operator to enable it."
-)
-_NO_ALLOWANCE = (
-    "The provider account behind this proxy has no allowance for this model, and waiting does not change that: "
-    "choose another model."
-)
 _TOO_LARGE = (
     "The request has more tokens than the provider account behind this proxy may use of this model within a minute: "
     "shorten it, or choose another model."
 )
-_NO_CREDIT = "The provider account behind this proxy has reached its spending limit; its operator must act."
-_NO_KEY = "The proxy's own key was refused by the provider; its operator must act."
-_REQUESTS = "Rate limit exceeded: the provider takes no more requests for this model right now. Wait, then try again."
-_TOKENS = "Rate limit exceeded: the provider takes no more tokens for this model right now. Wait, then try again."
-_CAPACITY = "The provider has no capacity left for this model right now. Wait, then try again."
-_FAILED = "The provider could not answer (HTTP {status}). Nothing is wrong with the request: try again."
-_TIMED_OUT = "The provider's own servers timed out (HTTP {status}). Nothing is wrong with the request: try again."
-_REDIRECT = "The provider answered with a redirect, which is never followed: base_url must name the API itself."
-_NO_ENDPOINT = "The provider has no such endpoint."
-_NONSENSE = "The provider's answer makes no sense (HTTP {status})."
-REFUSED = "The provider refused the request (HTTP {status})."
 
 _NO_SUCH_MODEL = (
     r"model .*(does not exist|not found|has been deprecated)|not a chat model|"
@@ -137,11 +119,16 @@ TABLE = (
         text="not have access to (the )?model|organization must be verified",
         status=403,
         code="model_not_available",
-        message=_NO_ACCESS,
+        message=wording.NO_ACCESS,
         key=KeyFault.NO_MODEL,
     ),
     _model(
-        (403,), "model_not_found", status=403, code="model_not_available", message=_NO_ACCESS, key=KeyFault.NO_MODEL
+        (403,),
+        "model_not_found",
+        status=403,
+        code="model_not_available",
+        message=wording.NO_ACCESS,
+        key=KeyFault.NO_MODEL,
     ),
     _model((404,), text="or you do not have access to it", key=KeyFault.NO_MODEL),
     _model((404,), "model_not_found", "DeploymentNotFound", text=_NO_SUCH_MODEL),
@@ -151,12 +138,12 @@ TABLE = (
     _quota(
         (400, 403, 429),
         *("insufficient_quota", "billing_hard_limit_reached", "billing_not_active"),
-        message=_NO_CREDIT,
+        message=wording.NO_CREDIT,
         key=KeyFault.REFUSED,
     ),
-    _quota((402,), message=_NO_CREDIT, key=KeyFault.REFUSED),
+    _quota((402,), message=wording.NO_CREDIT, key=KeyFault.REFUSED),
     # Never a 401 or 403: the client would give up its own key, which is not the one at fault.
-    _failure((401, 403), code="upstream_auth_failed", message=_NO_KEY, again=None, key=KeyFault.REFUSED),
+    _failure((401, 403), code="upstream_auth_failed", message=wording.KEY_REFUSED, again=None, key=KeyFault.REFUSED),
     # The request.
     Row(
         (400, 413, 422),
@@ -193,41 +180,45 @@ TABLE = (
     _input("invalid_type", text="^Invalid type for|is not of type", code="invalid_type"),
     _input(),
     # Rates. A limit of 0 is a model that the account does not have; a request beyond a limit never comes within it.
-    _quota((429,), zero=LIMITS, message=_NO_ALLOWANCE, key=KeyFault.NO_MODEL),
+    _quota((429,), zero=LIMITS, message=wording.NO_ALLOWANCE, key=KeyFault.NO_MODEL),
     _rate(text="^Request too large", message=_TOO_LARGE, again=None, of="tokens", key=KeyFault.NONE),
     # Capacity is shared by all of the provider's customers: another key would meet the same.
     _rate(
         *("engine_overloaded", "resource_unavailable", "slow_down"),
         text="currently overloaded",
-        message=_CAPACITY,
+        message=wording.NO_CAPACITY,
         again=20,
         key=KeyFault.NONE,
     ),
     # The window moves on all the time, and OpenAI says how soon there is room; where a server does not, it is a guess.
-    _rate(zero=(REQUESTS_LEFT,), message=_REQUESTS, again=20),
-    _rate(zero=(TOKENS_LEFT,), message=_TOKENS, again=20, of="tokens"),
-    _rate("tokens", text="tokens per (min|day)|token rate limit", message=_TOKENS, again=20, of="tokens"),
-    _rate(message=_REQUESTS, again=20),
+    _rate(zero=(REQUESTS_LEFT,), message=wording.NO_MORE_REQUESTS, again=20),
+    _rate(zero=(TOKENS_LEFT,), message=wording.NO_MORE_TOKENS, again=20, of="tokens"),
+    _rate(
+        "tokens", text="tokens per (min|day)|token rate limit", message=wording.NO_MORE_TOKENS, again=20, of="tokens"
+    ),
+    _rate(message=wording.NO_MORE_REQUESTS, again=20),
     # Other refusals. What no endpoint answers is a wrong base_url: another provider may have it.
     Row(
         (404,),
         ("unknown_url",),
         "^(Invalid URL|Not Found$|404 page not found)",
         code="unknown_url",
-        message=_NO_ENDPOINT,
+        message=wording.NO_ENDPOINT,
         elsewhere=Elsewhere.YES,
     ),
     Row((404,), code="not_found"),
-    Row((413,), code="body_too_large", message="The request is larger than the provider takes."),
-    _failure((408, 504, 522, 524), status=504, code="upstream_timeout", message=_TIMED_OUT, repeat=Repeat.UNSAFE),
+    Row((413,), code="body_too_large", message=wording.TOO_LARGE),
+    _failure(
+        (408, 504, 522, 524), status=504, code="upstream_timeout", message=wording.TIMED_OUT, repeat=Repeat.UNSAFE
+    ),
     # About the way there, an egress proxy or the connection, and never about what the client sent.
-    _failure((407, 417, 421, 426, 431, 511), message=_NONSENSE, again=None),
-    Row(range(400, 500), code="request_refused", message=REFUSED, again=0),
+    _failure((407, 417, 421, 426, 431, 511), message=wording.NO_SENSE, again=None),
+    Row(range(400, 500), code="request_refused", message=wording.REFUSED, again=0),
     # Failures.
-    _failure((503,), "slow_down", status=None, message=_FAILED, again=20, repeat=Repeat.SAFE),
-    _failure((500, 503), status=None, message=_FAILED, repeat=Repeat.SAFE),
-    _failure((502, 529), message=_FAILED, repeat=Repeat.SAFE),
-    _failure(range(500, 600), message=_FAILED),
-    _failure(range(300, 400), message=_REDIRECT, again=None),
-    _failure(None, message=_NONSENSE),
+    _failure((503,), "slow_down", status=None, message=wording.FAILED, again=20, repeat=Repeat.SAFE),
+    _failure((500, 503), status=None, message=wording.FAILED, repeat=Repeat.SAFE),
+    _failure((502, 529), message=wording.FAILED, repeat=Repeat.SAFE),
+    _failure(range(500, 600), message=wording.FAILED),
+    _failure(range(300, 400), message=wording.REDIRECT, again=None),
+    _failure(None, message=wording.NO_SENSE),
 )

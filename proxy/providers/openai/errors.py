@@ -9,11 +9,12 @@ from functools import partial
 from math import ceil
 from typing import Any
 
+from proxy.core import wording
 from proxy.core.errors import Headers, ProxyError, UpstreamFailed, UpstreamRefusal, UpstreamTimeout
 from proxy.core.json import Json
 from proxy.core.provider import Header
 from proxy.core.table import Context, printable
-from proxy.providers.openai.error_table import REFUSED, TABLE, Row
+from proxy.providers.openai.error_table import TABLE, Row
 from proxy.providers.openai.limits import reset
 from proxy.providers.openai.refused import Refused, read
 from proxy.providers.refusals import one_line, visible
@@ -39,7 +40,7 @@ def refusal(status: int, header: Header, body: bytes, context: Context) -> Proxy
         "detail": {"upstream": {"provider": "openai", "status": status, "code": refused.code}},
         "headers": advice(becomes, again, header),
     }
-    message = (row.message or _told(refused, context) or REFUSED).replace("{status}", str(status))
+    message = (row.message or _told(refused, context) or wording.REFUSED).replace("{status}", str(status))
     error: ProxyError
     if becomes in _CLASSES:
         error = _CLASSES[becomes](message, billed=False, **more)
