@@ -16,10 +16,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import sub, truediv
 from pathlib import Path
 
 import msgspec
@@ -28,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bench.load import burst, connections
 from bench.measure import Cores, on_cores
+from bench.report import spread
 from bench.rounds import CONCURRENCY, SETTLE, upstream_counts
 from bench.stages import AT_ONCE, BODY, CATALOGUE, REQUESTS, TEAM, USAGE, YARDSTICK, services
 from bench.targets import Place, Running, forwarder, free_port, proxy, running, upstream
@@ -193,29 +195,24 @@ async def misses(rounds: int) -> list[tuple[float, float]]:
     return found
 
 
-def _middle(values: Sequence[float]) -> str:
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{median:.1f} ({low:.1f}–{high:.1f})"
-
-
 def main(arguments: list[str]) -> None:
     rounds, count = [*map(int, arguments), *(20, 2_000)[len(arguments) :]][:2]
     yardstick = 0.0
     for name, plan, counts in KINDS:
-        found = uvloop.run(hits(rounds, count, plan, counts=counts))
-        bare = statistics.median(forwarded for forwarded, _ in found)
+        forwarded, hit = zip(*uvloop.run(hits(rounds, count, plan, counts=counts)), strict=True)
+        bare = statistics.median(forwarded)
         yardstick = yardstick or bare
-        part = statistics.median(hit / forwarded for forwarded, hit in found)
+        part = statistics.median(map(truediv, hit, forwarded))
         print(
-            f"hit, {name}: {_middle([hit for _, hit in found])} CPU µs, {part:.2f} of the bare forwarder's {bare:.0f}; "
+            f"hit, {name}: {spread(hit).text(1)} CPU µs, {part:.2f} of the bare forwarder's {bare:.0f}; "
             f"asked ≤ {HIT}: {'met' if part <= HIT else 'MISSED'}; the upstream was not asked"
         )
-    made = uvloop.run(misses(rounds))
-    part = statistics.median(added - hashing for added, hashing in made) / yardstick
+    added, hashing = zip(*uvloop.run(misses(rounds)), strict=True)
+    part = statistics.median(map(sub, added, hashing)) / yardstick
     print(
-        f"miss: {_middle([added for added, _ in made])} CPU µs added, {_middle([hashing for _, hashing in made])} of "
-        f"them to write down and hash the request; without them {part:.2f} of the bare forwarder, asked ≤ "
-        f"{MISS / YARDSTICK:.2f} ({MISS} of {YARDSTICK}): {'met' if part <= MISS / YARDSTICK else 'MISSED'}"
+        f"miss: {spread(added).text(1)} CPU µs added, {spread(hashing).text(1)} of them to write down and hash the "
+        f"request; without them {part:.2f} of the bare forwarder, asked ≤ {MISS / YARDSTICK:.2f} ({MISS} of "
+        f"{YARDSTICK}): {'met' if part <= MISS / YARDSTICK else 'MISSED'}"
     )
 
 

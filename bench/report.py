@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -76,9 +76,9 @@ class Figure(NamedTuple):
     """Of the rounds' own ratios to the base, so that what drifts between rounds cancels out."""
 
 
-def spread(values: list[float]) -> Spread:
+def spread(values: Sequence[float]) -> Spread:
     """The median and the quartiles of `values`."""
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
     return Spread(median, low, high)
 
 

@@ -10,7 +10,7 @@ import asyncio
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -148,12 +148,12 @@ class Rounds:
         yield self.upstream
         yield from self.targets[shift:] + self.targets[:shift]
 
-    async def warm_up(self, count: int) -> None:
+    async def warm_up(self, count: int, kinds: Iterable[str] = KINDS) -> None:
         """Let every target allocate, compile and cache what it will."""
         for run in self.targets:
             async with connections(run.target.route, CONCURRENCY) as calls:
-                for kind in KINDS.values():
-                    await burst(calls, run.target.route.chat(request_body(kind.plan)), count)
+                for kind in kinds:
+                    await burst(calls, run.target.route.chat(request_body(KINDS[kind].plan)), count)
 
     async def bursts(self, number: int, kind: str, count: int) -> None:
         """CPU per answer of each target: `count` answers at concurrency 16."""

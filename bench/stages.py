@@ -20,6 +20,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bench.measure import Cores, on_cores
+from bench.report import spread
 from bench.rounds import Results, Rounds, start_all
 from bench.targets import Place, forwarder, free_port, running, upstream
 from proxy import data
@@ -127,7 +128,7 @@ async def bare_forwarder(folder: Path) -> AsyncIterator[Callable[[], Awaitable[f
         straight = await stack.enter_async_context(running(upstream(free_port(), folder), cores.others))
         target = forwarder(Place(free_port(), straight.target.route.port, folder, AT_ONCE))
         rounds = Rounds(straight, await start_all(stack, [target], cores), results)
-        await rounds.warm_up(FORWARDED)
+        await rounds.warm_up(FORWARDED, ["json"])
 
         async def one() -> float:
             with on_cores(cores.others):
@@ -141,10 +142,10 @@ async def bare_forwarder(folder: Path) -> AsyncIterator[Callable[[], Awaitable[f
 
 def summary(what: str, goal: float, rounds: Sequence[Round]) -> str:
     """One line. `goal` is in µs where the forwarder takes YARDSTICK."""
-    low, median, high = statistics.quantiles([one.added for one in rounds], n=4, method="inclusive")
+    added = spread([one.added for one in rounds])
     yardstick = statistics.median(one.forwarder for one in rounds)
-    part, most = median / yardstick, goal / YARDSTICK
+    part, most = added.median / yardstick, goal / YARDSTICK
     return (
-        f"{what}: {median:.1f} ({low:.1f}–{high:.1f}) CPU µs added to a request, {part:.2f} of the bare forwarder's "
+        f"{what}: {added.text(1)} CPU µs added to a request, {part:.2f} of the bare forwarder's "
         f"{yardstick:.0f}; asked ≤ {most:.2f} ({goal:g} of {YARDSTICK}): {'met' if part <= most else 'MISSED'}"
     )
