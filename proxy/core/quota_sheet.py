@@ -50,14 +50,18 @@ class Line:
 
     def claim(self, key: str) -> Claim:
         """Of a request of which nothing can be estimated."""
-        counter = self._counter(key if self.rule.per_key else None)
-        return Claim(counter, self.rule.limit, 1 if self.amount is None else 0)
+        return Claim(self._counter_of(key), self.rule.limit, 1 if self.amount is None else 0)
 
-    def _counter(self, key: str | None) -> Counter:
-        if key not in self._counters:
-            rule = self.rule
-            self._counters[key] = Counter(self._team, rule.unit, rule.window, key, rule.model, rule.shadow)
-        return self._counters[key]
+    def claim_for_nothing(self, key: str) -> Claim:
+        """Of a request that makes no call: it is a request, and that is all."""
+        return Claim(self._counter_of(key), self.rule.limit, 1 if self.rule.unit is Unit.REQUESTS else 0)
+
+    def _counter_of(self, key: str) -> Counter:
+        rule = self.rule
+        whose = key if rule.per_key else None
+        if whose not in self._counters:
+            self._counters[whose] = Counter(self._team, rule.unit, rule.window, whose, rule.model, rule.shadow)
+        return self._counters[whose]
 
 
 def _in_usd(nano: int) -> str:
@@ -65,9 +69,9 @@ def _in_usd(nano: int) -> str:
 
 
 _Amount = Callable[[Estimate], int]
-_Ready = tuple[list[Claim], list[tuple[int, Counter, int, _Amount]]]
-"""The claims of any request of a key; and of those that differ from one to the next their place, what they claim of,
-its limit and how much."""
+_Ready = tuple[list[Claim], list[Claim], list[tuple[int, Counter, int, _Amount]]]
+"""The claims of a request of a key that makes no call; those of any other one; and of those that differ from one to the
+next their place, what they claim of, its limit and how much."""
 
 
 class Sheet:
@@ -87,10 +91,12 @@ class Sheet:
         self.unpriced: Sheet = self if len(counted) == len(self.lines) else Sheet(counted)
         """The same without what is counted in money."""
 
-    def claims(self, key: str, estimate: Estimate | None) -> list[Claim]:
-        claims, differing = self._ready.get(key) or self._prepare(key)
+    def claims(self, key: str, estimate: Estimate | None) -> Sequence[Claim]:
+        for_nothing, claims, differing = self._ready.get(key) or self._prepare(key)
+        if estimate is FREE:
+            return for_nothing
         claims = claims.copy()
-        if estimate is not None and estimate is not FREE:
+        if estimate is not None:
             for at, counter, limit, amount in differing:
                 claims[at] = Claim(counter, limit, amount(estimate))
         return claims
@@ -98,6 +104,7 @@ class Sheet:
     def _prepare(self, key: str) -> _Ready:
         claims = [line.claim(key) for line in self.lines]
         ready = self._ready[key] = (
+            [line.claim_for_nothing(key) for line in self.lines],
             claims,
             [
                 (at, claims[at].counter, line.rule.limit, line.amount)

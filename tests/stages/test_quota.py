@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from proxy import data
 from proxy.core.catalogue import Catalogue
+from proxy.core.charge import FREE as FOR_NOTHING
 from proxy.core.charge import NOTHING, Charge, Estimate
 from proxy.core.endpoint import Endpoint
 from proxy.core.errors import InsufficientQuota, ModelNotAllowed, ProxyError, RateLimited, StoreUnavailable
@@ -93,6 +94,18 @@ async def test_everything_is_claimed_in_one_step() -> None:
         ("research|concurrency|now", 8, 1),
         ("research|requests|minute|shadow|key=k1", 10, 1),
     ]
+
+
+async def test_what_makes_no_call_is_a_request_and_holds_no_slot() -> None:
+    store = Store()
+    await ask(store, ALL, request(estimate=FOR_NOTHING))
+    [(_, claims)] = store.reserved
+    assert [(one.counter.unit.value, one.amount) for one in claims] == [
+        ("requests", 1), ("tokens", 0), ("spend", 0), ("concurrency", 0), ("requests", 1)
+    ]  # fmt: skip
+    await ask(store, ALL)
+    assert [one.amount for one in store.reserved[1][1]] == [1, 100, 5 * NANO, 1, 1]
+    assert [one.counter for one in store.reserved[1][1]] == [one.counter for one in claims]
 
 
 async def test_what_was_used_is_settled() -> None:
