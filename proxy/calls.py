@@ -107,6 +107,7 @@ class Calls(msgspec.Struct, eq=False):
             is_part = self.endpoint.batch is not None and body is not None
             most = estimate(body or {}, self.context.model, 0) if is_part else exchange.estimate
             exchange.lost = both(exchange.lost or NOTHING, whole(most))
+        exchange.sent = exchange.answered = False  # nothing is under way until the next one
         self.log(
             "warning",
             "possible_double_bill" if unsafe else "retry",

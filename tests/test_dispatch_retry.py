@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxy.core.charge import Estimate
+from proxy.core.charge import NOTHING, Estimate
 from proxy.core.endpoint import Retry as Repeatable
 from proxy.core.errors import Draining, ProxyError, UpstreamFailed
 from proxy.providers.mistral.chat import CHAT
@@ -254,8 +254,9 @@ async def test_retries_that_are_off_leave_it_to_the_client() -> None:
 async def test_who_waits_for_another_attempt_is_let_go(end: str) -> None:
     setting = persistent(FAILED, completion(), initial_delay=60.0)
     if end == "leaves":
-        answer = await setting.ask(asked(), leaves=True)
+        answer = await setting.ask(asked(), leaves=True, estimate=ESTIMATE)
         assert answer.exchange.client_gone
+        assert answer.exchange.charge == NOTHING  # what was sent was refused, and nothing is under way
     else:
         task = asyncio.create_task(refused(setting, asked()))
         for _ in range(20):
