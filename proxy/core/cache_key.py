@@ -5,9 +5,10 @@ asked, the whole request as the provider would get it, and how its answer is tra
 thought of is in it; only those that a row of the endpoint names as inert are not.
 
 What is written differently and means the same has the same key: the order of an object's members, white space, how a
-number is spelled (1, 1.0, 1e0), and what is said by saying nothing. The one exception are JSON schemas (`parameters` of
-a tool, `schema` of a response format): models write the members of their answer in the order in which a schema has
-them. A field that goes to the provider without a row of ours may hold one anywhere: there all order counts.
+number is spelled (1, 1.0, 1e0), and what is said by saying nothing. The exceptions are JSON schemas (`parameters` of a
+tool, `schema` of a response format), since models write the members of their answer in the order in which a schema has
+them, and `arguments` of a call that are no text, which a provider writes down as they come. A field that goes to the
+provider without a row of ours may hold one anywhere: there all order counts.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ FORMAT: Final = 1
 EVERYBODY: Final = "*"
 """The scope of entries that all teams share. No team can be called so."""
 
-ORDERED: Final = frozenset(("parameters", "schema"))
-"""Members whose value is a JSON schema."""
+ORDERED: Final = frozenset(("arguments", "parameters", "schema"))
+"""Members in whose value all order counts."""
 
 UNSAID: Final[Json] = {"stream": False, "n": 1}
 """Fields and the value that they have where a request says nothing of them, in every API that is spoken here."""
@@ -110,7 +111,9 @@ def _is_special(value: Any) -> bool:
                 return True
         elif (kind is dict or kind is list) and _is_special(one):
             return True
-    return type(value) is dict and not ORDERED.isdisjoint(value)
+    if type(value) is not dict or ORDERED.isdisjoint(value):
+        return False
+    return any(type(value.get(name)) in (dict, list) for name in ORDERED)
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from proxy.core import json, sse
 from proxy.core.errors import ProxyError, UpstreamFailed
 from proxy.core.json import Json
 from proxy.core.table import Context
+from proxy.providers.choices import expected
 
 INCOMPLETE: Final = "The upstream ended the stream before it was complete."
 NONSENSE: Final = "The upstream sent something that is not a chat completion."
@@ -38,7 +39,7 @@ class ChatEvents(ABC):
         self.tier: str | None = None
         self._context = context
         self._include_usage = bool(context.notes.get("include_usage"))
-        self._expected = max(1, context.asked.get("n") or 1)
+        self._expected = expected(context)
         self._splitter = sse.Splitter()
         self._first = True
 

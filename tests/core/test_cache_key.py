@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from proxy.core import cache_key
@@ -68,10 +68,10 @@ def meaning(value: Any, *, ordered: bool = False) -> Any:
     return ("in order", tuple(members)) if ordered else ("object", frozenset(members))
 
 
-def without_inert(body: Json) -> Json:
+def without_inert(body: Json, inert: frozenset[str] = INERT) -> Json:
     """And without what is said by saying nothing."""
     unsaid = {name for name, value in UNSAID.items() if name in body and meaning(body[name]) == meaning(value)}
-    return {name: value for name, value in body.items() if name not in INERT | unsaid}
+    return {name: value for name, value in body.items() if name not in inert | unsaid}
 
 
 @settings(max_examples=500)
@@ -83,9 +83,10 @@ def test_the_same_is_written_the_same_and_nothing_else_is(one: Json, other: Json
 
 
 @given(BODIES)
+@example({"stream": False})
 def test_what_is_written_can_be_read_and_means_the_same(body: Json) -> None:
     written = canonical(body)
-    assert meaning(json.loads(written)) == meaning(body)
+    assert meaning(json.loads(written)) == meaning(without_inert(body, frozenset()))
     assert canonical(json.loads(written)) == written
     assert canonical(body) == written
 
@@ -274,6 +275,12 @@ def test_the_order_in_a_schema_matters(name: str) -> None:
     keys.add(key({"tools": [{"function": {"name": "f", name: other}}]}))
     assert len(keys) == 3
     assert key({"elsewhere": {"b": 1, "a": 2}}) == key({"elsewhere": {"a": 2, "b": 1}})
+
+
+def test_arguments_that_are_text_are_text() -> None:
+    """And cost no more than any other: mostly they are."""
+    call = {"messages": [{"tool_calls": [{"function": {"name": "f", "arguments": '{"b": 1, "a": 2}'}}]}]}
+    assert canonical(call) == json.dumps(call, sort_keys=True, separators=(",", ":")).encode()
 
 
 @pytest.mark.parametrize("said", [{"stream": False}, {"n": 1}, {"n": 1.0}, {"n": 1, "stream": False}])

@@ -15,6 +15,7 @@ from proxy.core import json
 from proxy.core.errors import UpstreamFailed
 from proxy.core.json import Json
 from proxy.core.table import Context
+from proxy.providers.choices import is_all
 from proxy.providers.events import NONSENSE
 
 FAILED: Final = "The upstream reported an error instead of an answer."
@@ -43,6 +44,8 @@ def chat_answer(answer: Any, context: Context) -> Json:
     choices = choices_of(answer)
     if not choices:
         raise UpstreamFailed(NONSENSE)
+    if not is_all(choices, context):
+        context.spoiled = True
     out = {**answer, "choices": [_choice(choice, at, context) for at, choice in enumerate(choices)]}
     source = out.pop("usage", None)
     usage = clean_usage(source)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from proxy.core.errors import UpstreamFailed
 from proxy.core.json import Json
 from proxy.core.table import Context
+from proxy.providers.choices import is_all
 from proxy.providers.events import NONSENSE
 
 FAILED: Final = "The upstream reported an error instead of an answer."
@@ -36,7 +37,7 @@ def chat_answer(answer: Any, context: Context) -> Json:
         raise UpstreamFailed(NONSENSE)
     for choice in choices:
         context.ended(choice.get("finish_reason"))
-    if not all(is_as_asked(choice.get("finish_reason")) for choice in choices):
+    if not is_all(choices, context) or not all(is_as_asked(choice.get("finish_reason")) for choice in choices):
         context.spoiled = True
     return with_clean_usage(answer, CHAT_COUNTS)
 

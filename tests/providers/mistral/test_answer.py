@@ -202,6 +202,12 @@ def test_an_answer_that_ended_otherwise_is_not_what_the_next_one_need_be(reason,
     assert seen.spoiled is spoiled
 
 
+def test_an_answer_that_has_not_all_that_was_asked_for_is_not_kept():
+    seen = Context(Model("mistral-small-latest"), {"n": 2})
+    chat_answer(answer(), seen)
+    assert seen.spoiled
+
+
 def test_finish_reason_error_is_reported():
     seen = context()
     assert chat_answer(answer(finish="error"), seen)["choices"][0]["finish_reason"] == "stop"
