@@ -140,7 +140,8 @@ def finding(configs: Configs, endpoint: Endpoint, services: Services, player: Pl
         translate.build(configs.translate, endpoint, services),  # of what is left
         # by what would be sent, and before anything is reckoned: what it finds costs nothing
         cache.build(configs.cache, policy, player, endpoint, services),
-        pass_over.build(configs.fallbacks, endpoint, services),  # unless there is an answer already
+        # unless there is an answer already
+        pass_over.build(configs.fallbacks, configs.breaker.rules, endpoint, services),
     )
 
 

@@ -120,13 +120,14 @@ async def test_an_endpoint_without_a_body_has_only_the_stages_that_it_needs() ->
     assert [stage is not None for stage in answering(configs(), MODELS, kept)][-3]
 
 
-async def test_a_cache_that_is_off_is_no_stage() -> None:
+async def test_a_cache_that_is_off_is_one_stage_and_that_says_so() -> None:
     answers = Answers(MemoryCache(cache.Config().bounds, lambda: 0), b"secret")
     made = services(catalogue=CATALOGUE, answers=answers)
     off = replace(configs(), cache=replace(configs().cache, config=cache.Config(mode="off")))
     built = [stages_of(each, CHAT, made) for each in (configs(), off)]
     gone = [on is not None and without is None for on, without in zip(*built, strict=True)]
-    assert gone.count(True) == 3
+    assert gone.count(True) == 2
+    assert cache.Nothing in built[1]
 
 
 @pytest.mark.parametrize("row", [CHAT, MODEL, MODELS], ids=lambda row: row.operation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from starlette.types import Receive, Send
@@ -59,13 +59,13 @@ class Before:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An attempt after which there was another one, its `number` among those of its provider's calls. `code` is the
-    error's; `elsewhere`: another model was asked then."""
+    """An attempt that did not answer, its `number` among those of its provider's calls, and what came then. `code` is
+    the error's."""
 
     provider: str
     number: int
     code: str
-    elsewhere: bool = False
+    then: Literal["again", "another model", "an older answer"] = "again"
 
 
 class Stand(msgspec.Struct, frozen=True, gc=False):

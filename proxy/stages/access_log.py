@@ -28,7 +28,6 @@ where somebody has made them to be slow."""
 _MOST_CAPTURED = 1 << 20
 """Bytes of an answer that are kept for the log; an event has many more of them than characters that it says."""
 
-_THEN: Final = {False: "again", True: "another model"}
 """What came after an attempt that failed."""
 
 _WRONG_KEYS: Final = (InvalidApiKey.code, TooManyAuthFailures.code)
@@ -194,7 +193,7 @@ class AccessLog:
         more = More(self._wall(), decision, exchange.took or None)
         if exchange.in_vain:
             more.failed = [
-                {"provider": one.provider, "attempt": one.number, "code": one.code, "then": _THEN[one.elsewhere]}
+                {"provider": one.provider, "attempt": one.number, "code": one.code, "then": one.then}
                 for one in exchange.in_vain
             ]
         return b"," + json.encode(more)[1:] + b"\n"

@@ -73,8 +73,8 @@ class Breaker:
             raise
         finally:
             end = ended or exchange.error
-            # Who has left has not heard the end, and what was never asked has none.
-            heard = exchange.attempts and not exchange.client_gone
+            # Whose client has left mostly has not heard the end, and what was never asked has none.
+            heard = exchange.attempts and (not exchange.client_gone or exchange.usage is not None)
             self._circuits.leave(model, rules, verdict(end) if heard else None)
             self._circuits.leave(key, rules, verdict_on_key(end) if heard else None)
 

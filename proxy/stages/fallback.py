@@ -84,8 +84,13 @@ class Fallback:
                 exchange.body = body
         asked, first = failed[0]
         if exchange.stale and first.is_the_providers:
-            await self._rescue(exchange, exchange.stale, first, scope, receive, send)
-            return
+            try:
+                await self._rescue(exchange, exchange.stale, first, scope, receive, send)
+                return
+            except ProxyError as refused:
+                if isinstance(refused, Draining) or exchange.status is not None:
+                    raise
+                exchange.rescued = None  # its team may not have another call, be it for nothing
         if len(failed) > 1:
             exchange.upstream = "/".join(self._catalogue.place(asked))
         raise _told(first, [error for _, error in failed])
@@ -110,7 +115,7 @@ class Fallback:
     async def _turn(self, exchange: Exchange, model: str, error: ProxyError) -> None:
         told = {**exchange.ids, "error_code": error.code}
         self._log("warning", "fallback", model=exchange.model, to=model, **told)
-        exchange.in_vain += (Failed(exchange.provider, exchange.attempts, error.code or "", elsewhere=True),)
+        exchange.in_vain += (Failed(exchange.provider, exchange.attempts, error.code or "", then="another model"),)
         exchange.turn_to(model, *self._catalogue.place(model))
         await self._quotas.caught_up()
 

@@ -109,7 +109,7 @@ class Metrics:
         for rule in exchange.shadow_refusals:
             part.add(families.REFUSALS, team, rule, "shadow")
         for failed in exchange.in_vain:
-            if not failed.elsewhere:
+            if failed.then == "again":
                 number = failed.number + 1
                 told = str(number) if number < _LAST_NUMBER else f"{_LAST_NUMBER}+"
                 part.add(families.RETRIES, failed.provider, told)
@@ -180,7 +180,7 @@ class _Kind:
         self.first_token: _Histogram | None = None
         self.gaps: _Histogram | None = None
         if exchange.streamed:
-            if status == "2xx":  # an error in its place is no stream
+            if status == "2xx" and exchange.cache != "stale":  # an error in its place is no stream
                 self.first_token = _Histogram(part, families.FIRST_TOKEN, model)
             self.gaps = _Histogram(part, families.GAPS, service)
 

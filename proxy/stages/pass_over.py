@@ -9,33 +9,37 @@ from collections.abc import Mapping, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.core.circuit import is_open, of_model
+from proxy.core.circuit import Rules, is_open, of_model
 from proxy.core.endpoint import Endpoint, ModelFrom
 from proxy.core.exchange import exchange_of
 from proxy.core.services import Middleware, Services
 
 
-def build(chains: Mapping[str, Sequence[str]], endpoint: Endpoint, services: Services) -> Middleware | None:
-    """`chains` are the models to turn to; without any there is nothing to look for."""
+def build(
+    chains: Mapping[str, Sequence[str]], rules: Mapping[str, Rules], endpoint: Endpoint, services: Services
+) -> Middleware | None:
+    """`chains` are the models to turn to; without any there is nothing to look for. `rules` by the provider's name."""
     if endpoint.model is not ModelFrom.BODY or not chains:
         return None
 
     def middleware(app: ASGIApp) -> ASGIApp:
-        return PassOver(app, services)
+        return PassOver(app, rules, services)
 
     return middleware
 
 
 class PassOver:
-    def __init__(self, app: ASGIApp, services: Services) -> None:
+    def __init__(self, app: ASGIApp, rules: Mapping[str, Rules], services: Services) -> None:
         self._app = app
+        self._rules = rules
         self._circuits = services.circuits
         self._model = services.catalogue.model
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchange_of(scope)
         if exchange.others and exchange.replay is None:
-            seconds = self._circuits.left(of_model(exchange.provider, self._model(exchange.model or "").id))
-            if seconds:
-                raise is_open(seconds)
+            name = of_model(exchange.provider, self._model(exchange.model or "").id)
+            sight = await self._circuits.look(name, self._rules[exchange.provider])
+            if sight.wait:
+                raise is_open(sight.wait)
         await self._app(scope, receive, send)

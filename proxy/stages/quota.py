@@ -128,6 +128,7 @@ class Quotas:
         sheet = sheets.sheet(self._model(exchange.model).id if exchange.model else None)
         if exchange.estimate and exchange.estimate.cost is None:
             if sheet.spends:
+                exchange.cache = exchange.age = None  # as above
                 raise ModelNotAllowed(
                     f"The price of the model '{exchange.model}' is not known, and this team's spending is limited: "
                     "whoever runs the proxy can give one in models.prices.",

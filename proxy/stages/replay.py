@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.endpoint import Cache, Endpoint
 from proxy.core.errors import ProxyError
-from proxy.core.exchange import Exchange, exchange_of
+from proxy.core.exchange import Exchange, Failed, exchange_of
 from proxy.core.services import Log, Middleware, Services
 
 
@@ -47,6 +47,7 @@ class Replayed:
             if not exchange.stale or not exchange.is_only or exchange.status is not None or not error.is_the_providers:
                 raise
             exchange.cache, exchange.rescued = "stale", error
+            exchange.in_vain += (Failed(exchange.provider, exchange.attempts, error.code or "", "an older answer"),)
         if exchange.stale and exchange.rescued:
             self._tell(exchange, exchange.rescued)
             await exchange.stale.replay(exchange, receive, send)

@@ -81,7 +81,9 @@ def test_all_that_can_be_said() -> None:
     found = exchange(
         team=TEAM, key_id="k-5f2a", stand=lambda: Stand('"requests 60/minute"', "5", "1", "60"), cache="miss",
         circuit="half_open", upstream="mistral/mistral-small-latest", attempts=1, before=Before(attempts=2),
-        in_vain=(Failed("mistral", 1, "upstream_timeout"), Failed("mistral", 2, "rate_limit_exceeded", elsewhere=True)),
+        in_vain=(
+            Failed("mistral", 1, "upstream_timeout"), Failed("mistral", 2, "rate_limit_exceeded", "another model")
+        ),
         rewrites=dict.fromkeys(("drop:user", "rename:seed>random_seed")),
     )  # fmt: skip
     assert told(found, 0.000312) == {

@@ -161,6 +161,22 @@ async def test_its_attempts_count() -> None:
     assert scene.state() is State.OPEN
 
 
+async def test_an_end_that_the_provider_has_told_is_heard_though_the_client_is_gone() -> None:
+    def leaves(seen: Exchange) -> None:
+        seen.client_gone = True
+
+    def leaves_late(seen: Exchange) -> None:
+        seen.client_gone, seen.usage = True, {"total_tokens": 1}
+
+    scene = Scene([failed(), leaves, leaves_late], clock=0.0)
+    await scene.ask(failure_threshold=1)
+    scene.clock = 31.0
+    await scene.ask(success_threshold=1)
+    assert scene.state() is State.HALF_OPEN
+    await scene.ask(success_threshold=1)
+    assert scene.state() is State.CLOSED
+
+
 class Asked:
     """Probes of whom nobody knows yet whether they may."""
 

@@ -25,7 +25,7 @@ from proxy.core.errors import (
     UpstreamFailed,
     UpstreamRefusal,
 )
-from proxy.core.exchange import Exchange, Team, exchange_of
+from proxy.core.exchange import Exchange, Stale, Team, exchange_of
 from proxy.core.model import Price
 from proxy.pipeline import fold
 from proxy.providers.mistral.chat import CHAT
@@ -81,7 +81,8 @@ class Setting:
 
         quotas = SimpleNamespace(caught_up=caught_up)
         made = services(self.log, CATALOGUE, circuits=self.circuits, quotas=quotas)
-        stages = (fallback.build(self.chains, CHAT, made), pass_over.build(self.chains, CHAT, made))
+        rules = dict.fromkeys(("mistral", "openai"), CircuitBreaker())
+        stages = (fallback.build(self.chains, CHAT, made), pass_over.build(self.chains, rules, CHAT, made))
         provider, sent_as = CATALOGUE.place(model)
         about = exchange(model=model, provider=provider, sent_as=sent_as, body=BODY, **fields)
         try:
@@ -192,6 +193,41 @@ async def test_a_quota_that_does_not_allow_one_leaves_the_others():
     answer, _ = await setting.ask()
     assert isinstance(answer, Answer)
     assert setting.asked[-1] == OTHER
+
+
+async def test_a_model_whose_circuit_others_are_trying_is_passed_over():
+    setting = Setting({})
+    name, rules = f"mistral/{CATALOGUE.model(LARGE).id}", CircuitBreaker()
+    setting.open_circuit(name, 0.0)
+    probe = await setting.circuits.enter(name, rules)
+    assert isinstance(probe, Pass)
+    answer, about = await setting.ask()
+    assert isinstance(answer, Answer)
+    assert setting.asked == [MEDIUM]
+    assert [one.code for one in about.in_vain] == ["circuit_open"]
+    setting.circuits.leave(probe, rules, None)
+    await setting.ask()
+    assert setting.asked == [MEDIUM, LARGE]
+
+
+async def test_who_may_not_have_what_is_old_is_told_why_it_was_wanted():
+    refuses = InsufficientQuota("x", wait=None, detail={})
+    setting = Setting({LARGE: failed(), MEDIUM: failed(), OTHER: failed()})
+
+    async def old(*_: object) -> None:
+        raise AssertionError
+
+    def stays(seen: Exchange) -> None:
+        if seen.rescued:
+            raise refuses
+        seen.stale = Stale(LARGE, old)
+        raise failed()
+
+    setting.ends[LARGE] = stays
+    error, about = await setting.ask()
+    assert isinstance(error, UpstreamFailed)
+    assert setting.asked == [LARGE, MEDIUM, OTHER, LARGE]
+    assert about.rescued is None
 
 
 async def test_a_conversation_that_is_too_long_goes_to_larger_models_alone():

@@ -187,6 +187,11 @@ async def test_a_stream_out_of_the_cache_has_no_first_token_of_a_provider(settin
     assert setting(families.REQUESTS) == {("mistral", "chat.completions_stream", "2xx", SMALL): 1}
 
 
+async def test_a_stream_of_old_after_a_call_has_no_first_token_of_a_provider_either(setting: Setting) -> None:
+    await setting.ask(streamed, **ASKED | {"streamed": True, "cache": "stale", "attempts": 1})
+    assert setting(families.FIRST_TOKEN) == {}
+
+
 async def test_a_stream_that_ends_with_an_error_was_an_answer_and_is_a_failure(setting: Setting) -> None:
     await setting.ask(streamed, streamed=True, error=UpstreamFailed("no"), **ASKED)
     assert setting(families.REQUESTS) == {("mistral", "chat.completions_stream", "2xx", SMALL): 1}
@@ -268,7 +273,7 @@ async def test_the_server_ends_one(setting: Setting) -> None:
 async def test_attempts_made_again(setting: Setting) -> None:
     failed = [Failed("mistral", number, "upstream_timeout") for number in (1, 2, 8, 9, 10, 30)]
     # After this one another model was asked: for that it was the first.
-    failed.append(Failed("mistral", 1, "upstream_timeout", elsewhere=True))
+    failed.append(Failed("mistral", 1, "upstream_timeout", then="another model"))
     failed.append(Failed("openai", 1, "upstream_timeout"))
     await setting.ask(in_vain=tuple(failed), **ASKED | {"provider": "openai", "model": "openai/x"})
     assert setting(families.RETRIES) == {
