@@ -59,6 +59,8 @@ Headers = list[tuple[bytes, bytes]]
 SHOULD_RETRY: Final = b"x-should-retry"
 """OpenAI's SDKs obey it, whatever the status is."""
 
+ADVICE: Final = frozenset((b"retry-after", b"retry-after-ms", SHOULD_RETRY))
+"""The headers of an error by which an SDK decides whether to repeat, and when."""
 
 KEY_REFUSED: Final = "upstream_auth_failed"
 """The code of an error that says that the provider refuses the proxy's own key."""
@@ -151,8 +153,13 @@ class ProxyError(Exception):
 
     @property
     def is_the_providers(self) -> bool:
-        """Whether the provider is in trouble, and not the request."""
-        return self.elsewhere is Elsewhere.YES or isinstance(self, UpstreamUnknown)
+        """Whether the provider is in trouble, and not the request, nor the model that it names."""
+        return (self.elsewhere is Elsewhere.YES and self.param != "model") or isinstance(self, UpstreamUnknown)
+
+    @property
+    def is_the_accounts(self) -> bool:
+        """Whether it is about the key that the call was paid with: with another one it might have been answered."""
+        return self.key is not KeyFault.NONE or self.code == KEY_REFUSED or isinstance(self, ProviderBusy)
 
     def again(self) -> Self:
         """The same for somebody else to be told, with headers and a traceback of its own."""

@@ -13,25 +13,28 @@ from contextlib import contextmanager
 
 from proxy.core.entry import Entry
 from proxy.core.errors import ProxyError
+from proxy.core.json import Json
 
 
 class Lost(Exception):
     """The flight has ended without its answer. `error` is what the provider did; None: that says nothing of what it
-    would do for anybody else. `told`: the pieces hold the error already."""
+    would do for anybody else. `unasked`: it was not even asked. `told`: the pieces hold the error already."""
 
-    def __init__(self, error: ProxyError | None, *, told: bool = False) -> None:
+    def __init__(self, error: ProxyError | None, *, told: bool = False, unasked: bool = False) -> None:
         super().__init__()
         self.error = error
         self.told = told
+        self.unasked = unasked
 
 
 class Flight:
     """`most` bytes of it are kept for those who come later; what is longer nobody joins any more, and whoever is so far
     behind has lost it. `clock` gives seconds.
 
-    `called`: there is a call, and its answer was not just found. `streamed`: it comes in pieces. `stale` is what was
-    found before it, too old to be given to anybody. When it is `done`, `entry` is the whole answer, None if it was too
-    long to be kept, and `saved` what it cost; `spoiled`: it is for those alone who follow already.
+    `called`: there is a call, and its answer was not just found; `asked` is the body of whoever makes it, if that is
+    known here. `streamed`: it comes in pieces. `stale` is what was found before it, too old to be given to anybody.
+    When it is `done`, `entry` is the whole answer, None if it was too long to be kept, and `saved` what it cost;
+    `spoiled`: it is for those alone who follow already.
     """
 
     __slots__ = (
@@ -42,6 +45,7 @@ class Flight:
         "_leave",
         "_news",
         "_then",
+        "asked",
         "blocked",
         "cadence",
         "called",
@@ -70,9 +74,13 @@ class Flight:
         self.cadence: list[int] = []
         self.size = self.followers = self.saved = 0
         self.called = self.streamed = self.blocked = self.done = self.spoiled = False
+        self.asked: Json | None = None
         self.stale: Entry | None = None
         self.entry: Entry | None = None
         self.lost: Lost | None = None
+
+    def is_newer_than(self, other: Flight) -> bool:
+        return self._began > other._began
 
     @property
     def over(self) -> bool:
@@ -114,10 +122,10 @@ class Flight:
             self.done, self.entry, self.saved = True, entry, saved
             self._end()
 
-    def fail(self, error: ProxyError | None, *, told: bool = False) -> None:
+    def fail(self, error: ProxyError | None, *, told: bool = False, unasked: bool = False) -> None:
         """It will not come."""
         if not self.over:
-            self.lost = Lost(error, told=told)
+            self.lost = Lost(error, told=told, unasked=unasked)
             self._end()
 
     def at_end(self, then: Callable[[], object]) -> None:
@@ -129,8 +137,14 @@ class Flight:
 
     def stays(self, leave: Callable[[], object]) -> bool:
         """Its client has left. Whether somebody else waits for the answer; if all of them go too, `leave` is called."""
-        self._leave = leave
+        self.when_left(leave)
+        if not self.followers:
+            self.spoiled = True  # whoever came now would join what is about to be ended
         return self.followers > 0
+
+    def when_left(self, leave: Callable[[], object]) -> None:
+        """Call it when nobody follows any more."""
+        self._leave = leave
 
     # Whoever follows.
 
@@ -144,6 +158,7 @@ class Flight:
             self.followers -= 1
             if not self.followers and self._leave and not self.over:
                 leave, self._leave = self._leave, None
+                self.spoiled = True
                 leave()
 
     async def looked_for(self) -> None:
@@ -175,7 +190,8 @@ class Flight:
 
     def _look(self) -> None:
         if self.lost:
-            raise Lost(self.lost.error, told=self.lost.told)  # each its own: a traceback holds on to frames
+            # Each its own: a traceback holds on to frames.
+            raise Lost(self.lost.error, told=self.lost.told, unasked=self.lost.unasked)
 
     def _forget(self) -> None:
         """What is over the limit, the oldest first."""

@@ -108,12 +108,17 @@ class Story:
         assert not self.flight.over
         self.left += 1
 
+    @property
+    def is_ending(self) -> bool:
+        """Whoever came now would join what is about to be given up."""
+        return bool(self.left) or (self.asked and not self.stays)
+
     def check(self) -> None:
         flight = self.flight
         assert self.left <= 1  # a call that nobody waits for is given up, once
         assert self.left or flight.followers or not self.stays
         assert flight.size == len(self.sent)
-        assert flight.open is (len(self.sent) <= self.most)
+        assert flight.open is (len(self.sent) <= self.most and not self.is_ending)
         assert sum(map(len, flight.parts)) <= self.most + self.largest
         if flight.whole:
             assert b"".join(flight.parts) == self.sent
@@ -150,7 +155,7 @@ async def test_everybody_gets_the_same(steps: list[tuple[str, int]], most: int, 
         flight.finish(ENTRY, 7)
     flight.finish(None, 8)  # it has ended, and nothing is changed by what comes later
     flight.fail(None)
-    assert flight.open is (not fails and len(story.sent) <= most)
+    assert flight.open is (not fails and len(story.sent) <= most and not story.is_ending)
     if flight.open:
         story.followers.append(Follower(flight))
     for follower in story.followers:

@@ -306,22 +306,27 @@ def asked(began: int, body: bytes) -> Entry:
     return replace_entry(ENTRY, body=body, began=began)
 
 
+async def text(cache: RedisCache) -> bytes | None:
+    entry = await found(cache, KEY)
+    return entry.body if entry else None
+
+
 @pytest.mark.parametrize("lease", [False, True])
 async def test_what_was_asked_for_later_stays(server: RedisServer, books: Books, lease: bool) -> None:
     now = wall()
     async with opened(server.url) as cache:
         flight = await led(cache) if lease else flight_of()
         await keep(cache, KEY, asked(now, b"newer"))
-        await cache.keep(KEY, asked(now - 1, b"older"), flight)
-        assert (await found(cache, KEY)) == asked(now, b"newer")
+        await cache.keep(KEY, asked(now - 1_000, b"older"), flight)
+        assert (await text(cache)) == b"newer"
         assert books.lease(KEY) is None
         books.check()
         await keep(cache, KEY, asked(now, b"at the same time"))
-        await keep(cache, KEY, asked(now + 1, b"newest"))
-        assert (await found(cache, KEY)) == asked(now + 1, b"newest")
+        await keep(cache, KEY, asked(now + 1_000, b"newest"))
+        assert (await text(cache)) == b"newest"
         await keep(cache, KEY, asked(now + 60_000, b"of a clock that is ahead"))
-        await keep(cache, KEY, asked(now + 2, b"of ours"))
-        assert (await found(cache, KEY)) == asked(now + 2, b"of ours")
+        await keep(cache, KEY, asked(now + 2_000, b"of ours"))
+        assert (await text(cache)) == b"of ours"
 
 
 @pytest.mark.parametrize("team", ["red", None])
@@ -338,7 +343,7 @@ async def test_what_was_under_way_when_a_team_was_forgotten_is_not_kept(server: 
         server.command("SET", f"{PREFIX}=deleted", "garbage")
         assert await two.delete(team) == 1
         await keep(one, KEY, asked(before, b"older"))
-        assert await found(one, KEY)  # it is not known any more that it is
+        assert not await found(one, KEY)
 
 
 async def test_thousands_are_forgotten(server: RedisServer, books: Books) -> None:
@@ -452,6 +457,109 @@ def driven(server: RedisServer) -> Iterator[Driven]:
     driven.close()
 
 
+@pytest.mark.parametrize("bit", range(8))
+async def test_an_entry_that_says_to_be_of_the_end_of_time_is_a_miss(server: RedisServer, bit: int) -> None:
+    """However often it is asked for, and whoever asks."""
+    async with opened(server.url) as cache:
+        for at in (37, 38):
+            changed = bytearray(SEALED)
+            changed[at] ^= 1 << bit
+            server.client.set(PREFIX + KEY, bytes(changed))
+            assert await cache.would_find(KEY, 0) == MISS
+            server.client.set(PREFIX + KEY, bytes(changed))
+            flight = flight_of()
+            assert await cache.look(KEY, 0, flight) == MISS
+            cache.drop(KEY, flight)
+
+
+class Ahead:
+    """The clock of a replica."""
+
+    def __init__(self, milliseconds: int) -> None:
+        self.ahead = milliseconds
+
+    def __call__(self) -> int:
+        return wall() + self.ahead
+
+
+@pytest.mark.parametrize("ahead", [-4_000, 4_000])
+async def test_clocks_that_differ_have_one_order(server: RedisServer, ahead: int) -> None:
+    clock = Ahead(ahead)
+    async with opened(server.url, "w1", wall=clock) as one, opened(server.url, "w2") as two:
+        flight = await led(one)  # which learns what time it is there
+        before = clock()
+        await asyncio.sleep(0.01)
+        assert await two.delete(None) == 0
+        await asyncio.sleep(0.01)
+        await one.keep(KEY, asked(before, b"from before it was cleared"), flight)
+        assert await text(two) is None
+        await keep(one, KEY, asked(clock(), b"from after that"))
+        assert await text(two) == b"from after that"
+        await keep(two, KEY, asked(wall(), b"newer"))
+        await keep(one, KEY, asked(clock() - 1_000, b"older"))
+        assert await text(two) == b"newer"
+        await asyncio.sleep(0.01)
+        await keep(one, KEY, asked(clock(), b"newest"))
+        assert await text(two) == b"newest"
+
+
+async def test_what_is_new_stays_when_lives_have_become_shorter(server: RedisServer, books: Books) -> None:
+    size = SEALER.seal(KEY, ENTRY)
+    room = replace(BOUNDS, most_bytes=5 * (len(size) + 3 * len(KEY) + AROUND))
+    async with opened(server.url, bounds=room) as cache:
+        for number in range(5):
+            await keep(cache, key_of(number), ENTRY)
+        cache.become(replace(room, life=room.life // 2))
+        for number in range(5, 9):
+            await asyncio.sleep(0.002)
+            await keep(cache, key_of(number), ENTRY)
+        assert [bool(await found(cache, key_of(number))) for number in range(5, 9)] == [True] * 4
+        books.check()
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        ("SET", "=index", "x"), ("SET", "=sizes", "x"), ("SET", "=totals", "x"), ("HSET", "=totals", "bytes", "x"),
+        ("HSET", "=totals", "evicted", "x"), ("HSET", "=deleted", "red", "x"), ("SADD", "=index", "x"),
+    ],
+)  # fmt: skip
+async def test_what_somebody_has_written_in_place_of_the_books_is_mended(
+    server: RedisServer, books: Books, garbage: tuple[str, ...]
+) -> None:
+    room = replace(BOUNDS, most_bytes=100_000)
+    command, name, *rest = garbage
+
+    def spoil() -> None:
+        if command != "HSET":
+            server.command("DEL", PREFIX + name)
+        server.command(command, PREFIX + name, *rest)
+
+    async with opened(server.url, bounds=room) as cache:
+        await keep(cache, KEY, ENTRY)
+        spoil()
+        for number in range(2, 40):
+            await keep(cache, key_of(number), replace_entry(ENTRY, body=b"x" * 10_000, began=wall()))
+        books.check()
+        assert 0 < books.total <= room.most_bytes
+        assert sum(1 for key in books.keys if key != KEY) <= 10
+        assert books.lease(KEY) is None
+        spoil()
+        assert (await cache.stats("red")).entries <= 10
+        assert await cache.delete(None)
+        assert (await cache.stats(None), books.keys) == (Stats(0, 0, (await cache.stats(None)).evicted), set())
+
+
+async def test_everything_that_is_cleared_is_nothing_whatever_the_books_said(server: RedisServer) -> None:
+    async with opened(server.url) as cache:
+        await keep(cache, KEY, ENTRY)
+        await keep(cache, key_of(2), ENTRY)
+        server.command("DEL", PREFIX + KEY)
+        assert (await cache.stats(None)).entries == 2
+        assert await cache.delete(None) == 1
+        assert await cache.stats(None) == Stats(0, 0, 0)
+
+
 def test_whatever_is_there_instead_is_a_miss(server: RedisServer, driven: Driven) -> None:
     client = server.client
 
@@ -506,7 +614,7 @@ def test_the_books_are_right_whatever_happens(server: RedisServer) -> None:
         @rule(key=keys)
         def expire(self, key: str) -> None:
             client.delete(self.prefix + key)
-            client.zadd(f"{self.prefix}=index", {key: wall() - 1}, xx=True)
+            client.zadd(f"{self.prefix}=index", {key: wall() - BOUNDS.life - 1}, xx=True)
 
         @rule(key=keys)
         def tamper(self, key: str) -> None:

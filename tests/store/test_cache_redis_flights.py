@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from proxy.core.cache import Found, Role
 from proxy.core.entry import Entry
-from proxy.core.errors import BadRequest, ProviderBusy, ProxyError, UpstreamFailed
+from proxy.core.errors import BadRequest, CircuitOpen, Draining, ProviderBusy, ProxyError, UpstreamFailed
 from proxy.core.flight import Flight, Lost
 from proxy.store.cache.redis import PREFIX, RedisCache
 from proxy.store.cache.redis_leads import PIECE
@@ -23,6 +23,7 @@ from proxy.store.cache.redis_talk import End, Join, Leave, Piece, Talk
 from tests.redis_server import RedisServer, eventually
 from tests.store.cache_redis_parts import (
     BOUNDS,
+    IMPATIENT,
     KEY,
     PATIENT,
     SECRET,
@@ -210,6 +211,7 @@ async def test_what_is_stale_comes_to_who_follows(server: RedisServer) -> None:
         (UpstreamFailed("about a prompt"), (502, "upstream_error")),
         (ProviderBusy(3.0), (429, "rate_limit_exceeded")),
         (BadRequest("about a prompt"), None),
+        (CircuitOpen("of this worker alone", wait=1), None),
     ],
 )
 async def test_what_the_provider_has_done_is_told_to_all(
@@ -229,6 +231,33 @@ async def test_what_the_provider_has_done_is_told_to_all(
         if heard:
             assert heard.is_the_providers
             assert "prompt" not in heard.message
+            assert (heard.type, heard.headers) == (error.type, error.headers)
+
+
+async def test_whose_pieces_end_with_the_end_of_another_proxy_is_told_so(server: RedisServer) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead, flight = await led(one), await followed(other)
+        with flight.follow():
+            await eventually(lambda: lead.followers, "it is followed")
+            lead.streamed = True
+            lead.add(b"an error")
+            lead.fail(Draining("The end"), told=True)
+            one.drop(KEY, lead)
+            await eventually(lambda: flight.lost, "it is lost")
+        assert flight.lost
+        assert (type(flight.lost.error), flight.lost.told) == (Draining, True)
+
+
+async def test_whom_another_workers_quota_has_refused_nobody_counts_as_a_call(server: RedisServer) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead, flight = await led(one), await followed(other)
+        with flight.follow():
+            await eventually(lambda: lead.followers, "it is followed")
+            lead.fail(None, unasked=True)
+            one.drop(KEY, lead)
+            await eventually(lambda: flight.lost, "it is lost")
+        assert flight.lost
+        assert flight.lost.unasked
 
 
 @pytest.mark.parametrize("told", [False, True])
@@ -441,6 +470,36 @@ async def test_who_is_gone_without_a_word_is_told_no_more(server: RedisServer) -
             return lead.followers > 0
 
         await eventually(lambda: not heard(), "nobody hears it")
+
+
+async def test_who_is_gone_without_a_word_is_missed_though_nothing_is_told(server: RedisServer) -> None:
+    """As with a whole answer, of which nothing is said before its end."""
+    async with opened(server.url, "w1", timing=IMPATIENT) as one:
+        lead, left = await led(one), asyncio.Event()
+        async with opened(server.url, "w2", timing=IMPATIENT) as other:
+            await followed(other)
+            await eventually(lambda: lead.followers, "it is followed")
+            assert lead.stays(left.set)
+            await die(other)
+        async with asyncio.timeout(20):
+            await left.wait()
+        assert not lead.open
+
+
+async def test_of_whom_nothing_is_heard_is_joined_by_nobody_new(server: RedisServer) -> None:
+    """It may be dead: whoever comes asks for itself."""
+    patient = replace(PATIENT, moment=0.05, quiet=20.0)
+    async with opened(server.url, "w1") as one, opened(server.url, "w2", timing=patient) as other:
+        lead, flight = await led(one), await followed(other)
+        with flight.follow():
+            await eventually(lambda: lead.followers, "it is followed")
+            await eventually(lambda: not flight.open, "nothing is heard")
+            lead.streamed = True
+            lead.add(b"a piece")
+            await eventually(lambda: flight.open, "it is heard of again")
+            await eventually(lambda: not flight.open, "nothing is heard any more")
+            await land(one, lead, entry_of(b"a piece", stream=True))
+            await eventually(lambda: flight.done, "it has ended")
 
 
 async def test_a_cancelled_look_follows_nobody(server: RedisServer) -> None:

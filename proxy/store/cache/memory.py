@@ -61,7 +61,7 @@ def _by_the_loop(seconds: float, do: Callable[[], None]) -> Timer:
 
 
 class Kept(msgspec.Struct, gc=False):
-    """`size` is what it counts for, `batch` when the youngest was created that is in the same. `older` and `newer` are
+    """`size` is what it counts for, `batch` up to when those are created that are in the same. `older` and `newer` are
     the keys of those that were of use just before it and just after."""
 
     key: str

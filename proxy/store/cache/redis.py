@@ -13,6 +13,8 @@ from contextlib import suppress
 from itertools import repeat
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from proxy.core.cache import SKEW, Bounds, CacheGone, Found, Role, Stats, Verified
 from proxy.core.entry import Entry, Sealer
 from proxy.core.flight import Flight
@@ -35,6 +37,12 @@ ROUNDS: Final = 1_000
 
 REPORT: Final = 60.0
 """Seconds between two lines of the log about the same kind of trouble with entries."""
+
+_NEVER: Final = 1 << 65
+"""No entry can say that it is as young as this."""
+
+_MISFIT: Final = "ResponseError"
+"""What Redis says where there is something else in the place of what a script works with."""
 
 _FULL, _MORE = 1, 2
 """As in lua/keep.lua."""
@@ -74,9 +82,11 @@ class RedisCache:
             url, owner, prefix, secret, timing, sleep, log, self._heard, lambda: self._follows.reconnected()
         )
         self._care = Care(lines.orders, prefix.encode(), self._sealer)
-        self._leads = Leads(owner, self._sealer, lines.say, lines.release)
+        self._leads = Leads(owner, self._sealer, lines.say, lines.release, timing.patience)
         asking = Asking(lambda: lines.ear.up, lines.say, lines.holds, lines.release, self._fetch)
-        self._follows = Follows(owner, self._sealer, asking, timing.quiet, timing.patience)
+        self._follows = Follows(owner, self._sealer, asking, timing.moment, timing.quiet, timing.patience)
+        self._ahead = 0
+        """Milliseconds by which Redis's clock is ahead of ours: what has an order is told by that one."""
         self._reports: dict[str, tuple[int, float]] = {}
         self._beating: asyncio.Task[None] | None = None
         self._behind: set[asyncio.Task[None]] = set()
@@ -117,8 +127,13 @@ class RedisCache:
         entry: Entry | None = None
         try:
             entry, holder = await self._look(key, since, lead)
+            if holder and (ending := self._leads.ending(holder)):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._timing.deadline):
+                        await ending.settled.wait()
+                entry, holder = await self._look(key, since, lead)
             if holder is None and not self._is_fresh(entry, since):  # it has said what is not so
-                entry, holder = await self._look(key, 1 << 62, lead)
+                entry, holder = await self._look(key, _NEVER, lead)
             if holder is None:
                 self._leads.forget(lead)
                 return Found(Role.DONE, entry)
@@ -139,7 +154,7 @@ class RedisCache:
         try:
             entry, holder = await self._ask(key, since, b"", self._sealer.open)
             if holder is None and not self._is_fresh(entry, since):  # as above
-                entry, holder = await self._ask(key, 1 << 62, b"", self._sealer.open)
+                entry, holder = await self._ask(key, _NEVER, b"", self._sealer.open)
         except CacheGone:
             return Found(Role.LEAD, None)
         if holder is None:
@@ -160,8 +175,13 @@ class RedisCache:
         """What is kept, and who else makes the call: '' if nobody does; None if the entry is said to be fresh. With no
         lease nothing is taken."""
         answer = await self._lines.question(LOOK, key.encode(), b"%d" % since, lease, self._lease)
-        if not isinstance(answer, list) or not answer or not all(type(one) in (bytes, type(None)) for one in answer):
-            raise CacheGone("NoAnswer")
+        match answer:
+            case [bytes() | None, bytes() | None, int(now)]:
+                self._ahead = now - self._wall()
+            case [bytes()]:
+                pass
+            case _:
+                raise CacheGone("NoAnswer")
         entry = None if answer[0] is None else opened(key, answer[0])
         if entry and entry.created + self._bounds.life <= self._wall():
             entry = None  # kept when life was longer
@@ -184,6 +204,9 @@ class RedisCache:
             await self._store(key, entry, lead)
         except Refused as refused:
             self._report("cache_entry_not_kept", kind=str(refused))
+            if str(refused) == _MISFIT:
+                with suppress(CacheGone):
+                    await self._care.mend(key, self._leads.lease(lead) if lead else "")
         except CacheGone:
             pass  # which is said already
         finally:
@@ -192,6 +215,8 @@ class RedisCache:
 
     async def _store(self, key: str, entry: Entry, lead: Lead | None) -> None:
         bounds = self._bounds
+        if entry.began:
+            entry = replace(entry, began=entry.began + self._ahead)
         sealed = self._sealer.seal(key, entry) if entry.size <= bounds.most_entry else b""
         size = len(sealed) + 3 * len(key) + AROUND
         if lead:
@@ -239,7 +264,7 @@ class RedisCache:
         return await self._care.delete(team)
 
     async def stats(self, team: str | None) -> Stats:
-        return await self._care.stats(team)
+        return await self._care.stats(team, self._bounds.life)
 
     async def verify(self) -> Verified:
         return await self._care.verify()

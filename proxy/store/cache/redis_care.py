@@ -10,7 +10,7 @@ from typing import Final
 from proxy.core.cache import CacheGone, Stats, Verified
 from proxy.core.cache_key import EVERYBODY, team_of
 from proxy.core.entry import Sealer
-from proxy.store.cache.redis_wire import REJECT, REMOVE, TOTALS, Refused, Wire, number, texts
+from proxy.store.cache.redis_wire import MEND, REJECT, REMOVE, TOTALS, Refused, Wire, number, texts
 
 PART: Final = 500
 """Keys that one question is about, so that nobody waits long behind it. lua/totals.lua has the same."""
@@ -24,17 +24,24 @@ class Care:
         self._prefix = prefix
         self._sealer = sealer
 
+    async def mend(self, key: str = "", lease: str = "", *, all_of_it: bool = False) -> None:
+        """The books, if there is something else in their place, and with them this entry; or all is about to go."""
+        await self._wire.run_script(MEND, self._prefix, key.encode(), lease.encode(), b"all" if all_of_it else b"")
+
     async def delete(self, team: str | None) -> int:
+        await self.mend(all_of_it=team is None)
         whose = EVERYBODY.encode() if team is None else team.encode()
         deleted = number(await self._wire.run_script(REMOVE, self._prefix, whose))  # before it is known what there is
         async for keys in self._scan(team):
             deleted += number(await self._wire.run_script(REMOVE, self._prefix, whose, *keys))
         return deleted
 
-    async def stats(self, team: str | None) -> Stats:
+    async def stats(self, team: str | None, life: int) -> Stats:
+        """`life` is how long an entry is kept, in milliseconds."""
+        await self.mend()
         left = PART
         while left >= PART:
-            answer = await self._wire.run_script(TOTALS, self._prefix)
+            answer = await self._wire.run_script(TOTALS, self._prefix, b"%d" % life)
             if type(answer) is not list or len(answer) != 4:
                 raise CacheGone("NoAnswer")
             left, entries, size, evicted = map(number, answer)

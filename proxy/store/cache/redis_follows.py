@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final
 
+from proxy.core import wording
 from proxy.core.cache import CacheGone
 from proxy.core.entry import Entry, Sealer
-from proxy.core.errors import SHOULD_RETRY, Elsewhere, UpstreamRefusal
+from proxy.core.errors import Draining, Elsewhere, ProxyError, UpstreamRefusal
 from proxy.core.flight import Flight
 from proxy.store.cache.redis_leads import Say
 from proxy.store.cache.redis_talk import End, Join, Leave, Piece
@@ -63,12 +64,16 @@ class Asking:
 
 
 class Follows:
-    """After `quiet` seconds without a word a follower asks again; for so many `patience` it does so in vain."""
+    """After `moment` seconds without a word nobody else of this worker joins what is followed, and after so many
+    `quiet` a follower asks again; for so many `patience` it does so in vain."""
 
-    def __init__(self, owner: str, sealer: Sealer, asking: Asking, quiet: float, patience: float) -> None:
+    def __init__(
+        self, owner: str, sealer: Sealer, asking: Asking, moment: float, quiet: float, patience: float
+    ) -> None:
         self._owner = owner
         self._sealer = sealer
         self._asking = asking
+        self._moment = moment
         self._quiet = quiet
         self._patience = patience
         self._first = secrets.token_hex(8)
@@ -86,7 +91,7 @@ class Follows:
     def begin(self, key: str, lease: str, flight: Flight) -> None:
         follow = Follow(f"{self._first}-{next(self._numbers)}", key, lease, flight)
         self._follows[follow.name] = self._of[flight] = follow
-        flight.stays(lambda: self.leave(flight))
+        flight.when_left(lambda: self.leave(flight))
         self._task(self._run(follow))
 
     def leave(self, flight: Flight) -> None:
@@ -116,6 +121,7 @@ class Follows:
         follow = self._follows.get(message.follow)
         if follow is None or follow.ending:
             return
+        follow.flight.blocked = False
         if isinstance(message, Piece):
             self._piece(follow, message)
         else:
@@ -141,7 +147,7 @@ class Follows:
         if end.how == "closed":
             self._refuse(follow)
         elif end.how == "lost":
-            flight.fail(_error(end), told=end.told)
+            flight.fail(_error(end), told=end.told, unasked=end.unasked)
             self._end(follow)
         elif end.how == "unknown":
             follow.ending = self._task(self._recover(follow))
@@ -209,12 +215,18 @@ class Follows:
         return bool(await self._asking.say(owner, join))
 
     async def _news(self, follow: Follow) -> bool:
-        """Whether something has come, and nothing is missing."""
+        """Whether something has come, and nothing is missing. Who makes the call may be dead: after a moment whoever
+        comes asks for itself."""
         try:
-            async with asyncio.timeout(self._quiet):
+            async with asyncio.timeout(self._moment):
                 await follow.news.wait()
         except TimeoutError:
-            return False
+            follow.flight.blocked = True
+            try:
+                async with asyncio.timeout(self._quiet - self._moment):
+                    await follow.news.wait()
+            except TimeoutError:
+                return False
         follow.news.clear()
         return not (follow.gap or follow.flight.over or follow.ending)
 
@@ -249,11 +261,13 @@ class Follows:
         return task
 
 
-def _error(end: End) -> UpstreamRefusal | None:
-    """What the provider has done to the one who asked, so that not everybody has to find out."""
+def _error(end: End) -> ProxyError | None:
+    """What the provider has done to the one who asked, so that not everybody has to find out; or the end of the proxy
+    where that was."""
     if not 400 <= end.status <= 599:
         return None
-    kind = "server_error" if end.status >= 500 else "requests"
-    error = UpstreamRefusal(FAILED, status=end.status, type=kind, code=end.code, headers=[(SHOULD_RETRY, b"false")])
+    if end.code == Draining.code:
+        return Draining(wording.SHUTTING_DOWN)
+    error = UpstreamRefusal(FAILED, status=end.status, type=end.kind, code=end.code, headers=end.headers)
     error.elsewhere = Elsewhere.YES
     return error

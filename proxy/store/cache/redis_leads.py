@@ -12,6 +12,7 @@ from typing import Final
 
 from proxy.core.cache import CacheGone
 from proxy.core.entry import Sealer
+from proxy.core.errors import ADVICE, CircuitOpen
 from proxy.core.flight import Flight, Lost
 from proxy.store.cache.redis_talk import End, Join, Leave, Message, Piece
 
@@ -37,13 +38,17 @@ class Lead:
 
 
 class Leads:
-    """`say` reaches another worker, `release` gives back the lease of a key."""
+    """`say` reaches another worker, `release` gives back the lease of a key. Who follows says so again and again: of
+    whom nothing was heard for `patience` seconds, while there was nothing to be told, nothing more is expected."""
 
-    def __init__(self, owner: str, sealer: Sealer, say: Say, release: Callable[[str, str], Awaitable[None]]) -> None:
+    def __init__(
+        self, owner: str, sealer: Sealer, say: Say, release: Callable[[str, str], Awaitable[None]], patience: float
+    ) -> None:
         self._owner = owner
         self._sealer = sealer
         self._say = say
         self._release = release
+        self._patience = patience
         self._first = secrets.token_hex(8)
         self._numbers = count(1)
         self._leads: dict[str, Lead] = {}
@@ -59,6 +64,11 @@ class Leads:
     def lease(self, lead: Lead) -> str:
         """What is written under the key while it is made."""
         return f"{lead.name}:{self._owner}"
+
+    def ending(self, lease: str) -> Lead | None:
+        """Whose it is, if that is one of ours that is about to give it back."""
+        lead = self._leads.get(lease.partition(":")[0])
+        return lead if lead and lead.dropped else None
 
     def of(self, flight: Flight) -> Lead | None:
         return self._of.get(flight)
@@ -120,7 +130,7 @@ class Leads:
                 await asyncio.wait(late)
 
     async def _tell(self, join: Join, lead: Lead | None, closed: bool) -> None:
-        with suppress(CacheGone):  # who follows will ask again
+        with suppress(CacheGone, TimeoutError):  # who follows will ask again
             if lead is None:
                 await self._release(join.key, f"{join.flight}:{self._owner}")
                 await self._say(join.back, End(join.follow, "unknown"))
@@ -129,12 +139,14 @@ class Leads:
 
     async def _tell_all(self, join: Join, lead: Lead) -> bool:
         """False: it cannot be followed."""
-        flight, at = lead.flight, 0
+        flight, at, loop = lead.flight, 0, asyncio.get_running_loop()
         try:
-            async for data in flight.pieces():
-                start, at = max(join.at - at, 0), at + len(data)
-                if start < len(data) and not await self._pieces(join, at - len(data) + start, data[start:]):
-                    return True
+            async with asyncio.timeout(self._patience) as limit:
+                async for data in flight.pieces():
+                    start, at = max(join.at - at, 0), at + len(data)
+                    if start < len(data) and not await self._pieces(join, at - len(data) + start, data[start:]):
+                        return True
+                    limit.reschedule(loop.time() + self._patience)
         except Lost:
             if flight.lost is None:
                 return False
@@ -160,8 +172,10 @@ class Leads:
 
 def _lost(follow: str, lost: Lost) -> End:
     """Of an error only what an SDK decides by: its text may be about this client's request. What is not the provider's
-    doing says nothing to others."""
+    doing says nothing to others, unless the pieces have told it; and neither does a circuit, of which each worker has
+    its own."""
     error = lost.error
-    if error is None or not error.is_the_providers:
-        return End(follow, "lost", told=lost.told)
-    return End(follow, "lost", told=lost.told, status=error.status, code=error.code)
+    if error is None or isinstance(error, CircuitOpen) or not (error.is_the_providers or lost.told):
+        return End(follow, "lost", told=lost.told, unasked=lost.unasked)
+    headers = [header for header in error.headers if header[0] in ADVICE]
+    return End(follow, "lost", 0, 0, lost.told, error.status, error.code, error.type, headers)

@@ -19,8 +19,8 @@ Log = Callable[..., None]
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Seconds. `deadline` of what a request waits for, `behind` of what none does; a connection may take `connecting`,
-    and is tried again after `retry`. A `lease` is renewed at each `beat`. Who follows asks again after `quiet`, and for
-    so many `patience` in vain."""
+    and is tried again after `retry`. A `lease` is renewed at each `beat`. Who follows is joined by others until nothing
+    was heard for a `moment`, and asks again after `quiet`, for so many `patience` in vain."""
 
     deadline: float = 0.05
     behind: float = 1.0
@@ -28,6 +28,7 @@ class Timing:
     retry: float = 1.0
     lease: float = 3.0
     beat: float = 1.0
+    moment: float = 0.1
     quiet: float = 1.0
     patience: float = 3.0
 

@@ -44,8 +44,9 @@ class Piece(msgspec.Struct, frozen=True, array_like=True, tag="piece"):
 
 
 class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
-    """Done with it: there were `size` bytes. Or it is lost (`told`: the pieces say so; `status` and `code` are those of
-    the error, if the provider has failed), is unknown here, or is closed to whoever has missed so much of it."""
+    """Done with it: there were `size` bytes. Or it is lost (`told`: the pieces say so; `status`, `code`, `kind`, which
+    is its type, and `headers` are those of the error, if the provider has failed; `unasked`: it was not even asked), is
+    unknown here, or is closed to whoever has missed so much of it."""
 
     follow: str
     how: Literal["done", "lost", "unknown", "closed"]
@@ -54,6 +55,9 @@ class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     told: bool = False
     status: int = 0
     code: str | None = None
+    kind: str = "server_error"
+    headers: list[tuple[bytes, bytes]] = []
+    unasked: bool = False
 
 
 Message = Join | Leave | Piece | End

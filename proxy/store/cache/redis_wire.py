@@ -46,8 +46,8 @@ class Script:
         self.sha = sha1(self.text, usedforsecurity=False).hexdigest().encode()
 
 
-LOOK, KEEP, RELEASE, RENEW, REMOVE, REJECT, TOTALS = (
-    Script(name) for name in ("look", "keep", "release", "renew", "remove", "reject", "totals")
+LOOK, KEEP, RELEASE, RENEW, REMOVE, REJECT, TOTALS, MEND = (
+    Script(name) for name in ("look", "keep", "release", "renew", "remove", "reject", "totals", "mend")
 )
 
 

@@ -5,7 +5,7 @@
 --
 --   <key>          an entry, sealed (core/entry.py). No key of an entry ends where one of these begins:
 --   =lease/<key>   who makes the call: <flight>:<owner>; ends by itself
---   =index         sorted set: key -> when the entry expires
+--   =index         sorted set: key -> when the entry was kept
 --   =sizes         hash: key -> the bytes that it counts for
 --   =totals        hash of bytes (the sum of all sizes) and evicted (how many have made room)
 --   =deleted       hash: team, or * for all -> when its entries were deleted
@@ -65,9 +65,9 @@ local function remove(key)
     return redis.call('UNLINK', prefix .. key)
 end
 
--- At most so many of those that have expired.
-local function purge(now, most)
-    local over = redis.call('ZRANGEBYSCORE', index, '-inf', digits(now), 'LIMIT', 0, most)
+-- At most so many of those that were kept by then.
+local function purge(by, most)
+    local over = redis.call('ZRANGEBYSCORE', index, '-inf', digits(by), 'LIMIT', 0, most)
     for _, key in ipairs(over) do
         remove(key)
     end

@@ -1,4 +1,4 @@
--- Keep an entry, within the bounds of all of them, and give back the lease. Those that expire first make room.
+-- Keep an entry, within the bounds of all of them, and give back the lease. Those that were kept first make room.
 --
 -- {key, lease, life, most, size, began, entry} -> KEPT, FULL (the server takes nothing more), OLD (it was asked for before
 -- what is there, or before what was there was deleted), or MORE: there is no room yet, and more work to be done than others
@@ -17,7 +17,7 @@ local function is_old()
         return true
     end
     local cleared = redis.pcall('HMGET', deleted, string.match(key, '^[^:/]*'), '*')
-    return not cleared.err and began <= math.max(tonumber(cleared[1] or 0), tonumber(cleared[2] or 0))
+    return not cleared.err and began <= math.max(tonumber(cleared[1]) or 0, tonumber(cleared[2]) or 0)
 end
 
 if began > 0 and is_old() then
@@ -34,7 +34,7 @@ if entry ~= '' then
     end
 end
 strike(key)
-purge(now, A_FEW)
+purge(now - life, A_FEW)
 local room, evicted = most - size, 0
 while evicted < AT_ONCE and bytes() > room and not full do
     local oldest = redis.call('ZRANGE', index, 0, 0)[1]
@@ -55,8 +55,8 @@ elseif entry == '' then
     return KEPT
 end
 if not full then
-    redis.call('PEXPIREAT', prefix .. key, digits(now + life)) -- at the very millisecond that the index knows
-    redis.call('ZADD', index, digits(now + life), key)
+    redis.call('PEXPIREAT', prefix .. key, digits(now + life)) -- at the very millisecond at which it is purged
+    redis.call('ZADD', index, digits(now), key)
     redis.call('HSET', sizes, key, digits(size))
     redis.call('HINCRBY', totals, 'bytes', digits(size))
 end

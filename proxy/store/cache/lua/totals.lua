@@ -1,5 +1,5 @@
 -- How much there is. Those that have expired leave first; not all of them at once.
 --
--- {} -> {how many have left, entries, bytes, evicted}
-local left = purge(time(), 500)
+-- {life} -> {how many have left, entries, bytes, evicted}
+local left = purge(time() - tonumber(ARGV[1]), 500)
 return {left, redis.call('ZCARD', index), bytes(), tonumber(redis.call('HGET', totals, 'evicted') or 0)}
