@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Final
 
 from starlette.types import Message, Send
 
@@ -16,20 +17,40 @@ from proxy.core.exchange import Exchange
 from proxy.core.flight import Flight
 from proxy.core.sse import KEEP_ALIVE
 
+GRACE: Final = 0.25
+"""Seconds, all in all, for which everybody waits for a client that has fallen too far behind: it may only be slow."""
+
+TURNS: Final = 4
+"""Of the event loop, until all who wait for a piece have taken it, if they can."""
+
 
 class Capture:
     """Its `send` takes the place of the client's; when the call is over, it has to be told how that `ended` or
-    `failed`. `wall` gives Unix milliseconds."""
+    `failed`. `inert` are fields that others who follow need not have sent; `one_account`: they pay with the same keys.
+    `wall` gives Unix milliseconds."""
 
-    def __init__(self, flight: Flight, exchange: Exchange, send: Send, wall: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        flight: Flight,
+        exchange: Exchange,
+        send: Send,
+        wall: Callable[[], int],
+        inert: Collection[str],
+        *,
+        one_account: bool,
+    ) -> None:
         self._flight = flight
         self._exchange = exchange
         self._send = send
         self._wall = wall
+        self._inert = inert
+        self._one_account = one_account
         self._began = wall()
         self._reported = len(exchange.rewrites)
         self._queue: deque[Message] = deque()
         self._queued = 0
+        self._start: Message | None = None
+        self._grace = GRACE
         self._cut = False
         self._writing: asyncio.Task[None] | None = None
 
@@ -37,34 +58,57 @@ class Capture:
         if self._exchange.cache != "miss":  # a stale answer in place of the call's
             await self._send(message)
             return
+        flight = self._flight
         if message["type"] == "http.response.start":
-            self._flight.streamed = self._exchange.streamed
-            await self._send(message)
+            flight.streamed = self._exchange.streamed
+            self._start = message  # goes with what follows it at once: nobody waits until this client takes it
             return
         body: bytes = message["body"]
-        if not self._flight.streamed:
-            self._finish(body)  # before it is sent: nobody else waits for this client to take it
-            await self._send(message)
-            return
-        if body is not KEEP_ALIVE:  # which is ours, and no part of the answer
+        if not flight.streamed:
+            self._finish(body)
+        elif body is not KEEP_ALIVE:  # which is ours, and no part of the answer
             if body:
-                self._flight.add(body)
+                if flight.followers and flight.size + len(body) > flight.most:
+                    await _turns()  # for those who follow, before anything is forgotten that they might lack
+                flight.add(body)
             if not message.get("more_body") and self._exchange.error is None:
                 self._finish(None)
-        await self._pass(message)
+        if self._writing is not None or flight.followers:
+            await self._pass_behind(message)
+            return
+        flight.blocked = not flight.over  # as long as this waits, nobody is let in who would have to wait, too
+        try:
+            if self._start:
+                await self._send(self._start)
+                self._start = None
+            await self._send(message)
+        finally:
+            flight.blocked = False
 
     def ended(self) -> None:
         """The call is over, and its client has been answered somehow."""
-        exchange = self._exchange
-        self._flight.fail(_of_the_provider(exchange.error or exchange.rescued), told=exchange.error is not None)
+        exchange, flight = self._exchange, self._flight
+        if flight.over:
+            return
+        if exchange.error:
+            flight.fail(exchange.error, told=True)
+        else:
+            flight.fail(self._of_the_provider(exchange.rescued))
 
     def failed(self, error: BaseException) -> None:
         """The call has ended with this."""
-        self._flight.fail(_of_the_provider(error))
+        self._flight.fail(self._of_the_provider(error), unasked=not self._exchange.attempts)
+
+    def _of_the_provider(self, error: BaseException | None) -> ProxyError | None:
+        """What the provider has done to everybody who asked this; None: it was the request that has ended, or a key
+        that others do not pay with."""
+        if not isinstance(error, UpstreamRefusal | UpstreamUnknown | CircuitOpen | ProviderBusy):
+            return None
+        return error if self._one_account or not error.is_the_accounts else None
 
     @property
     def is_kept(self) -> bool:
-        """Whether what has come is as it should be: complete, counted, and not spoiled."""
+        """Whether what has come is as it should be: counted, and not spoiled."""
         context = self._exchange.context
         return self._exchange.usage is not None and context is not None and not context.spoiled
 
@@ -81,11 +125,17 @@ class Capture:
                 prompt=charge.prompt,
                 completion=charge.completion,
                 cost=charge.cost,
-                rewrites=tuple(exchange.rewrites)[self._reported :],
+                rewrites=self._everybodys(tuple(exchange.rewrites)[self._reported :]),
                 cadence=packed(flight.cadence),
                 began=self._began,
             )
         flight.finish(entry, charge.cost or 0)
+
+    def _everybodys(self, rewrites: tuple[str, ...]) -> tuple[str, ...]:
+        """Without what was done to fields that this request alone has sent."""
+        if not rewrites:
+            return rewrites
+        return tuple([one for one in rewrites if one.partition(":")[2].partition(".")[0] not in self._inert])
 
     @property
     def writing(self) -> bool:
@@ -102,40 +152,45 @@ class Capture:
         if self._writing:
             self._writing.cancel()
 
-    async def _pass(self, message: Message) -> None:
-        flight = self._flight
-        if self._writing is None and not flight.followers:
-            flight.blocked = True  # for as long as this waits, nobody is let in who would have to wait, too
-            try:
-                await self._send(message)
-            finally:
-                flight.blocked = False
-            return
+    async def _pass_behind(self, message: Message) -> None:
+        """By a task of its own, for which nobody waits but its client."""
         if self._cut:
             return
+        if self._start:
+            self._exchange.status = self._start["status"]  # it has its answer, whenever it takes it
+            self._queue.append(self._start)
+            self._start = None
         self._queue.append(message)
         self._queued += len(message["body"])
         if self._writing is None or self._writing.done():
             self._writing = asyncio.get_running_loop().create_task(self._write())
-        if self._queued <= flight.most:
+        if self._queued > self._flight.most:
+            await self._catch_up(self._writing)
+
+    async def _catch_up(self, writing: asyncio.Task[None]) -> None:
+        """So much is kept for nobody who does not read. It may be that its task has had no turn yet."""
+        flight, loop = self._flight, asyncio.get_running_loop()
+        if not flight.followers:
+            await writing
             return
-        if flight.followers:
-            self._cut = True  # so much is not kept for anybody who does not read
+        began = loop.time()
+        await asyncio.wait([writing], timeout=self._grace)
+        self._grace = max(0.0, self._grace - (loop.time() - began))
+        if self._queued > flight.most:
+            self._cut = True
             self._exchange.client_gone = True
             self.stop()
-        else:
-            await self._writing
+            if self._exchange.departure:
+                self._exchange.departure.cut()
 
     async def _write(self) -> None:
         while self._queue:
             message = self._queue[0]
             await self._send(message)
             self._queue.popleft()
-            self._queued -= len(message["body"])
+            self._queued -= len(message.get("body", b""))
 
 
-def _of_the_provider(error: BaseException | None) -> ProxyError | None:
-    """What the provider has done to everybody who asked this; None: it was the request that has ended."""
-    if isinstance(error, UpstreamRefusal | UpstreamUnknown | CircuitOpen | ProviderBusy):
-        return error
-    return None
+async def _turns() -> None:
+    for _ in range(TURNS):
+        await asyncio.sleep(0)

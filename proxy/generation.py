@@ -271,12 +271,12 @@ class Generation:
         return {name: way.endpoint for name, way in self._ways(row)}
 
     def _places(self) -> Mapping[str, cache.Place]:
-        simulated = self._process.simulated
-        return {
+        places = {}
+        for name, config in self.settings.providers.items():
             # Each process has a simulator of its own, somewhere; they all answer alike.
-            name: cache.Place(("simulated",) if simulated else (config.type, config.base_url), config.timeouts.total)
-            for name, config in self.settings.providers.items()
-        }
+            address = ("simulated",) if self._process.simulated else (config.type, config.base_url)
+            places[name] = cache.Place(address, config.timeouts.total, bool(own_keys(self.settings, name)))
+        return places
 
     def _traced(self) -> trace.Config:
         providers = {name: (config.type, config.base_url) for name, config in self.settings.providers.items()}

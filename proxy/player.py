@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Literal
 
 from starlette.types import Receive, Send
@@ -50,8 +51,13 @@ class Player:
         """What a flight has brought, and brings. Somebody has to follow it meanwhile."""
         return partial(self._join, flight, key, patience)
 
+    def failed(self, error: ProxyError) -> Replay:
+        """The provider's error, which another request was told. This one is counted and written down like that one."""
+        return partial(_tell, error)
+
     def _play(self, entry: Entry, key: str, exchange: Exchange, receive: Receive, send: Send) -> Awaitable[None]:
         exchange.cache_key = key.rpartition("/")[2]
+        _name(exchange)
         if exchange.cache != "joined":  # that was not there when it was asked for
             exchange.age = max(0, self.wall() - entry.created) // 1000
         exchange.saved = entry.cost or 0
@@ -68,10 +74,9 @@ class Player:
         return send_json(send, entry.body)
 
     async def _stream(self, entry: Entry, exchange: Exchange, receive: Receive, send: Send) -> None:
-        if self.cadence == "original" and entry.cadence:
-            # What it took once it may take again, and its last piece may be as late as the total allowed.
-            patience = Deadlines.together(unpacked(entry.cadence)[-2] / 1000 + 60)
-            guard = Guard(receive, patience, self.drainables, departure=exchange.departure)
+        # Who has joined has waited already.
+        if self.cadence == "original" and entry.cadence and exchange.cache != "joined":
+            guard = Guard(receive, Deadlines.together(inf), self.drainables, departure=exchange.departure)
             await self._relay(_as_it_came(entry), exchange, guard, send)
             return
         await send(stream_start())
@@ -87,6 +92,7 @@ class Player:
         if flight.done and flight.entry:
             await self._play(flight.entry, key, exchange, receive, send)
             return
+        _name(exchange)
         guard = Guard(receive, patience, self.drainables, exchange.end, departure=exchange.departure)
 
         def whole() -> None:
@@ -122,6 +128,16 @@ class Player:
             raise error
         exchange.error = error
         await (relay.finish(b"") if told else relay.fail(error))
+
+
+def _name(exchange: Exchange) -> None:
+    """Where another model was asked in vain, it is told whose answer this is."""
+    if exchange.turned:
+        exchange.upstream = f"{exchange.provider}/{exchange.sent_as}"
+
+
+async def _tell(error: ProxyError, exchange: Exchange, receive: Receive, send: Send) -> None:
+    raise error
 
 
 async def _as_it_came(entry: Entry) -> AsyncIterator[bytes]:

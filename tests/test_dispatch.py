@@ -646,7 +646,7 @@ async def test_a_client_that_has_left(stream: bool) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_for_a_client_that_left_before_the_call_none_is_made(stream: bool) -> None:
-    departure = Departure(lambda: None)
+    departure = Departure(lambda: None, lambda: None)
     departure.happen()
     setting = chat()
     answer = await setting.ask(asked(stream=stream), departure=departure)

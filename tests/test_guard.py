@@ -94,7 +94,7 @@ class Server:
 
     def __init__(self) -> None:
         self.listens = 0
-        self.departure = Departure(self._listen)
+        self.departure = Departure(self._listen, lambda: None)
 
     def _listen(self) -> None:
         self.listens += 1

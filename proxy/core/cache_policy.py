@@ -43,7 +43,8 @@ class Policy:
         return wishes.max_age != 0 and now - self._most(self.ttl, wishes) <= entry.created <= now + SKEW
 
     def is_better_than_nothing(self, entry: Entry, wishes: Wishes) -> bool:
-        return entry.created > self.wall() - self._most(self.stale, wishes)
+        now = self.wall()
+        return now - self._most(self.stale, wishes) < entry.created <= now + SKEW
 
     def _most(self, milliseconds: int, wishes: Wishes) -> int:
         return milliseconds if wishes.max_age is None else min(milliseconds, wishes.max_age * 1000)

@@ -16,12 +16,13 @@ EXTENSION: Final = "mistral_proxy.departure"
 
 
 class Departure:
-    """Of the client of one request. `listen` has it read from, or nobody learns anything."""
+    """Of the client of one request. `listen` has it read from, or nobody learns anything; `cut` has it leave."""
 
-    __slots__ = ("_listen", "gone", "tell")
+    __slots__ = ("_listen", "cut", "gone", "tell")
 
-    def __init__(self, listen: Callable[[], object]) -> None:
+    def __init__(self, listen: Callable[[], object], cut: Callable[[], object]) -> None:
         self._listen = listen
+        self.cut = cut
         self.gone = False
         self.tell: Callable[[], object] | None = None
         """Whoever is told, one at a time."""

@@ -90,7 +90,7 @@ class Answer:
         self.default_headers = connection.server_state.default_headers
         self.on_response: Any = connection.on_response_complete
         self.keep_alive = keep_alive
-        self.departure = departure = Departure(flow.resume_reading)
+        self.departure = departure = Departure(flow.resume_reading, connection.transport.abort)
         """Of its client."""
         scope["extensions"] = {HEAD: head, ARRIVED: self.arrived, DEPARTURE: departure}
 

@@ -12,16 +12,17 @@ is given further inside, by the replay stage, when the request has been counted 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Final, Literal
 
 from pydantic import Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.capture import Capture
-from proxy.core import cache_control, cache_policy
+from proxy.core import cache_control, cache_policy, json
 from proxy.core.cache import Bounds, Known, Role
 from proxy.core.cache_control import Wishes
 from proxy.core.cache_key import Keys
@@ -29,7 +30,7 @@ from proxy.core.cache_policy import Policy
 from proxy.core.config import Duration, Size, Strict
 from proxy.core.endpoint import Cache, Endpoint
 from proxy.core.entry import Entry
-from proxy.core.errors import ClientGone, NotInCache, ProxyError
+from proxy.core.errors import ClientGone, Elsewhere, NotInCache, ProxyError
 from proxy.core.exchange import Exchange, Stale, exchange_of
 from proxy.core.flight import Flight, Lost
 from proxy.core.json import Json
@@ -42,7 +43,8 @@ FAILURES: Final = 2
 trouble one by one."""
 
 LOSSES: Final = 8
-"""Flights that may end without a word of the provider's before a request goes its own way."""
+"""Calls that may end without a word of the provider's before a request goes its own way. Who makes none, because it is
+refused, is none of them: whoever waits longest is the next one."""
 
 
 class Config(Strict):
@@ -70,10 +72,12 @@ class Config(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One provider: what tells where it is, and how many seconds a request may take there."""
+    """One provider: what tells where it is, and how many seconds a request may take there. `own_keys`: some teams pay
+    it themselves."""
 
     address: tuple[str, ...]
     total: float
+    own_keys: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +96,11 @@ class Sources:
 def build(
     sources: Sources, policy: Policy, player: Player, endpoint: Endpoint, services: Services
 ) -> Middleware | None:
-    if not sources.on or endpoint.cache is Cache.NEVER or services.answers is None:
+    if endpoint.cache is Cache.NEVER:
         return None
     answers = services.answers
+    if not sources.on or answers is None:
+        return Nothing
     rows = sources.rows(endpoint)
     providers = {name: _provider(name, row, sources, answers.secret) for name, row in rows.items()}
 
@@ -106,11 +112,14 @@ def build(
 
 @dataclass(frozen=True, slots=True)
 class _Provider:
-    """How one provider's answers are kept."""
+    """How one provider's answers are kept. `inert` are fields that bear on none; `one_account`: all who share one pay
+    with the same keys."""
 
     keys: Keys
+    inert: Collection[str]
     patience: Deadlines
     kept: Callable[[Json], bool]
+    one_account: bool
 
 
 _EXACT: Final = Cache.EXACT
@@ -120,7 +129,9 @@ def _provider(name: str, row: Endpoint, sources: Sources, secret: bytes) -> _Pro
     place = sources.places[name]
     known = row.request.rows if row.request and row.request.open else None
     keys = Keys(secret, row.operation, (name, *place.address), row.inert, known)
-    return _Provider(keys, Deadlines.together(place.total), partial(_is_kept, row, sources.config.mode == "all"))
+    kept = partial(_is_kept, row, sources.config.mode == "all")
+    one_account = sources.config.scope != "global" or not place.own_keys
+    return _Provider(keys, row.inert, Deadlines.together(place.total), kept, one_account)
 
 
 def _is_kept(row: Endpoint, everything: bool, body: Json) -> bool:
@@ -128,6 +139,9 @@ def _is_kept(row: Endpoint, everything: bool, body: Json) -> bool:
     for name in row.beyond:
         if body.get(name) not in _NOT_ASKED:
             return False
+    tools = body.get("tools")
+    if tools and not (type(tools) is list and all(map(_is_the_clients, tools))):
+        return False
     return everything or row.cache is _EXACT or body.get("temperature") == 0
 
 
@@ -140,9 +154,21 @@ class _Search:
     receive: Receive
     key: str
     wishes: Wishes
-    patience: Deadlines
+    provider: _Provider
     lost: int = 0
     failed: int = 0
+
+
+class Nothing:
+    """There is no cache, and who wants no call made gets none."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        if exchange_of(scope).head.once(cache_control.wishes).only_if_cached:
+            raise _absent()
+        return self._app(scope, receive, send)
 
 
 class Cached:
@@ -197,7 +223,7 @@ class Cached:
                 exchange.sent_as or "",
                 tuple(exchange.rewrites),
             )
-        search = _Search(exchange, receive, key, wishes, provider.patience)
+        search = _Search(exchange, receive, key, wishes, provider)
         while not await self._answered(search, scope, receive, send):
             pass
 
@@ -224,7 +250,7 @@ class Cached:
                 return exchange.client_gone
             if exchange.replay is None:  # somebody may have been looking only, and have found nothing
                 exchange.cache = "joined" if flight.called and not was_over else "hit"
-                exchange.replay = self._player.joined(flight, search.key, search.patience)
+                exchange.replay = self._player.joined(flight, search.key, search.provider.patience)
             await self._app(scope, receive, send)
         return True
 
@@ -255,7 +281,7 @@ class Cached:
         flight, wishes = self._flights.get(search.key), search.wishes
         if not flight or not flight.open or wishes.no_cache or wishes.only_if_cached or search.lost >= LOSSES:
             return None
-        return flight
+        return None if flight.over and wishes.max_age == 0 else flight
 
     async def _look(self, search: _Search) -> tuple[Entry | None, Flight | None, bool]:
         """A fresh entry, or a flight and whether it is this request's own."""
@@ -272,8 +298,7 @@ class Cached:
         except BaseException:
             self._give_up(key, flight)
             raise
-        if found.role is Role.DONE:
-            assert found.entry
+        if found.role is Role.DONE and found.entry:
             flight.finish(found.entry, found.entry.cost or 0)
             self._forget(key, flight)
             return found.entry, None, False
@@ -305,10 +330,11 @@ class Cached:
     # Following.
 
     async def _begun(self, search: _Search, flight: Flight) -> bool:
-        """Whether there is something to send: from the flight or, if that has failed, from before. Raises the
-        provider's error when there is not, and no use in trying."""
+        """Whether there is something to send: from the flight or, if that has failed, from before; or the provider's
+        error, when there is no use in trying."""
         exchange, since = search.exchange, self._clock()
-        guard = Guard(search.receive, search.patience, self._drainables, exchange.end, departure=exchange.departure)
+        patience = search.provider.patience
+        guard = Guard(search.receive, patience, self._drainables, exchange.end, departure=exchange.departure)
         try:
             if not flight.over:
                 with guard:
@@ -320,25 +346,28 @@ class Cached:
             return False
         except Lost as lost:
             self._remember(search, flight.stale)
-            return self._may_end(search, lost.error)
+            search.lost += not lost.unasked
+            return lost.error is not None and self._may_end(search, flight, lost.error)
         finally:
             exchange.end = guard.ends
             exchange.waited += self._clock() - since
         return True
 
-    def _may_end(self, search: _Search, error: ProxyError | None) -> bool:
+    def _may_end(self, search: _Search, flight: Flight, error: ProxyError) -> bool:
         exchange = search.exchange
-        search.lost += 1
-        if error is None:
-            return False
+        if not error.is_the_providers and not _is_the_same(flight.asked, exchange.body):
+            return False  # it may be about a field that bears on no answer, or about how that one has spelled it
         search.failed += 1
         # Where there are other models, it is the fallback stage that says what is to be done.
         if error.is_the_providers and exchange.stale and exchange.is_only:
             exchange.cache, exchange.rescued, exchange.replay = "stale", error, exchange.stale.replay
             return True
         if not exchange.is_only or search.failed >= FAILURES or not error.is_the_providers:
-            exchange.cache = "joined"
-            raise error.again() from None
+            error = error.again()
+            if error.detail.get("timeout") == "total":  # that one's time is over, and this one's is not
+                error.elsewhere = Elsewhere.YES
+            exchange.cache, exchange.replay = "joined", self._player.failed(error)
+            return True
         return False
 
     # Leading.
@@ -347,7 +376,9 @@ class Cached:
         exchange = search.exchange
         exchange.cache = "miss"
         exchange.stays = flight.stays
-        capture = Capture(flight, exchange, send, self._wall)
+        flight.asked = exchange.body
+        provider = search.provider
+        capture = Capture(flight, exchange, send, self._wall, provider.inert, one_account=provider.one_account)
         try:
             await self._called(search, flight, capture, scope, receive)
             if capture.writing:
@@ -369,7 +400,7 @@ class Cached:
         try:
             if keep and flight.entry:
                 other = self._flights.get(key)
-                if other is not None and other is not flight:
+                if other and other is not flight and not other.is_newer_than(flight):
                     other.spoiled = True  # there is a newer answer: nobody joins that one any more
                 await self._backend.keep(key, flight.entry, flight)
             else:
@@ -378,14 +409,24 @@ class Cached:
             self._forget(key, flight)  # not before: whoever came meanwhile would ask once more
 
     async def _written(self, search: _Search, capture: Capture) -> None:
-        """Others have the answer; its own client still takes it, and may take as long as for any other. The drain ends
-        calls: what has come of one, the error that says so included, may still be taken."""
+        """Others have the answer; its own client still takes it, for as long as it does. The time and the drain are
+        about calls: what has come of one, the error that says so included, may still be taken."""
         exchange = search.exchange
         try:
-            with Guard(search.receive, search.patience, set(), exchange.end, departure=exchange.departure):
+            with Guard(search.receive, Deadlines.together(inf), set(), departure=exchange.departure):
                 await capture.written()
         except ClientGone:
             exchange.client_gone = True
+
+
+def _is_the_same(one: Json | None, other: Json | None) -> bool:
+    """To the letter, but for white space."""
+    return one is not None and other is not None and json.encode(one) == json.encode(other)
+
+
+def _is_the_clients(tool: Json) -> bool:
+    """Whether the provider only asks for it. One of another type it uses itself, and then something happens."""
+    return type(tool) is dict and tool.get("type", "function") in ("function", "custom")
 
 
 _NOT_ASKED: Final = (None, False)

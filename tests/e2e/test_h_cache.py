@@ -34,6 +34,7 @@ COST = 3 * INPUT + 5 * OUTPUT
 TEAMS = ("a", "b", "crowd", "json", "stream", "left", "fails", "stale", "control", "order", "whole", "row", "delete")
 RULES = dict.fromkeys(TEAMS, "[]") | {
     "rate": "[requests: 3/day]",
+    "slots": "[concurrency: 1]",
     "spent": "[tokens: 40/day]",
     "money": "[spend: 0.0001 USD/day]",
 }
@@ -256,6 +257,23 @@ async def test_g11_who_has_nothing_left_still_gets_what_is_there(
     assert (found.status, hit(found.header("x-proxy-cache"))) == (200, "hit")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_g11_what_makes_no_call_needs_no_slot(deployment: Deployment, held: socket.socket, stream: bool) -> None:
+    numbered = Numbered()
+    numbered.gate.clear()
+    data = same("slots", f"slots {stream}", stream=stream)
+    async with upstream(held, numbered), crowd(deployment, data, 30) as tasks:
+        await numbered.has("calls", 1)
+        await asyncio.sleep(0.3)
+        assert (await ask(deployment.url, same("slots", f"another {stream}"))).status == 429
+        numbered.gate.set()
+        found = await asyncio.gather(*tasks)
+        found += await asyncio.gather(*(ask(deployment.url, data) for _ in range(20)))
+        assert numbered.calls == 1
+    assert Counter(one.status for one in found) == {200: 50}
+    assert outcomes(found)["miss"] == 1
+
+
 async def test_h9_what_is_asked_of_the_cache(deployment: Deployment, held: socket.socket) -> None:
     async with upstream(held, Numbered()) as seen:
 
@@ -374,6 +392,26 @@ async def test_h4_the_first_one_leaves_and_the_others_do_not_notice(
     assert len({one.body for one in found}) == 1
     assert numbered.calls == 1
     assert "miss" not in outcomes(found)
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+async def test_h4_who_stops_and_asks_again_does_not_join_what_it_has_stopped(
+    deployment: Deployment, held: socket.socket, how: str
+) -> None:
+    numbered = Numbered(words=1)
+    async with upstream(held, numbered):
+        for attempt in range(15):
+            numbered.gate.clear()
+            data = same("left", f"again {attempt} {how}", stream=True)
+            async with connect(deployment.url) as first:
+                await first.send(data)
+                await first.head()
+                first.leave(how)
+                again = asyncio.create_task(ask(deployment.url, data))
+                await asyncio.sleep(0.05)
+                numbered.gate.set()
+                found = await again
+            assert (found.status, found.body.count(b"[DONE]"), found.body.count(b"error")) == (200, 1, 0)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -1,19 +1,14 @@
-"""The cache stage, with the replay stage inside of it, in front of an application that plays the provider."""
+"""What the cache stage keeps, for whom, and for how long; and a crowd that asks the same."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Send
 
-from proxy import data
 from proxy.core.cache import Answers, Found, Role
-from proxy.core.catalogue import Catalogue
-from proxy.core.charge import Charge
 from proxy.core.entry import Entry
 from proxy.core.errors import (
     BadRequest,
@@ -26,125 +21,30 @@ from proxy.core.errors import (
     UpstreamFailed,
     UpstreamRefusal,
 )
-from proxy.core.exchange import Exchange, Team, exchange_of
+from proxy.core.exchange import Exchange
 from proxy.core.flight import Flight
-from proxy.core.services import Drainables
 from proxy.core.sse import KEEP_ALIVE
 from proxy.core.success import send_json, stream_start
 from proxy.core.table import Context
-from proxy.pipeline import fold
-from proxy.player import Player
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.embeddings import EMBEDDINGS
 from proxy.providers.openai.chat import CHAT as OPENAI_CHAT
-from proxy.stages import cache, replay
+from proxy.stages import cache
 from proxy.store.cache.memory import MemoryCache
-from tests.asgi import Answer, Log, call, exchange, services
+from tests.asgi import call
+from tests.stages.cache_setting import (
+    EVENTS,
+    HOUR,
+    MODEL,
+    Gated,
+    Provider,
+    Setting,
+    metered,
+    streamed,
+    turns,
+    whole,
+)
 from tests.steps import NoTimer
-
-CATALOGUE = Catalogue(data.read("models.yaml"))
-MODEL = CATALOGUE.model("mistral-small-latest")
-HOUR = 3_600_000
-EVENTS = [b"data: one\n\n", b"data: two\n\n", b"data: [DONE]\n\n"]
-
-Provider = Callable[[Exchange, Send], Awaitable[None]]
-
-
-def metered(about: Exchange) -> None:
-    """The answer alone costs 70; with what was lost before it, 100."""
-    about.usage, about.alone = {"prompt_tokens": 3, "completion_tokens": 5}, Charge(prompt=3, completion=5, cost=70)
-    about.charge = Charge(prompt=3, completion=5, cost=100)
-
-
-@dataclass
-class Setting:
-    """`play` answers the calls that get through; the clock stands still."""
-
-    play: Provider
-    row: Any = CHAT
-    options: dict[str, Any] = field(default_factory=dict)
-    now: int = 1_000_000_000
-    seconds: float = 0.0
-    calls: int = 0
-    log: Log = field(default_factory=Log)
-    drainables: Drainables = field(default_factory=Drainables)
-
-    def __post_init__(self) -> None:
-        config = cache.Config(**self.options)
-        self.backend: Any = MemoryCache(config.bounds, lambda: self.now, lambda seconds, do: NoTimer())
-        self.answers = Answers(self.backend, b"secret")
-        self.build(config)
-
-    def build(self, config: cache.Config) -> None:
-        made = services(
-            self.log,
-            CATALOGUE,
-            wall=lambda: self.now,
-            answers=self.answers,
-            drainables=self.drainables,
-            monotonic=lambda: self.seconds,
-        )
-        policy, player = config.policy(made.wall), Player(config.cadence, self.drainables, made.wall)
-        sources = cache.Sources(config, lambda row: {"mistral": row}, {"mistral": cache.Place(("m",), 600.0)})
-        stages = (cache.build(sources, policy, player, self.row, made), replay.build(self.row, made, on=sources.on))
-        self.app = fold(stages, self._call)
-
-    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.calls += 1
-        await self.play(exchange_of(scope), send)
-
-    def exchange(self, team: str = "a", control: str = "", **fields: Any) -> Exchange:
-        body = {"model": "mistral-small-latest", "temperature": 0} | fields
-        headers = [(b"cache-control", control.encode())] if control else []
-        about = exchange(headers, model="mistral-small-latest", sending=body, context=Context(MODEL, body))
-        about.team, about.key_id = Team(team, lambda name: True), f"key-{team}"
-        return about
-
-    async def ask(self, team: str = "a", control: str = "", **fields: Any) -> Answer:
-        options = {name: fields.pop(name) for name in ("taking", "leaves") if name in fields}
-        stays = not options.pop("leaves", False)
-        about = self.exchange(team, control, **fields)
-        return await call(self.app, exchange=about, body=[], stays=stays, **options)
-
-    async def error(self, *args: Any, **fields: Any) -> ProxyError:
-        with pytest.raises(ProxyError) as caught:
-            await self.ask(*args, **fields)
-        return caught.value
-
-
-async def whole(about: Exchange, send: Send) -> None:
-    metered(about)
-    await send_json(send, b'{"answer": 1}')
-
-
-async def streamed(about: Exchange, send: Send) -> None:
-    about.streamed = True
-    await send(stream_start())
-    for event in EVENTS:
-        if event is EVENTS[-1]:
-            metered(about)
-        await send({"type": "http.response.body", "body": event, "more_body": event is not EVENTS[-1]})
-        await asyncio.sleep(0)
-
-
-class Gated:
-    """Holds each call until it is let go, and then plays it."""
-
-    def __init__(self, play: Provider) -> None:
-        self.play = play
-        self.gate = asyncio.Event()
-        self.waiting = 0
-
-    async def __call__(self, about: Exchange, send: Send) -> None:
-        self.waiting += 1
-        await self.gate.wait()
-        await self.play(about, send)
-
-
-async def turns(count: int = 20) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
-
 
 # What is kept.
 
@@ -181,6 +81,10 @@ async def test_the_second_time_nobody_is_asked(play: Provider) -> None:
         (OPENAI_CHAT, "deterministic", {"web_search_options": None}, True),
         (OPENAI_CHAT, "deterministic", {"search_parameters": {"mode": "auto"}}, False),
         (OPENAI_CHAT, "deterministic", {"plugins": [{"id": "web"}]}, False),
+        (OPENAI_CHAT, "deterministic", {"tools": [{"type": "function"}, {"type": "web_search"}]}, False),
+        (OPENAI_CHAT, "deterministic", {"tools": [{"type": "function"}, {"type": "custom"}, {}]}, True),
+        (OPENAI_CHAT, "deterministic", {"tools": "search"}, False),
+        (CHAT, "all", {"tools": [{"type": "connector", "connector_id": "x"}]}, False),
     ],
 )
 async def test_what_may_be_kept(row: Any, mode: str, fields: dict[str, Any], kept: bool) -> None:
@@ -265,10 +169,15 @@ async def test_what_is_sent_to_keep_a_connection_open_is_no_part_of_the_answer()
 async def test_what_was_reported_with_an_answer_is_reported_again() -> None:
     async def mended(about: Exchange, send: Send) -> None:
         about.rewrites["mend:seed"] = None
+        if about.rewrites.get("drop:user", 0) is None:
+            about.rewrites["mend:metadata"] = None  # which is no part of what others have asked
         await whole(about, send)
 
     setting = Setting(mended)
-    assert list((await setting.ask()).exchange.rewrites) == ["mend:seed"]
+    about = setting.exchange()
+    about.rewrites["drop:user"] = None  # which is about what this one has sent, and nobody else
+    await call(setting.app, exchange=about, body=[], stays=True)
+    assert list(about.rewrites) == ["drop:user", "mend:seed", "mend:metadata"]
     assert list((await setting.ask()).exchange.rewrites) == ["mend:seed"]
 
 
@@ -291,6 +200,14 @@ async def test_no_cache_makes_it_anew_and_keeps_it() -> None:
     assert bodies == [b"1", b"1", b"2", b"2"]
 
 
+async def test_a_clock_that_has_gone_back_a_little_makes_nothing_younger_than_new() -> None:
+    setting = Setting(whole)
+    await setting.ask()
+    setting.now -= 1_500
+    found = await setting.ask()
+    assert (found.exchange.cache, found.exchange.age) == ("hit", 0)
+
+
 async def test_max_age() -> None:
     setting = Setting(whole)
     await setting.ask()
@@ -306,6 +223,13 @@ async def test_only_if_cached() -> None:
     assert isinstance(await setting.error(control="only-if-cached, no-cache"), NotInCache)
     await setting.ask()
     assert (await setting.ask(control="only-if-cached")).exchange.cache == "hit"
+    assert setting.calls == 1
+
+
+async def test_where_there_is_no_cache_nothing_is_in_it() -> None:
+    setting = Setting(whole, options={"mode": "off"})
+    assert isinstance(await setting.error(control="only-if-cached"), NotInCache)
+    assert (await setting.ask(control="max-age=60")).exchange.cache is None
     assert setting.calls == 1
 
 

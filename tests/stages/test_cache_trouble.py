@@ -1,0 +1,440 @@
+"""Those who have joined a call, when something goes wrong with it or with whoever has made it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.types import Message, Send
+
+from proxy.core.departure import Departure
+from proxy.core.errors import (
+    Draining,
+    Elsewhere,
+    KeyFault,
+    ProviderBusy,
+    ProxyError,
+    RateLimited,
+    UpstreamFailed,
+    UpstreamRefusal,
+    UpstreamTimeout,
+)
+from proxy.core.exchange import Exchange
+from proxy.core.success import send_json, stream_start
+from tests.asgi import call
+from tests.stages.cache_setting import EVENTS, HOUR, Gated, Setting, metered, streamed, turns, whole
+
+REFUSED = UpstreamRefusal("Invalid value for 'metadata'", status=400, type="invalid_request_error", code="c")
+
+
+def fails(error: ProxyError) -> Any:
+    """After it has been asked for."""
+
+    async def failing(about: Exchange, send: Send) -> None:
+        about.attempts = 1
+        await turns()
+        raise error
+
+    return failing
+
+
+# Errors that are not everybody's.
+
+
+async def test_what_is_wrong_with_one_request_is_told_to_nobody_who_has_not_said_it() -> None:
+    async def picky(about: Exchange, send: Send) -> None:
+        await turns()
+        assert about.body
+        if about.body.get("metadata") == {"bad": 1}:
+            raise REFUSED
+        await whole(about, send)
+
+    setting = Setting(gated := Gated(picky))
+    bad = [asyncio.create_task(setting.error(metadata={"bad": 1})) for _ in range(2)]
+    good = [asyncio.create_task(setting.ask(metadata={"right": n})) for n in range(20)]
+    await turns()
+    gated.gate.set()
+    assert {type(one) for one in await asyncio.gather(*bad)} == {UpstreamRefusal}
+    found = await asyncio.gather(*good)
+    assert {one.body for one in found} == {b'{"answer": 1}'}
+    assert sorted(str(one.exchange.cache) for one in found) == [*["joined"] * 19, "miss"]
+    assert setting.calls == 2
+
+
+@pytest.mark.parametrize("own_keys", [True, False])
+@pytest.mark.parametrize("error", [ProviderBusy(1), UpstreamFailed("no", code="upstream_auth_failed"), "429"])
+async def test_a_key_that_is_refused_is_no_trouble_of_those_who_pay_with_another(
+    error: ProxyError | str, own_keys: bool
+) -> None:
+    if isinstance(error, str):
+        error = UpstreamRefusal("no", status=429, type="requests", code="rate_limit_exceeded")
+        error.elsewhere, error.key = Elsewhere.YES, KeyFault.SPENT
+
+    async def pays(about: Exchange, send: Send) -> None:
+        about.attempts = 1
+        await turns()
+        assert about.team
+        if about.team.name == "poor":
+            raise error
+        await whole(about, send)
+
+    setting = Setting(gated := Gated(pays), options={"scope": "global"}, own_keys=own_keys)
+    poor = [asyncio.create_task(setting.error("poor")) for _ in range(3)]
+    await turns()
+    rich = [asyncio.create_task(setting.ask("rich")) for _ in range(5)]
+    await turns()
+    gated.gate.set()
+    assert {type(one) for one in await asyncio.gather(*poor)} == {type(error)}
+    answers = await asyncio.gather(*rich, return_exceptions=True)
+    if own_keys:
+        assert [getattr(one, "status", one) for one in answers] == [200] * 5
+    else:  # then it is everybody's
+        assert {type(one) for one in answers} == {type(error)}
+        assert setting.calls == 2
+
+
+async def test_many_who_may_not_break_up_no_crowd_of_those_who_may() -> None:
+    async def admits(about: Exchange, send: Send) -> None:
+        await turns(3)  # as quotas in Redis take their time
+        assert about.team
+        if about.key_id == "key-a":
+            about.attempts = 1
+            await turns()
+            await whole(about, send)
+            return
+        raise RateLimited("x", about="requests", wait=1, detail={})
+
+    setting = Setting(admits, options={"scope": "global"})
+    refused = [asyncio.create_task(setting.error("b")) for _ in range(30)]
+    allowed = [asyncio.create_task(setting.ask("a")) for _ in range(30)]
+    assert {type(one) for one in await asyncio.gather(*refused)} == {RateLimited}
+    found = await asyncio.gather(*allowed)
+    assert sorted(str(one.exchange.cache) for one in found) == [*["joined"] * 29, "miss"]
+    assert setting.calls == 31
+
+
+async def test_one_whose_time_is_over_says_that_another_model_may_do_it_for_those_who_have_time() -> None:
+    late = UpstreamTimeout("late", detail={"timeout": "total"})
+    late.elsewhere = Elsewhere.NO
+    setting = Setting(gated := Gated(fails(late)))
+    first = asyncio.create_task(setting.error())
+    await turns()
+    about = setting.exchange()
+    about.others = True
+    joined = asyncio.create_task(call(setting.app, exchange=about, body=[], stays=True))
+    await turns()
+    gated.gate.set()
+    assert (await first).elsewhere is Elsewhere.NO
+    with pytest.raises(UpstreamTimeout) as told:
+        await joined
+    assert told.value.elsewhere is Elsewhere.YES
+    assert (about.cache, setting.calls) == ("joined", 1)
+
+
+async def test_a_model_that_is_not_there_any_more_is_told_and_not_answered_with_what_is_old() -> None:
+    gone = UpstreamRefusal("no", status=404, type="invalid_request_error", code="model_not_found", param="model")
+    gone.elsewhere = Elsewhere.YES
+    setting = Setting(whole)
+    await setting.ask()
+    setting.now += 2 * HOUR
+    setting.play = fails(gone)
+    assert (await setting.error()).code == "model_not_found"
+
+
+async def test_what_is_of_a_later_time_is_nothing_for_bad_times_either() -> None:
+    setting = Setting(whole)
+    setting.now += 2 * HOUR
+    await setting.ask()
+    setting.now -= HOUR
+    setting.play = fails(UpstreamFailed("x"))
+    assert isinstance(await setting.error(), UpstreamFailed)
+
+
+async def test_whoever_has_waited_has_so_much_less_time_for_a_call_of_its_own() -> None:
+    ends: list[float | None] = []
+
+    async def fails_once(about: Exchange, send: Send) -> None:
+        ends.append(about.end)
+        about.attempts = 1
+        await turns()
+        if len(ends) == 1:
+            raise UpstreamFailed("x")
+        await whole(about, send)
+
+    setting = Setting(gated := Gated(fails_once))
+    first = asyncio.create_task(setting.error())
+    await turns()
+    begun = asyncio.get_running_loop().time()
+    second = asyncio.create_task(setting.ask())
+    await turns()
+    gated.gate.set()
+    await first
+    assert (await second).exchange.cache == "miss"
+    own, theirs = ends
+    assert own is None
+    assert theirs
+    assert theirs == pytest.approx(begun + 600.0, abs=60.0)
+
+
+# Who leaves, or does not read.
+
+
+async def test_nobody_joins_a_call_that_is_about_to_be_ended() -> None:
+    left = asyncio.Event()
+
+    async def leaves(about: Exchange, send: Send) -> None:
+        if setting.calls > 1:
+            await streamed(about, send)
+            return
+        about.streamed = True
+        await send(stream_start())
+        await send({"type": "http.response.body", "body": EVENTS[0], "more_body": True})
+        assert about.stays
+        assert not about.stays(lambda: None)
+        left.set()
+        await turns()
+        about.client_gone = True
+
+    setting = Setting(leaves)
+    first = asyncio.create_task(setting.ask())
+    await left.wait()
+    again = await setting.ask()
+    assert (again.exchange.cache, again.body) == ("miss", b"".join(EVENTS))
+    await first
+
+
+async def test_nobody_joins_a_call_that_the_last_follower_has_left() -> None:
+    setting = Setting(gated := Gated(whole))
+    first = asyncio.create_task(setting.ask())
+    await turns()
+    second = asyncio.create_task(setting.ask())
+    await turns()
+    (flight,) = setting.answers.flights.values()
+    assert flight.stays(lambda: None)
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    assert not flight.open
+    gated.gate.set()
+    await first
+
+
+@pytest.mark.parametrize("play", [whole, streamed])
+async def test_a_client_that_does_not_even_take_the_head_holds_nobody_up(play: Any) -> None:
+    setting, reads = Setting(gated := Gated(play)), asyncio.Event()
+
+    async def taking(message: Message) -> None:
+        await reads.wait()
+
+    first = asyncio.create_task(setting.ask(taking=taking))
+    await turns()
+    others = [asyncio.create_task(setting.ask()) for _ in range(3)]
+    await turns()
+    gated.gate.set()
+    found = await asyncio.wait_for(asyncio.gather(*others), 5)
+    assert {one.exchange.cache for one in found} == {"joined"}
+    assert not first.done()
+    reads.set()
+    answer = await first
+    assert {one.body for one in found} == {answer.body}
+    assert (answer.status, answer.exchange.status, setting.calls) == (200, 200, 1)
+
+
+async def test_who_comes_while_a_head_is_not_taken_waits_for_nobody() -> None:
+    setting, reads = Setting(streamed), asyncio.Event()
+
+    async def taking(message: Message) -> None:
+        await reads.wait()
+
+    first = asyncio.create_task(setting.ask(taking=taking))
+    await turns()
+    assert (await asyncio.wait_for(setting.ask(), 5)).exchange.cache == "miss"
+    assert setting.calls == 2
+    reads.set()
+    assert (await first).body == b"".join(EVENTS)
+
+
+async def test_who_has_fallen_too_far_behind_is_cut_and_the_call_is_for_those_who_are_left() -> None:
+    """And if they leave, too, it is for nobody."""
+    reads, gave_up, cut = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def endless(about: Exchange, send: Send) -> None:
+        about.streamed = True
+        await send(stream_start())
+        for n in range(1_000):
+            await send({"type": "http.response.body", "body": b"data: %d\n\n" % n, "more_body": True})
+            await asyncio.sleep(0)
+            if cut.is_set() and about.departure and not about.departure.gone:
+                about.departure.happen()
+                assert about.stays
+                assert about.stays(gave_up.set)
+            if gave_up.is_set():
+                about.client_gone = True
+                return
+
+    async def taking(message: Message) -> None:
+        await reads.wait()
+
+    setting = Setting(gated := Gated(endless), options={"max_entry": "100B"})
+    about = setting.exchange()
+    about.departure = Departure(lambda: None, cut.set)
+    first = asyncio.create_task(call(setting.app, exchange=about, body=[], stays=True, taking=taking))
+    await turns()
+    second = asyncio.create_task(setting.ask())
+    await turns()
+    gated.gate.set()
+    async with asyncio.timeout(5):
+        await cut.wait()
+        assert about.client_gone
+        await turns()
+        second.cancel()
+        await gave_up.wait()
+        await first
+
+
+@pytest.mark.parametrize("size", [40, 400])
+async def test_who_reads_gets_all_of_it_however_little_may_be_kept(size: int) -> None:
+    pieces = [b"data: %s %d\n\n" % (b"x" * size, n) for n in range(30)]
+
+    async def burst(about: Exchange, send: Send) -> None:
+        about.streamed = True
+        await send(stream_start())
+        for n, piece in enumerate(pieces):
+            await send({"type": "http.response.body", "body": piece, "more_body": n + 1 < len(pieces)})
+
+    setting = Setting(gated := Gated(burst), options={"max_entry": "100B"})
+    tasks = [asyncio.create_task(setting.ask()) for _ in range(4)]
+    await turns()
+    gated.gate.set()
+    found = await asyncio.gather(*tasks)
+    assert {one.body for one in found} == {b"".join(pieces)}
+    assert {one.exchange.error for one in found} == {None}
+    assert setting.calls == 1
+
+
+async def test_its_own_client_may_take_longer_than_the_call_was_allowed_to() -> None:
+    """Nobody is asked any more: what is late is the client, and not the provider."""
+    setting, reads = Setting(gated := Gated(streamed)), asyncio.Event()
+
+    async def taking(message: Message) -> None:
+        await reads.wait()
+
+    about = setting.exchange()
+    first = asyncio.create_task(call(setting.app, exchange=about, body=[], stays=True, taking=taking))
+    await turns()
+    second = asyncio.create_task(setting.ask())
+    await turns()
+    about.end = asyncio.get_running_loop().time() - 1  # as dispatch leaves it
+    gated.gate.set()
+    await second
+    await turns()
+    assert not first.done()
+    reads.set()
+    assert (await first).body == b"".join(EVENTS)
+
+
+# How it came, and how it comes.
+
+
+async def test_who_has_joined_has_waited_already() -> None:
+    async def slow(about: Exchange, send: Send) -> None:
+        about.streamed = True
+        await send(stream_start())
+        setting.seconds += 3_600
+        await send({"type": "http.response.body", "body": EVENTS[0], "more_body": True})
+        metered(about)
+        await send({"type": "http.response.body", "body": EVENTS[2], "more_body": False})
+
+    setting = Setting(gated := Gated(slow), options={"cadence": "original"})
+    tasks = [asyncio.create_task(setting.ask()) for _ in range(3)]
+    await turns()
+    gated.gate.set()
+    async with asyncio.timeout(5):
+        found = await asyncio.gather(*tasks)
+    assert [one.exchange.cache for one in found] == ["miss", "joined", "joined"]
+    assert {one.body for one in found} == {EVENTS[0] + EVENTS[2]}
+
+
+async def test_of_a_call_that_the_proxys_end_has_cut_all_are_told_the_same() -> None:
+    async def drained(about: Exchange, send: Send) -> None:
+        about.streamed = True
+        await send(stream_start())
+        await send({"type": "http.response.body", "body": EVENTS[0], "more_body": True})
+        await turns()
+        about.error = Draining("The end")
+        await send({"type": "http.response.body", "body": b"data: the end\n\n", "more_body": False})
+
+    setting = Setting(gated := Gated(drained))
+    first, second = (asyncio.create_task(setting.ask()) for _ in range(2))
+    await turns()
+    gated.gate.set()
+    found = await asyncio.gather(first, second)
+    assert {one.body for one in found} == {EVENTS[0] + b"data: the end\n\n"}
+    assert {type(one.exchange.error) for one in found} == {Draining}
+
+
+async def test_a_newer_call_is_joined_though_an_older_one_has_ended_by_then() -> None:
+    async def numbered(about: Exchange, send: Send) -> None:
+        about.attempts = 1
+        gate = gates[setting.calls]
+        metered(about)
+        await gate.wait()
+        await send_json(send, b"%d" % setting.calls)
+
+    gates = {1: asyncio.Event(), 2: asyncio.Event()}
+    setting = Setting(numbered)
+    older = asyncio.create_task(setting.ask(control="no-cache"))
+    await turns()
+    setting.seconds += 1
+    newer = asyncio.create_task(setting.ask())
+    await turns()
+    gates[1].set()
+    await older
+    third = asyncio.create_task(setting.ask(control="max-age=0"))
+    await turns()
+    gates[2].set()
+    assert (await newer).exchange.cache == "miss"
+    assert (await third).exchange.cache == "joined"
+    assert setting.calls == 2
+
+
+async def test_what_has_been_made_is_not_made_now() -> None:
+    """While it is being kept its flight is still there."""
+    keeping, kept = asyncio.Event(), asyncio.Event()
+    setting = Setting(whole)
+    keep = setting.backend.keep
+
+    async def slowly(*args: Any) -> None:
+        keeping.set()
+        await kept.wait()
+        await keep(*args)
+
+    setting.backend.keep = slowly
+    first = asyncio.create_task(setting.ask())
+    await keeping.wait()
+    again = asyncio.create_task(setting.ask(control="max-age=0"))
+    await turns()
+    assert setting.calls == 2
+    kept.set()
+    assert (await again).exchange.cache == "miss"
+    await first
+
+
+# Who is told an error is counted like anybody else.
+
+
+async def test_who_is_told_anothers_error_is_a_request_all_the_same() -> None:
+    passed: list[Exchange] = []
+    setting = Setting(gated := Gated(fails(UpstreamFailed("x"))))
+    inner = setting.app._app  # type: ignore[attr-defined]
+
+    async def counted(scope: Any, receive: Any, send: Any) -> None:
+        passed.append(scope)
+        await inner(scope, receive, send)
+
+    setting.app._app = counted  # type: ignore[attr-defined]
+    tasks = [asyncio.create_task(setting.error()) for _ in range(6)]
+    await turns()
+    gated.gate.set()
+    assert {type(one) for one in await asyncio.gather(*tasks)} == {UpstreamFailed}
+    assert (setting.calls, len(passed)) == (2, 6)
