@@ -152,6 +152,16 @@ def own_keys(settings: Settings, provider: str) -> dict[str, Secret]:
     return {name: key for name, key in keys.items() if key}
 
 
+def places(settings: Settings, *, simulated: bool) -> dict[str, cache.Place]:
+    """Where each provider is, as the cache has to know it."""
+    found = {}
+    for name, config in settings.providers.items():
+        # Each process has a simulator of its own, somewhere; they all answer alike.
+        address = ("simulated",) if simulated else (config.type, config.base_url)
+        found[name] = cache.Place(address, config.timeouts.total, bool(own_keys(settings, name)))
+    return found
+
+
 class Generation:
     """`app` is the application; `requests` counts those under way. `config` tells the file from others. `upstreams` are
     by their provider's name. `rules` are the quotas of each team, `calendar` says when their days begin."""
@@ -214,7 +224,7 @@ class Generation:
             fallbacks=settings.models.fallbacks,
             context=settings.models.context,
             translate=self._translation(),
-            cache=cache.Sources(settings.cache, self._rows, self._places()),
+            cache=cache.Sources(settings.cache, self._rows, places(settings, simulated=self._process.simulated)),
             quota=quota.Config(self.rules),
             breaker=breaker.Config(
                 {name: provider.circuit_breaker for name, provider in settings.providers.items()},
@@ -269,14 +279,6 @@ class Generation:
 
     def _rows(self, row: Endpoint) -> Mapping[str, Endpoint]:
         return {name: way.endpoint for name, way in self._ways(row)}
-
-    def _places(self) -> Mapping[str, cache.Place]:
-        places = {}
-        for name, config in self.settings.providers.items():
-            # Each process has a simulator of its own, somewhere; they all answer alike.
-            address = ("simulated",) if self._process.simulated else (config.type, config.base_url)
-            places[name] = cache.Place(address, config.timeouts.total, bool(own_keys(self.settings, name)))
-        return places
 
     def _traced(self) -> trace.Config:
         providers = {name: (config.type, config.base_url) for name, config in self.settings.providers.items()}

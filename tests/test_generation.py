@@ -11,9 +11,10 @@ from proxy import data
 from proxy.core.access import AccessKey
 from proxy.core.provider import MAIN
 from proxy.core.secret import Secret
-from proxy.generation import own_keys, prepare
+from proxy.generation import own_keys, places, prepare
 from proxy.providers import PROVIDERS
 from proxy.settings.model import Settings
+from proxy.stages.cache import Place
 
 KEY = "sk-team-key-0123456789abcdef"
 
@@ -63,6 +64,25 @@ def test_all_providers_serve_a_path_in_the_same_way() -> None:
             for fact in ("operation", "model", "stream", "meter", "cache", "retry"):
                 assert getattr(row, fact) == getattr(same, fact), (provider.name, row.path, fact)
             assert (row.request is None) is (same.request is None)
+
+
+def test_where_the_cache_finds_the_providers() -> None:
+    made = Settings.model_validate(
+        {
+            "providers": {
+                "mistral": {"api_keys": [Secret("mistral-key-0123456789")], "timeouts": {"total": "90s"}},
+                "openai": {"api_keys": [Secret("openai-key-0123456789")], "base_url": "https://elsewhere.example"},
+            },
+            "teams": {"a": {"keys": [Secret(KEY)], "provider_keys": {"openai": Secret("own-key-0123456789")}}},
+        }
+    )
+    assert places(made, simulated=False) == {
+        "mistral": Place(("mistral", "https://api.mistral.ai"), 90.0, own_keys=False),
+        "openai": Place(
+            ("openai", "https://elsewhere.example"), made.providers["openai"].timeouts.total, own_keys=True
+        ),
+    }
+    assert {place.address for place in places(made, simulated=True).values()} == {("simulated",)}
 
 
 def test_who_pays_a_provider_with_a_key_of_its_own() -> None:

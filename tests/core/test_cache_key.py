@@ -277,6 +277,12 @@ def test_the_order_in_a_schema_matters(name: str) -> None:
     assert key({"elsewhere": {"b": 1, "a": 2}}) == key({"elsewhere": {"a": 2, "b": 1}})
 
 
+def test_arguments_that_are_no_text_have_an_order() -> None:
+    one, other, respelled = ({"arguments": each} for each in ({"b": 1, "a": 2}, {"a": 2, "b": 1}, {"b": 1.0, "a": 2e0}))
+    assert canonical(one) != canonical(other)
+    assert canonical(one) == canonical(respelled)
+
+
 def test_arguments_that_are_text_are_text() -> None:
     """And cost no more than any other: mostly they are."""
     call = {"messages": [{"tool_calls": [{"function": {"name": "f", "arguments": '{"b": 1, "a": 2}'}}]}]}

@@ -233,6 +233,21 @@ async def test_where_there_is_no_cache_nothing_is_in_it() -> None:
     assert setting.calls == 1
 
 
+async def test_what_is_old_says_why_it_is() -> None:
+    async def fails(about: Exchange, send: Send) -> None:
+        about.attempts = 2
+        raise UpstreamFailed("x")
+
+    setting = Setting(whole)
+    await setting.ask()
+    setting.now += 2 * HOUR
+    setting.play = fails
+    found = await setting.ask()
+    assert [(one.number, one.code, one.then) for one in found.exchange.in_vain] == [
+        (2, "upstream_error", "an older answer")
+    ]
+
+
 # When it is asked by many.
 
 

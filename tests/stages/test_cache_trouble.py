@@ -62,10 +62,10 @@ async def test_what_is_wrong_with_one_request_is_told_to_nobody_who_has_not_said
     assert setting.calls == 2
 
 
-@pytest.mark.parametrize("own_keys", [True, False])
+@pytest.mark.parametrize(("scope", "own_keys"), [("global", True), ("global", False), ("team", True)])
 @pytest.mark.parametrize("error", [ProviderBusy(1), UpstreamFailed("no", code="upstream_auth_failed"), "429"])
 async def test_a_key_that_is_refused_is_no_trouble_of_those_who_pay_with_another(
-    error: ProxyError | str, own_keys: bool
+    error: ProxyError | str, scope: str, own_keys: bool
 ) -> None:
     if isinstance(error, str):
         error = UpstreamRefusal("no", status=429, type="requests", code="rate_limit_exceeded")
@@ -79,7 +79,7 @@ async def test_a_key_that_is_refused_is_no_trouble_of_those_who_pay_with_another
             raise error
         await whole(about, send)
 
-    setting = Setting(gated := Gated(pays), options={"scope": "global"}, own_keys=own_keys)
+    setting = Setting(gated := Gated(pays), options={"scope": scope}, own_keys=own_keys)
     poor = [asyncio.create_task(setting.error("poor")) for _ in range(3)]
     await turns()
     rich = [asyncio.create_task(setting.ask("rich")) for _ in range(5)]
@@ -91,7 +91,7 @@ async def test_a_key_that_is_refused_is_no_trouble_of_those_who_pay_with_another
         assert [getattr(one, "status", one) for one in answers] == [200] * 5
     else:  # then it is everybody's
         assert {type(one) for one in answers} == {type(error)}
-        assert setting.calls == 2
+    assert setting.calls == {"global": 4 if own_keys else 2, "team": 3}[scope]
 
 
 async def test_many_who_may_not_break_up_no_crowd_of_those_who_may() -> None:
@@ -292,6 +292,47 @@ async def test_who_has_fallen_too_far_behind_is_cut_and_the_call_is_for_those_wh
         await first
 
 
+async def test_who_reads_gets_all_of_it_when_another_one_was_cut() -> None:
+    """However fast it comes then."""
+    pieces = [b"data: %d\n\n" % n for n in range(100)]
+
+    async def burst(about: Exchange, send: Send) -> None:
+        about.streamed = True
+        await send(stream_start())
+        for n, piece in enumerate(pieces):
+            await send({"type": "http.response.body", "body": piece, "more_body": n + 1 < len(pieces)})
+
+    async def never(message: Message) -> None:
+        await asyncio.Event().wait()
+
+    setting = Setting(gated := Gated(burst), options={"max_entry": "100B"})
+    first = asyncio.create_task(setting.ask(taking=never))
+    await turns()
+    others = [asyncio.create_task(setting.ask()) for _ in range(3)]
+    await turns()
+    gated.gate.set()
+    async with asyncio.timeout(5):
+        found = await asyncio.gather(*others)
+    assert {one.body for one in found} == {b"".join(pieces)}
+    assert setting.calls == 1
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_who_comes_while_a_whole_answer_is_not_taken_yet_has_it() -> None:
+    setting, reads = Setting(whole), asyncio.Event()
+
+    async def taking(message: Message) -> None:
+        await reads.wait()
+
+    first = asyncio.create_task(setting.ask(taking=taking))
+    await turns()
+    found = await asyncio.wait_for(setting.ask(), 5)
+    assert (found.exchange.cache, setting.calls) == ("hit", 1)
+    reads.set()
+    assert (await first).body == found.body
+
+
 @pytest.mark.parametrize("size", [40, 400])
 async def test_who_reads_gets_all_of_it_however_little_may_be_kept(size: int) -> None:
     pieces = [b"data: %s %d\n\n" % (b"x" * size, n) for n in range(30)]
@@ -438,3 +479,8 @@ async def test_who_is_told_anothers_error_is_a_request_all_the_same() -> None:
     gated.gate.set()
     assert {type(one) for one in await asyncio.gather(*tasks)} == {UpstreamFailed}
     assert (setting.calls, len(passed)) == (2, 6)
+    assert len({id(one) for one in tasks_errors(tasks)}) == 5  # each has its own, but for the two of the provider
+
+
+def tasks_errors(tasks: list[asyncio.Task[ProxyError]]) -> list[ProxyError]:
+    return [task.result() for task in tasks]

@@ -188,6 +188,7 @@ async def test_a_stream_out_of_the_cache_has_no_first_token_of_a_provider(settin
 
 
 async def test_a_stream_of_old_after_a_call_has_no_first_token_of_a_provider_either(setting: Setting) -> None:
+    setting.now = 1.0
     await setting.ask(streamed, **ASKED | {"streamed": True, "cache": "stale", "attempts": 1})
     assert setting(families.FIRST_TOKEN) == {}
 
