@@ -685,6 +685,7 @@ async def test_where_another_model_may_answer_it_is_for_the_fallback_to_say() ->
     about.replay = about.stale.replay
     answer = await call(setting.app, exchange=about, body=[], stays=True)
     assert (answer.status, answer.exchange.cache_key, setting.calls) == (200, first, 3)
+    assert answer.exchange.upstream == "mistral/mistral-small-latest"
 
 
 async def test_what_a_body_comes_to_is_not_what_another_model_makes_of_it() -> None:

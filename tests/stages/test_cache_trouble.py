@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from typing import Any
 
 import pytest
 from starlette.types import Message, Send
 
+from proxy import player
 from proxy.core.departure import Departure
 from proxy.core.errors import (
     Draining,
@@ -22,6 +24,7 @@ from proxy.core.errors import (
 )
 from proxy.core.exchange import Exchange
 from proxy.core.success import send_json, stream_start
+from proxy.guard import Deadlines, Guard
 from tests.asgi import call
 from tests.stages.cache_setting import EVENTS, HOUR, Gated, Setting, metered, streamed, turns, whole
 
@@ -375,6 +378,40 @@ async def test_its_own_client_may_take_longer_than_the_call_was_allowed_to() -> 
 
 
 # How it came, and how it comes.
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("play", [whole, streamed])
+async def test_who_was_asked_before_in_vain_is_told_whose_answer_it_has_joined(play: Any, turned: bool) -> None:
+    setting = Setting(gated := Gated(play))
+    first = asyncio.create_task(setting.ask())
+    await turns()
+    about = setting.exchange()
+    about.turned, about.sent_as = turned, "mistral-small-latest"
+    second = asyncio.create_task(call(setting.app, exchange=about, body=[], stays=True))
+    await turns()
+    gated.gate.set()
+    await asyncio.gather(first, second)
+    assert about.cache == "joined"
+    assert about.upstream == ("mistral/mistral-small-latest" if turned else None)
+
+
+async def test_a_stream_that_is_played_as_it_came_may_be_taken_as_slowly_as_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No provider is waited for."""
+    waits: list[Deadlines] = []
+
+    class Watched(Guard):
+        def __init__(self, receive: Any, deadlines: Deadlines, *args: Any, **options: Any) -> None:
+            waits.append(deadlines)
+            super().__init__(receive, deadlines, *args, **options)
+
+    monkeypatch.setattr(player, "Guard", Watched)
+    setting = Setting(streamed, options={"cadence": "original"})
+    await setting.ask()
+    assert (await setting.ask()).exchange.cache == "hit"
+    assert waits == [Deadlines.together(inf)]
 
 
 async def test_who_has_joined_has_waited_already() -> None:

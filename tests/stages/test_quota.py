@@ -175,10 +175,11 @@ UNPRICED = Estimate(prompt=1, completion=1, tokens=2, cost=None)
 
 
 async def test_what_has_no_price_is_refused_to_those_who_must_not_overspend() -> None:
-    store = Store()
+    store, asked = Store(), request(estimate=UNPRICED, cache="miss")
     with pytest.raises(ModelNotAllowed, match=r"models\.prices") as caught:
-        await ask(store, ALL, request(estimate=UNPRICED))
+        await ask(store, ALL, asked)
     assert caught.value.param == "model"
+    assert asked.cache is None  # nothing was asked
     assert (store.reserved, store.settled) == ([], [])
 
 
