@@ -17,7 +17,7 @@ from proxy.core.exchange import Exchange
 from proxy.core.flight import Flight
 from proxy.core.sse import KEEP_ALIVE
 
-GRACE: Final = 0.25
+GRACE: Final = 0.05
 """Seconds, all in all, for which everybody waits for a client that has fallen too far behind: it may only be slow."""
 
 TURNS: Final = 4

@@ -394,6 +394,52 @@ async def test_h4_the_first_one_leaves_and_the_others_do_not_notice(
     assert "miss" not in outcomes(found)
 
 
+class Endless:
+    """A stream that goes on by as many events as there are `more`."""
+
+    def __init__(self) -> None:
+        self.more, self.ended = asyncio.Semaphore(0), asyncio.Event()
+
+    async def __call__(self, peer: Peer, received: Received) -> None:
+        gone = asyncio.ensure_future(peer.gone())
+        try:
+            await peer.send(STREAM + chunk(event("begins")))
+            while not gone.done():
+                more = asyncio.ensure_future(self.more.acquire())
+                await asyncio.wait([gone, more], return_when=asyncio.FIRST_COMPLETED)
+                await peer.send(chunk(event("x" * 50_000)))
+        except ConnectionError:
+            pass
+        finally:
+            self.ended.set()
+            gone.cancel()
+
+
+async def test_h4_who_does_not_read_is_cut_and_its_call_is_for_those_who_do(
+    deploy: Deploy, held: socket.socket
+) -> None:
+    """Until they leave, too."""
+    one, endless = deploy(url_of(held), {"a": "[concurrency: 1]"}, cache="{max_entry: 1MB}"), Endless()
+    data = same("a", stream=True)
+    async with upstream(held, endless), connect(one.url, receive=4096) as idle, connect(one.url) as reads:
+        await idle.send(data)
+        await idle.head()
+        await reads.send(data)
+        joined = await reads.head()
+        assert joined.header("x-proxy-cache") == "joined"
+        await reads.chunk()
+        for _ in range(250):  # 12 MB: more than what is between the two
+            endless.more.release()
+            assert len(await reads.chunk()) > 50_000
+        assert not endless.ended.is_set()
+        reads.leave("rst")
+        await asyncio.wait_for(endless.ended.wait(), 30)
+        assert len(await idle.end()) < 250 * 50_000
+        rows = await rows_of(one.book, "a", 2)
+        assert sorted(str(row.cache) for row in rows) == ["joined", "miss"]
+        assert {row.status for row in rows} == {"cancelled"}
+
+
 @pytest.mark.parametrize("how", ["fin", "rst"])
 async def test_h4_who_stops_and_asks_again_does_not_join_what_it_has_stopped(
     deployment: Deployment, held: socket.socket, how: str
