@@ -1,5 +1,5 @@
 """The answer of a call on its way to the client, which a flight is told of. A client that does not read holds up its
-own answer, and nobody else's."""
+own answer, and nobody else's for longer than GRACE."""
 
 from __future__ import annotations
 
@@ -50,6 +50,9 @@ class Capture:
         self._queue: deque[Message] = deque()
         self._queued = 0
         self._start: Message | None = None
+        self._told = self._passed = 0
+        """Of a piece whose sending was cancelled, which comes once more with what follows it: how much of it the flight
+        has, and how much the queue."""
         self._grace = GRACE
         self._cut = False
         self._writing: asyncio.Task[None] | None = None
@@ -67,10 +70,12 @@ class Capture:
         if not flight.streamed:
             self._finish(body)
         elif body is not KEEP_ALIVE:  # which is ours, and no part of the answer
-            if body:
-                if flight.followers and flight.size + len(body) > flight.most:
+            new = body[self._told :] if self._told else body
+            if new:
+                if flight.followers and flight.size + len(new) > flight.most:
                     await _turns()  # for those who follow, before anything is forgotten that they might lack
-                flight.add(body)
+                self._told = len(body)
+                flight.add(new)
             if not message.get("more_body") and self._exchange.error is None:
                 self._finish(None)
         if self._writing is not None or flight.followers:
@@ -79,11 +84,13 @@ class Capture:
         flight.blocked = not flight.over  # as long as this waits, nobody is let in who would have to wait, too
         try:
             if self._start:
-                await self._send(self._start)
+                await self._send(dict(self._start))  # others put headers of theirs into it
                 self._start = None
             await self._send(message)
         finally:
             flight.blocked = False
+        if body is not KEEP_ALIVE:
+            self._told = 0
 
     def ended(self) -> None:
         """The call is over, and its client has been answered somehow."""
@@ -93,7 +100,7 @@ class Capture:
         if exchange.error:
             flight.fail(exchange.error, told=True)
         else:
-            flight.fail(self._of_the_provider(exchange.rescued))
+            flight.fail(self._of_the_provider(exchange.rescued), unasked=not exchange.attempts)
 
     def failed(self, error: BaseException) -> None:
         """The call has ended with this."""
@@ -145,7 +152,7 @@ class Capture:
     async def written(self) -> None:
         """Until the client has taken all of it."""
         if self._writing:
-            await self._writing
+            await asyncio.wait([self._writing])
 
     def stop(self) -> None:
         """What the client has not taken yet it will not get."""
@@ -155,28 +162,36 @@ class Capture:
     async def _pass_behind(self, message: Message) -> None:
         """By a task of its own, for which nobody waits but its client."""
         if self._cut:
+            self._told = 0
             return
         if self._start:
             self._exchange.status = self._start["status"]  # it has its answer, whenever it takes it
             self._queue.append(self._start)
             self._start = None
-        self._queue.append(message)
-        self._queued += len(message["body"])
+        body: bytes = message["body"]
+        comes_again = body is not KEEP_ALIVE
+        if comes_again:
+            body = body[self._passed :]
+            self._passed = len(message["body"])
+        self._queue.append({**message, "body": body})
+        self._queued += len(body)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.get_running_loop().create_task(self._write())
         if self._queued > self._flight.most:
             await self._catch_up(self._writing)
+        if comes_again:
+            self._told = self._passed = 0
 
     async def _catch_up(self, writing: asyncio.Task[None]) -> None:
         """So much is kept for nobody who does not read. It may be that its task has had no turn yet."""
         flight, loop = self._flight, asyncio.get_running_loop()
+        if flight.followers:
+            began = loop.time()
+            await asyncio.wait([writing], timeout=self._grace)
+            self._grace = max(0.0, self._grace - (loop.time() - began))
         if not flight.followers:
-            await writing
-            return
-        began = loop.time()
-        await asyncio.wait([writing], timeout=self._grace)
-        self._grace = max(0.0, self._grace - (loop.time() - began))
-        if self._queued > flight.most:
+            await asyncio.wait([writing])
+        elif self._queued > flight.most:
             self._cut = True
             self._exchange.client_gone = True
             self.stop()

@@ -108,7 +108,7 @@ class Exchange:
     left.
     """
 
-    # begin
+    # begin; `status` also capture.py, when it is sure to be sent
     request_id: str
     method: str
     path: str
@@ -193,7 +193,8 @@ class Exchange:
     circuit: str | None = None
     attempt_failed: Callable[[], bool] | None = None
 
-    # dispatch, with calls.py; `end` is when the time of all of it is over, for whoever waits in the cache, too
+    # dispatch, with calls.py; fallback, replay and player.py write to `in_vain` and `upstream`, too; `end` is when the
+    # time of all of it is over, for whoever waits in the cache, too
     end: float | None = None
     called: float | None = None
     returned: float | None = None

@@ -31,10 +31,10 @@ class Flight:
     """`most` bytes of it are kept for those who come later; what is longer nobody joins any more, and whoever is so far
     behind has lost it. `clock` gives seconds.
 
-    `called`: there is a call, and its answer was not just found; `asked` is the body of whoever makes it, if that is
-    known here. `streamed`: it comes in pieces. `stale` is what was found before it, too old to be given to anybody.
-    When it is `done`, `entry` is the whole answer, None if it was too long to be kept, and `saved` what it cost;
-    `spoiled`: it is for those alone who follow already.
+    `called`: there is a call, and its answer was not just found; `asked` is the body of whoever makes it, and `key_id`
+    of whose key, if that is known here. `streamed`: it comes in pieces. `stale` is what was found before it, too old to
+    be given to anybody. When it is `done`, `entry` is the whole answer, None if it was too long to be kept, and `saved`
+    what it cost; `spoiled`: it is for those alone who follow already.
     """
 
     __slots__ = (
@@ -52,6 +52,7 @@ class Flight:
         "done",
         "entry",
         "followers",
+        "key_id",
         "lost",
         "most",
         "parts",
@@ -75,6 +76,7 @@ class Flight:
         self.size = self.followers = self.saved = 0
         self.called = self.streamed = self.blocked = self.done = self.spoiled = False
         self.asked: Json | None = None
+        self.key_id: str | None = None
         self.stale: Entry | None = None
         self.entry: Entry | None = None
         self.lost: Lost | None = None
@@ -138,7 +140,7 @@ class Flight:
     def stays(self, leave: Callable[[], object]) -> bool:
         """Its client has left. Whether somebody else waits for the answer; if all of them go too, `leave` is called."""
         self.when_left(leave)
-        if not self.followers:
+        if not self.followers and not self.over:
             self.spoiled = True  # whoever came now would join what is about to be ended
         return self.followers > 0
 

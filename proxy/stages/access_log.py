@@ -28,8 +28,6 @@ where somebody has made them to be slow."""
 _MOST_CAPTURED = 1 << 20
 """Bytes of an answer that are kept for the log; an event has many more of them than characters that it says."""
 
-"""What came after an attempt that failed."""
-
 _WRONG_KEYS: Final = (InvalidApiKey.code, TooManyAuthFailures.code)
 
 

@@ -43,8 +43,8 @@ FAILURES: Final = 2
 trouble one by one."""
 
 LOSSES: Final = 8
-"""Calls that may end without a word of the provider's before a request goes its own way. Who makes none, because it is
-refused, is none of them: whoever waits longest is the next one."""
+"""Flights that may end without a word of the provider's before a request goes its own way. One is enough where a limit
+has refused the call, and it was one of the same key: it would be refused, too, and nobody is to wait for that."""
 
 
 class Config(Strict):
@@ -307,7 +307,7 @@ class Cached:
         flight.begins()
         if found.role is Role.FOLLOW:
             flight.at_end(partial(self._forget, key, flight))
-        return None, flight, found.role is Role.LEAD
+        return None, flight, found.role is not Role.FOLLOW
 
     async def _only_looked(self, search: _Search) -> Entry:
         """For whoever makes no call: nobody is to wait for what comes of this."""
@@ -346,7 +346,8 @@ class Cached:
             return False
         except Lost as lost:
             self._remember(search, flight.stale)
-            search.lost += not lost.unasked
+            is_refused_too = lost.error is None and lost.unasked and flight.key_id == exchange.key_id
+            search.lost += LOSSES if is_refused_too else 1
             return lost.error is not None and self._may_end(search, flight, lost.error)
         finally:
             exchange.end = guard.ends
@@ -376,7 +377,7 @@ class Cached:
         exchange = search.exchange
         exchange.cache = "miss"
         exchange.stays = flight.stays
-        flight.asked = exchange.body
+        flight.asked, flight.key_id = exchange.body, exchange.key_id
         provider = search.provider
         capture = Capture(flight, exchange, send, self._wall, provider.inert, one_account=provider.one_account)
         try:

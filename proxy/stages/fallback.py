@@ -90,8 +90,9 @@ class Fallback:
             except ProxyError as refused:
                 if isinstance(refused, Draining) or exchange.status is not None:
                     raise
-                exchange.rescued = None  # its team may not have another call, be it for nothing
-        if len(failed) > 1:
+                # There was no room for one more, be it for nothing.
+                exchange.cache = exchange.age = exchange.replay = exchange.rescued = None
+        if exchange.turned:
             exchange.upstream = "/".join(self._catalogue.place(asked))
         raise _told(first, [error for _, error in failed])
 
@@ -99,6 +100,7 @@ class Fallback:
         self, exchange: Exchange, stale: Stale, error: ProxyError, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """All has been tried, and what a model answered before is still there: a call of its own, that calls nobody."""
+        exchange.in_vain += (Failed(exchange.provider, exchange.attempts, error.code or "", then="an older answer"),)
         exchange.turn_to(stale.model, *self._catalogue.place(stale.model))
         exchange.others = False
         exchange.cache, exchange.rescued, exchange.replay = "stale", error, stale.replay

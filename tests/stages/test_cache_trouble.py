@@ -47,6 +47,7 @@ def fails(error: ProxyError) -> Any:
 
 async def test_what_is_wrong_with_one_request_is_told_to_nobody_who_has_not_said_it() -> None:
     async def picky(about: Exchange, send: Send) -> None:
+        about.attempts = 1
         await turns()
         assert about.body
         if about.body.get("metadata") == {"bad": 1}:
@@ -115,6 +116,28 @@ async def test_many_who_may_not_break_up_no_crowd_of_those_who_may() -> None:
     found = await asyncio.gather(*allowed)
     assert sorted(str(one.exchange.cache) for one in found) == [*["joined"] * 29, "miss"]
     assert setting.calls == 31
+
+
+async def test_who_would_be_refused_too_does_not_wait_for_it() -> None:
+    """Else each would wake all the others, one after the other."""
+    looked = 0
+
+    async def refuses(about: Exchange, send: Send) -> None:
+        await turns(3)
+        raise RateLimited("x", about="requests", wait=1, detail={})
+
+    setting = Setting(refuses)
+    look = setting.backend.look
+
+    async def counted(*args: Any) -> Any:
+        nonlocal looked
+        looked += 1
+        return await look(*args)
+
+    setting.backend.look = counted
+    found = await asyncio.gather(*(setting.error() for _ in range(200)))
+    assert {type(one) for one in found} == {RateLimited}
+    assert (setting.calls, looked) == (200, 1)
 
 
 async def test_one_whose_time_is_over_says_that_another_model_may_do_it_for_those_who_have_time() -> None:
@@ -241,6 +264,51 @@ async def test_a_client_that_does_not_even_take_the_head_holds_nobody_up(play: A
     answer = await first
     assert {one.body for one in found} == {answer.body}
     assert (answer.status, answer.exchange.status, setting.calls) == (200, 200, 1)
+
+
+@pytest.mark.parametrize("blocks_at", ["start", "body"])
+@pytest.mark.parametrize(("most", "joined"), [("1MB", 0), ("1MB", 1), ("10B", 1)])
+async def test_what_was_not_taken_and_comes_again_is_there_once(most: str, joined: int, blocks_at: str) -> None:
+    """A relay whose send is cancelled sends it again, with what follows (relay.py)."""
+    reads = asyncio.Event()
+
+    async def relayed(about: Exchange, send: Send) -> None:
+        def body(data: bytes, *, more: bool) -> Message:
+            return {"type": "http.response.body", "body": data, "more_body": more}
+
+        about.streamed = True
+        await send(stream_start())
+        if blocks_at == "body":
+            await send(body(EVENTS[0], more=True))
+        first = asyncio.ensure_future(send(body(EVENTS[1], more=True)))
+        await turns()
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        reads.set()
+        metered(about)
+        await send(body((EVENTS[1] if first.cancelled() else b"") + EVENTS[2], more=False))
+
+    async def taking(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"x-once", b"1")]  # as the begin stage does
+            if blocks_at == "start":
+                await reads.wait()
+        elif message["body"].startswith(EVENTS[1]):
+            await reads.wait()
+
+    setting = Setting(gated := Gated(relayed), options={"max_entry": most})
+    first = asyncio.create_task(setting.ask(taking=taking))
+    await turns()
+    others = [asyncio.create_task(setting.ask()) for _ in range(joined)]
+    await turns()
+    gated.gate.set()
+    whole_of_it = b"".join(EVENTS if blocks_at == "body" else EVENTS[1:])
+    answers = await asyncio.gather(first, *others)
+    assert {one.body for one in answers} == {whole_of_it}
+    assert [name for name, _ in answers[0].headers].count(b"x-once") == 1
+    if most == "1MB":
+        kept = await setting.ask()
+        assert (kept.exchange.cache, kept.body, setting.calls) == ("hit", whole_of_it, 1)
 
 
 async def test_who_comes_while_a_head_is_not_taken_waits_for_nobody() -> None:

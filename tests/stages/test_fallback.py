@@ -230,7 +230,8 @@ async def test_who_may_not_have_what_is_old_is_told_why_it_was_wanted(refuses: P
         assert error is refuses
         return
     assert isinstance(error, UpstreamFailed)
-    assert about.rescued is None
+    assert (about.rescued, about.cache, about.replay) == (None, None, None)
+    assert [one.then for one in about.in_vain] == ["another model", "another model", "an older answer"]
 
 
 async def test_a_conversation_that_is_too_long_goes_to_larger_models_alone():

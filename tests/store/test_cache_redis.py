@@ -487,20 +487,38 @@ async def test_clocks_that_differ_have_one_order(server: RedisServer, ahead: int
     clock = Ahead(ahead)
     async with opened(server.url, "w1", wall=clock) as one, opened(server.url, "w2") as two:
         flight = await led(one)  # which learns what time it is there
-        before = clock()
-        await asyncio.sleep(0.01)
+        before = clock() - 1_000
         assert await two.delete(None) == 0
-        await asyncio.sleep(0.01)
         await one.keep(KEY, asked(before, b"from before it was cleared"), flight)
         assert await text(two) is None
-        await keep(one, KEY, asked(clock(), b"from after that"))
+        await keep(one, KEY, asked(clock() + 1_000, b"from after that"))
         assert await text(two) == b"from after that"
-        await keep(two, KEY, asked(wall(), b"newer"))
-        await keep(one, KEY, asked(clock() - 1_000, b"older"))
+        await keep(two, KEY, asked(wall() + 2_000, b"newer"))
+        await keep(one, KEY, asked(clock() + 1_000, b"older"))
         assert await text(two) == b"newer"
-        await asyncio.sleep(0.01)
-        await keep(one, KEY, asked(clock(), b"newest"))
+        await keep(one, KEY, asked(clock() + 3_000, b"newest"))
         assert await text(two) == b"newest"
+
+
+@pytest.mark.parametrize(
+    ("before", "there", "after", "ahead"),
+    [(100, 150, 200, 0), (100, 100, 200, 0), (100, 200, 200, 0), (100, 90, 200, -10), (100, 215, 200, 15)],
+)
+async def test_the_way_there_and_back_is_no_difference_of_clocks(
+    server: RedisServer, before: int, there: int, after: int, ahead: int
+) -> None:
+    async with opened(server.url, wall=lambda: after) as cache:
+        cache._compare(before, there)
+        assert cache._ahead == ahead
+
+
+async def test_a_worker_that_has_never_looked_has_the_same_order(server: RedisServer) -> None:
+    clock = Ahead(4_000)
+    async with opened(server.url, "w1", wall=clock) as one, opened(server.url, "w2") as two:
+        await eventually(lambda: one._has_compared, "it knows what time it is there")
+        assert await two.delete(None) == 0
+        await keep(one, KEY, asked(clock() - 1_000, b"from before it was cleared"))
+        assert await text(two) is None
 
 
 async def test_what_is_new_stays_when_lives_have_become_shorter(server: RedisServer, books: Books) -> None:
@@ -521,7 +539,8 @@ async def test_what_is_new_stays_when_lives_have_become_shorter(server: RedisSer
     "garbage",
     [
         ("SET", "=index", "x"), ("SET", "=sizes", "x"), ("SET", "=totals", "x"), ("HSET", "=totals", "bytes", "x"),
-        ("HSET", "=totals", "evicted", "x"), ("HSET", "=deleted", "red", "x"), ("SADD", "=index", "x"),
+        ("HSET", "=totals", "evicted", "x"), ("HSET", "=totals", "bytes", "007"),
+        ("HSET", "=deleted", "red", "x"), ("SADD", "=index", "x"),
     ],
 )  # fmt: skip
 async def test_what_somebody_has_written_in_place_of_the_books_is_mended(
@@ -547,7 +566,16 @@ async def test_what_somebody_has_written_in_place_of_the_books_is_mended(
         spoil()
         assert (await cache.stats("red")).entries <= 10
         assert await cache.delete(None)
-        assert (await cache.stats(None), books.keys) == (Stats(0, 0, (await cache.stats(None)).evicted), set())
+        left = await cache.stats(None)
+        assert (left.entries, left.bytes, books.keys) == (0, 0, set())
+
+
+async def test_a_total_that_cannot_be_is_mended_by_who_looks_after_it(server: RedisServer, books: Books) -> None:
+    async with opened(server.url) as cache:
+        await keep(cache, KEY, ENTRY)
+        server.command("HSET", PREFIX + "=totals", "bytes", "-999999999999")
+        await cache.stats(None)
+        books.check()
 
 
 async def test_everything_that_is_cleared_is_nothing_whatever_the_books_said(server: RedisServer) -> None:

@@ -87,6 +87,7 @@ class RedisCache:
         self._follows = Follows(owner, self._sealer, asking, timing.moment, timing.quiet, timing.patience)
         self._ahead = 0
         """Milliseconds by which Redis's clock is ahead of ours: what has an order is told by that one."""
+        self._has_compared = False
         self._reports: dict[str, tuple[int, float]] = {}
         self._beating: asyncio.Task[None] | None = None
         self._behind: set[asyncio.Task[None]] = set()
@@ -174,10 +175,11 @@ class RedisCache:
     ) -> tuple[Entry | None, str | None]:
         """What is kept, and who else makes the call: '' if nobody does; None if the entry is said to be fresh. With no
         lease nothing is taken."""
+        before = self._wall()
         answer = await self._lines.question(LOOK, key.encode(), b"%d" % since, lease, self._lease)
         match answer:
             case [bytes() | None, bytes() | None, int(now)]:
-                self._ahead = now - self._wall()
+                self._compare(before, now)
             case [bytes()]:
                 pass
             case _:
@@ -186,6 +188,11 @@ class RedisCache:
         if entry and entry.created + self._bounds.life <= self._wall():
             entry = None  # kept when life was longer
         return entry, (answer[1] or b"").decode(errors="replace") if len(answer) > 1 else None
+
+    def _compare(self, before: int, now: int) -> None:
+        """It was `now` there since it was `before` here. What may be the way or a busy loop is no difference."""
+        self._ahead = min(now - before, 0) or max(now - self._wall(), 0)
+        self._has_compared = True
 
     def _open(self, key: str, data: bytes) -> Entry | None:
         entry = self._sealer.open(key, data)
@@ -291,6 +298,8 @@ class RedisCache:
                     await self._lines.order(RENEW, self._lease, *map(str.encode, held))
             with suppress(CacheGone):
                 await self._lines.listen()
+                if not self._has_compared:  # whoever makes all anew never looks
+                    await self._ask("", _NEVER, b"", self._sealer.open)
             await self._sleep(self._timing.beat)
 
     async def _reject(self, key: str, data: bytes) -> None:

@@ -24,16 +24,18 @@ class Care:
         self._prefix = prefix
         self._sealer = sealer
 
-    async def mend(self, key: str = "", lease: str = "", *, all_of_it: bool = False) -> None:
-        """The books, if there is something else in their place, and with them this entry; or all is about to go."""
-        await self._wire.run_script(MEND, self._prefix, key.encode(), lease.encode(), b"all" if all_of_it else b"")
+    async def mend(self, key: str = "", lease: str = "") -> None:
+        """The books, if there is something else in their place, and with them this entry."""
+        await self._wire.run_script(MEND, self._prefix, key.encode(), lease.encode())
 
     async def delete(self, team: str | None) -> int:
-        await self.mend(all_of_it=team is None)
+        await self.mend()
         whose = EVERYBODY.encode() if team is None else team.encode()
         deleted = number(await self._wire.run_script(REMOVE, self._prefix, whose))  # before it is known what there is
         async for keys in self._scan(team):
             deleted += number(await self._wire.run_script(REMOVE, self._prefix, whose, *keys))
+        async for found in self._booked(team):  # what is not there any more, but for those who count
+            deleted += number(await self._wire.run_script(REMOVE, self._prefix, whose, *found[::2]))
         return deleted
 
     async def stats(self, team: str | None, life: int) -> Stats:
@@ -48,7 +50,7 @@ class Care:
         if team is None:
             return Stats(entries, size, evicted)
         sizes: dict[bytes, int] = {}
-        async for found in self._pages(b"HSCAN", self._prefix + b"=sizes", match=_glob(team)):
+        async for found in self._booked(team):
             try:
                 sizes.update(zip(found[::2], map(int, found[1::2]), strict=True))
             except ValueError:
@@ -79,6 +81,10 @@ class Care:
     async def _reject(self, key: bytes, data: bytes) -> int:
         sha = sha1(data, usedforsecurity=False).hexdigest().encode()
         return number(await self._wire.run_script(REJECT, self._prefix, key, sha))
+
+    def _booked(self, team: str | None) -> AsyncIterator[list[bytes]]:
+        """The keys of the entries that are in the books, each with its size."""
+        return self._pages(b"HSCAN", self._prefix + b"=sizes", match=b"*" if team is None else _glob(team))
 
     async def _scan(self, team: str | None) -> AsyncIterator[list[bytes]]:
         """The keys of the entries of a team, or of all. One may come twice."""

@@ -187,6 +187,7 @@ class Follows:
                 follow.gap = False
                 try:
                     told = await self._join(follow)
+                    flight.blocked = flight.blocked and not told
                     if not told or (heard + self._quiet <= clock()):
                         gone = 0 if await self._asking.holds(follow.key, follow.lease) else gone + 1
                 except CacheGone:

@@ -28,7 +28,7 @@ class Timing:
     retry: float = 1.0
     lease: float = 3.0
     beat: float = 1.0
-    moment: float = 0.1
+    moment: float = 0.5
     quiet: float = 1.0
     patience: float = 3.0
 

@@ -55,7 +55,7 @@ elseif entry == '' then
     return KEPT
 end
 if not full then
-    redis.call('PEXPIREAT', prefix .. key, digits(now + life)) -- at the very millisecond at which it is purged
+    redis.call('PEXPIREAT', prefix .. key, digits(now + life))
     redis.call('ZADD', index, digits(now), key)
     redis.call('HSET', sizes, key, digits(size))
     redis.call('HINCRBY', totals, 'bytes', digits(size))

@@ -1,8 +1,7 @@
 -- Somebody else has written where the books are. They go, and what is there counts for nothing until it expires.
 --
--- {key or '', lease, 'all' or ''} -> 0; this entry goes, too, and its lease is given back. All: every entry is about to
--- go, so that there is nothing to be counted, whatever the books say.
-local key, lease, all = ARGV[1], ARGV[2], ARGV[3]
+-- {key or '', lease} -> 0; this entry goes, too, and its lease is given back
+local key, lease = ARGV[1], ARGV[2]
 
 local function is(name, kind)
     local found = redis.call('TYPE', name).ok
@@ -11,7 +10,7 @@ end
 
 local function counts(field)
     local value = redis.call('HGET', totals, field)
-    return not value or string.match(value, '^-?%d+$') ~= nil
+    return not value or value == '0' or (#value <= 15 and string.match(value, '^[1-9]%d*$') ~= nil)
 end
 
 if is(totals, 'hash') and not counts('evicted') then
@@ -19,9 +18,6 @@ if is(totals, 'hash') and not counts('evicted') then
 end
 if not (is(index, 'zset') and is(sizes, 'hash') and is(totals, 'hash') and counts('bytes')) then
     redis.call('DEL', index, sizes, totals)
-elseif all ~= '' then
-    redis.call('DEL', index, sizes)
-    redis.call('HDEL', totals, 'bytes')
 end
 if not is(deleted, 'hash') then
     redis.call('DEL', deleted)

@@ -8,4 +8,7 @@ local removed = 0
 for i = 2, #ARGV do
     removed = removed + remove(ARGV[i])
 end
+if redis.call('ZCARD', index) == 0 then
+    redis.call('HDEL', totals, 'bytes') -- nothing is nothing, whatever was counted
+end
 return removed
