@@ -89,7 +89,7 @@ class Capture:
             await self._send(message)
         finally:
             flight.blocked = False
-        if body is not KEEP_ALIVE:
+        if self._told and body is not KEEP_ALIVE:
             self._told = 0
 
     def ended(self) -> None:
