@@ -208,6 +208,14 @@ async def test_whoever_keeps_up_gets_all_of_a_flight_that_is_too_long(sizes: lis
     assert slow.got == (sent if fits else sent[: sizes[0]])
 
 
+async def test_who_leaves_after_the_end_leaves_it_to_others() -> None:
+    flight = a_flight()
+    flight.add(b"all of it")
+    flight.finish(ENTRY, 7)
+    assert not flight.stays(lambda: None)
+    assert flight.open
+
+
 async def test_pieces_are_given_as_they_come_and_at_once_to_who_is_behind() -> None:
     flight = a_flight()
     flight.add(b"one ")

@@ -10,6 +10,7 @@ import pytest
 from starlette.types import Message, Send
 
 from proxy import player
+from proxy.capture import GRACE
 from proxy.core.departure import Departure
 from proxy.core.errors import (
     Draining,
@@ -116,6 +117,24 @@ async def test_many_who_may_not_break_up_no_crowd_of_those_who_may() -> None:
     found = await asyncio.gather(*allowed)
     assert sorted(str(one.exchange.cache) for one in found) == [*["joined"] * 29, "miss"]
     assert setting.calls == 31
+
+
+async def test_a_call_that_has_ended_for_no_reason_of_the_providers_is_made_once_more_for_all() -> None:
+    async def breaks_once(about: Exchange, send: Send) -> None:
+        about.attempts = 1
+        await turns()
+        if setting.calls == 1:
+            raise ZeroDivisionError
+        await whole(about, send)
+
+    setting = Setting(gated := Gated(breaks_once))
+    tasks = [asyncio.create_task(setting.ask()) for _ in range(6)]
+    await turns()
+    gated.gate.set()
+    first, *others = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(first, ZeroDivisionError)
+    assert {getattr(one, "status", one) for one in others} == {200}
+    assert setting.calls == 2
 
 
 async def test_who_would_be_refused_too_does_not_wait_for_it() -> None:
@@ -388,6 +407,27 @@ async def test_who_reads_gets_all_of_it_when_another_one_was_cut() -> None:
     assert setting.calls == 1
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_who_is_alone_may_be_as_slow_as_it_likes() -> None:
+    """Also when somebody has followed until a moment ago."""
+    setting, reads = Setting(gated := Gated(streamed), options={"max_entry": "5B"}), asyncio.Event()
+
+    async def taking(message: Message) -> None:
+        await reads.wait()
+
+    first = asyncio.create_task(setting.ask(taking=taking))
+    await turns()
+    second = asyncio.create_task(setting.ask())
+    await turns()
+    gated.gate.set()
+    await turns()
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    await asyncio.sleep(2 * GRACE)
+    reads.set()
+    answer = await first
+    assert (answer.body, answer.exchange.client_gone) == (b"".join(EVENTS), False)
 
 
 async def test_who_comes_while_a_whole_answer_is_not_taken_yet_has_it() -> None:

@@ -584,6 +584,7 @@ async def test_everything_that_is_cleared_is_nothing_whatever_the_books_said(ser
         await keep(cache, key_of(2), ENTRY)
         server.command("DEL", PREFIX + KEY)
         assert (await cache.stats(None)).entries == 2
+        server.command("HSET", PREFIX + "=totals", "bytes", "12345")
         assert await cache.delete(None) == 1
         assert await cache.stats(None) == Stats(0, 0, 0)
 
