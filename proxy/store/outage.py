@@ -110,7 +110,7 @@ class WithOutage:
                 self._share.learn(call, claims, verdict)
                 return verdict
         verdict = await self._without(call, claims)
-        self._ours[call] = [claim for claim in claims if claim.counter.window is None]
+        self._ours[call] = [claim for claim in claims if claim.counter.window is None and claim.amount]
         return verdict
 
     async def look(self, claims: Sequence[Claim]) -> Verdict:

@@ -334,7 +334,7 @@ class RedisStore:
             (claim.counter.name, call, claim.amount)
             for call, held in self._held.items()
             for claim in held.claims
-            if claim.counter.window is None
+            if claim.counter.window is None and claim.amount
         ]
         argument = (self._owner, False, self._lease, run, secrets.token_hex(8), *slots)
         answer = await self._link.ask(connection, self._link.packet(LEASE, argument))

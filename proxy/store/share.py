@@ -71,7 +71,8 @@ class Share:
         for claim, standing in zip(claims, verdict.standings, strict=True):
             name = claim.counter.name
             if claim.counter.window is None:
-                slots.append((name, claim.amount))
+                if claim.amount:
+                    slots.append((name, claim.amount))
             else:
                 self._seen[name] = standing.used + standing.reserved, now
                 self._seen.move_to_end(name)
@@ -101,7 +102,7 @@ class Share:
         grants = self._now
         verdict = _of_the_whole(claims, mine, await grants.local.reserve(call, mine))
         grants.counters.update((claim.counter.name, claim.counter) for claim in claims if claim.counter.window)
-        slots = [(claim.counter.name, claim.amount) for claim in claims if claim.counter.window is None]
+        slots = [(one.counter.name, one.amount) for one in claims if one.counter.window is None and one.amount]
         if slots:
             self._open[call] = slots
         return verdict

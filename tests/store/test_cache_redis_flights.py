@@ -453,6 +453,20 @@ async def test_a_gap_is_asked_for_again(server: RedisServer) -> None:
         assert flight.done
 
 
+async def test_what_is_over_and_not_here_any_more_is_called_again(server: RedisServer) -> None:
+    """A first piece that is too large is kept for nobody; its leader may take a while to end the call."""
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead = flight_of(10)
+        assert (await one.look(KEY, 0, lead)).role is Role.LEAD
+        lead.streamed = lead.called = True
+        lead.add(b"more than is kept")
+        lead.finish(None, 0)
+        flight = await followed(other)
+        await eventually(lambda: flight.over, "it is told so")
+        assert flight.lost
+        await led(other)
+
+
 async def test_one_that_nobody_can_join_any_more_is_called_again(server: RedisServer) -> None:
     async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
         lead = await led(one)

@@ -169,6 +169,29 @@ async def test_while_the_store_is_there_it_decides() -> None:
     await worker.close()
 
 
+@pytest.mark.parametrize("gone", [False, True])
+async def test_who_takes_no_slot_gives_none_back(gone: bool) -> None:
+    """However many there are at once, and also where they end after the store has gone."""
+    scene = Scene()
+    worker = scene.worker("local", peers=1)
+    claims = [Claim(REQUESTS, 100, 1), Claim(SLOTS, 2, 0)]
+    await granted(worker, Claim(REQUESTS, 100, 1), Claim(SLOTS, 2, 1), call="real")
+    for number in range(3):
+        await granted(worker, *claims, call=f"free-{number}")
+    if gone:
+        scene.gone = StoreGone()
+        await granted(worker, *claims, call="free-3")
+        worker._share.begin()  # as when it goes a second time
+        await granted(worker, *claims, call="free-4")
+    assert worker._share._slots == {SLOTS.name: 1}
+    worker.settle("real", claims, [1, 0])
+    for number in range(5 if gone else 3):
+        worker.settle(f"free-{number}", claims, [1, 0])
+    assert (worker._share._slots, worker._share._holding, worker._share._open) == ({}, {}, {})
+    assert set(scene.settled) >= {"real", "free-0", "free-1", "free-2"}
+    await worker.close()
+
+
 async def test_a_request_without_a_rule_needs_no_store() -> None:
     scene = Scene()
     async with scene.without_store("closed") as worker:
@@ -706,7 +729,7 @@ LIMITS = st.sampled_from([3, 20, 100])
 ASKED = st.lists(
     st.one_of(
         st.builds(Claim, st.sampled_from([REQUESTS, DAILY]), LIMITS, st.integers(0, 5)),
-        st.builds(Claim, st.just(SLOTS), LIMITS, st.integers(1, 5)),
+        st.builds(Claim, st.just(SLOTS), LIMITS, st.integers(0, 5)),
     ),
     min_size=1, max_size=3, unique_by=lambda claim: claim.counter.name,
 )  # fmt: skip

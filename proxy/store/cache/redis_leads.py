@@ -99,7 +99,7 @@ class Leads:
             lead = None
         if before and lead is None:
             return  # which is about to tell how it has ended
-        closed = not (lead and (lead.flight.open or lead.flight.over or before))
+        closed = not (lead and (lead.flight.open or before or _is_told_whole(lead.flight)))
         if lead and not closed:
             following.enter_context(lead.flight.follow())  # at once: who came before lets go of it now
         if before:
@@ -168,6 +168,11 @@ class Leads:
             if not await self._say(join.back, piece):
                 return False
         return True
+
+
+def _is_told_whole(flight: Flight) -> bool:
+    """Whether it has ended, and whoever comes now can still be told all of it, or why there is none."""
+    return flight.over and (flight.lost is not None or flight.entry is not None or flight.whole)
 
 
 def _lost(follow: str, lost: Lost) -> End:
