@@ -395,7 +395,7 @@ def test_embeddings_in_base64_which_the_sdk_asks_for_by_itself(client: OpenAI) -
 
 
 def test_more_embeddings_than_the_provider_takes_at_once(client: OpenAI) -> None:
-    texts = [f"text {i}" for i in range(600)]
+    texts = [f"text {i} of the Python SDK" for i in range(600)]
     answer = client.embeddings.with_raw_response.create(model="mistral-embed", input=texts)
     assert answer.headers["x-proxy-attempts"] == "3"
     found = answer.parse()
