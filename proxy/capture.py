@@ -150,9 +150,11 @@ class Capture:
         return self._writing is not None and not self._writing.done()
 
     async def written(self) -> None:
-        """Until the client has taken all of it."""
+        """Until the client has taken all of it, or was cut. Raises what the sending of it has raised."""
         if self._writing:
             await asyncio.wait([self._writing])
+            if not self._writing.cancelled():
+                self._writing.result()
 
     def stop(self) -> None:
         """What the client has not taken yet it will not get."""

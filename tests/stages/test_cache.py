@@ -489,11 +489,12 @@ async def test_who_comes_after_an_answer_that_is_not_kept_does_not_get_it() -> N
     await first
 
 
-async def test_nobody_joins_one_that_its_client_holds_up() -> None:
+@pytest.mark.parametrize("held_at", ["http.response.start", EVENTS[0], EVENTS[1]])
+async def test_nobody_joins_one_that_its_client_holds_up(held_at: str | bytes) -> None:
     setting, reads = Setting(streamed), asyncio.Event()
 
     async def taking(message: Message) -> None:
-        if message.get("body") == EVENTS[1]:
+        if held_at in (message["type"], message.get("body")):
             await reads.wait()
 
     first = asyncio.create_task(setting.ask(taking=taking))

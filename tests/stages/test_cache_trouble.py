@@ -330,20 +330,6 @@ async def test_what_was_not_taken_and_comes_again_is_there_once(most: str, joine
         assert (kept.exchange.cache, kept.body, setting.calls) == ("hit", whole_of_it, 1)
 
 
-async def test_who_comes_while_a_head_is_not_taken_waits_for_nobody() -> None:
-    setting, reads = Setting(streamed), asyncio.Event()
-
-    async def taking(message: Message) -> None:
-        await reads.wait()
-
-    first = asyncio.create_task(setting.ask(taking=taking))
-    await turns()
-    assert (await asyncio.wait_for(setting.ask(), 5)).exchange.cache == "miss"
-    assert setting.calls == 2
-    reads.set()
-    assert (await first).body == b"".join(EVENTS)
-
-
 async def test_who_has_fallen_too_far_behind_is_cut_and_the_call_is_for_those_who_are_left() -> None:
     """And if they leave, too, it is for nobody."""
     reads, gave_up, cut = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -428,6 +414,24 @@ async def test_who_is_alone_may_be_as_slow_as_it_likes() -> None:
     reads.set()
     answer = await first
     assert (answer.body, answer.exchange.client_gone) == (b"".join(EVENTS), False)
+
+
+async def test_what_goes_wrong_with_its_own_client_is_not_hidden() -> None:
+    setting, reads = Setting(gated := Gated(whole)), asyncio.Event()
+
+    async def breaks(message: Message) -> None:
+        await reads.wait()
+        raise ZeroDivisionError
+
+    first = asyncio.create_task(setting.ask(taking=breaks))
+    await turns()
+    second = asyncio.create_task(setting.ask())
+    await turns()
+    gated.gate.set()
+    assert (await second).exchange.cache == "joined"
+    reads.set()
+    with pytest.raises(ZeroDivisionError):
+        await first
 
 
 async def test_who_comes_while_a_whole_answer_is_not_taken_yet_has_it() -> None:

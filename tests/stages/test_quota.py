@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from starlette.types import ASGIApp
 
 from proxy import data
+from proxy.core.calendar import Calendar
 from proxy.core.catalogue import Catalogue
 from proxy.core.charge import FREE as FOR_NOTHING
 from proxy.core.charge import NOTHING, Charge, Estimate
@@ -23,6 +25,7 @@ from proxy.core.quota import WINDOWS, Claim, Rule, Standing, StoreGone, Unit, Ve
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.models import MODELS
 from proxy.stages import quota
+from proxy.store.memory import MemoryStore
 from tests.asgi import call, exchange, ok, services
 
 CATALOGUE = Catalogue(data.read("models.yaml"))
@@ -67,7 +70,11 @@ def request(**fields: Any) -> Exchange:
 
 
 async def ask(
-    store: Store, ours: Sequence[Rule], found: Exchange | None = None, app: ASGIApp = ok, endpoint: Endpoint = CHAT
+    store: Store | MemoryStore,
+    ours: Sequence[Rule],
+    found: Exchange | None = None,
+    app: ASGIApp = ok,
+    endpoint: Endpoint = CHAT,
 ) -> Exchange:
     found = found or request()
     config = quota.Config({"research": ours})
@@ -106,6 +113,23 @@ async def test_what_makes_no_call_is_a_request_and_holds_no_slot() -> None:
     await ask(store, ALL)
     assert [one.amount for one in store.reserved[1][1]] == [1, 100, 5 * NANO, 1, 1]
     assert [one.counter for one in store.reserved[1][1]] == [one.counter for one in claims]
+
+
+@pytest.mark.parametrize(
+    ("limit", "lets_in"),
+    [({"requests": "0/second"}, False), ({"tokens": "0/day"}, True), ({"spend": "0 USD/day"}, True),
+     ({"concurrency": 0}, True)],
+)  # fmt: skip
+async def test_what_makes_no_call_is_kept_out_by_a_limit_of_requests_alone(
+    limit: dict[str, Any], lets_in: bool
+) -> None:
+    store = MemoryStore(Calendar(UTC), lambda: 0)
+    try:
+        await ask(store, rules(limit), request(estimate=FOR_NOTHING))
+    except RateLimited:
+        assert not lets_in
+    else:
+        assert lets_in
 
 
 async def test_what_was_used_is_settled() -> None:
