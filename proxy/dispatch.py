@@ -24,6 +24,7 @@ from proxy.core.errors import (
     Repeat,
     UpstreamFailed,
     UpstreamRefusal,
+    forget_frames,
 )
 from proxy.core.exchange import Exchange, exchange_of
 from proxy.core.gaps import Gaps
@@ -61,7 +62,7 @@ class Way:
     def clean(self, error: ProxyError) -> None:
         """What ends an exchange: without the provider's key, and without the bodies in its frames. It is no reason for
         an SDK to begin again: all that may help has been tried."""
-        _forget_frames(error)
+        forget_frames(error)
         if self.upstream.retries.on and (error.repeat is not Repeat.NEVER or error.status == _CONFLICT):
             error.forbid_retry()
         scrub = self.upstream.scrub
@@ -103,7 +104,7 @@ class Dispatch:
             way.clean(error)
             raise
         except ClientGone as gone:
-            _forget_frames(gone)
+            forget_frames(gone)
             exchange.client_gone = True
             exchange.cancelled = exchange.attempts > 0
         finally:
@@ -242,12 +243,6 @@ class Responder(msgspec.Struct, eq=False):
         )
         exchange.alone = charge
         exchange.charge = both(charge, exchange.lost) if exchange.lost else charge
-
-
-def _forget_frames(error: ProxyError | ClientGone) -> None:
-    """What ended an exchange is kept with it, and would keep the bodies in the frames it came through: 32 MiB each,
-    until it is the garbage collector's turn."""
-    error.__traceback__ = error.__context__ = None
 
 
 def _tokens_of(answer: Json) -> int:

@@ -111,7 +111,8 @@ class Relay:
         if not self._begun:
             await self._send(stream_start())
             self._begun = True
-            self._guard.on_silence = self._keep_alive
+            if not last:  # else the guard may have been left, and would hold this
+                self._guard.on_silence = self._keep_alive
         if last and self._whole and self._events.done:
             self._whole()
         if self._comment:

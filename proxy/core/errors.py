@@ -433,6 +433,12 @@ class UpstreamTimeout(UpstreamUnknown):
     status, type, code = 504, "server_error", "upstream_timeout"
 
 
+def forget_frames(error: BaseException) -> None:
+    """What ended an exchange is kept with it, and would keep the bodies in the frames it came through: 32 MiB each,
+    until it is the garbage collector's turn."""
+    error.__traceback__ = error.__context__ = None
+
+
 class ClientGone(Exception):
     """The client left before its answer was complete: nothing can be sent, everything must be released."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from proxy.core.errors import ClientGone, ProxyError
 
@@ -22,14 +22,14 @@ class Interruptible:
     def __enter__(self) -> Self:
         task = asyncio.current_task()
         assert task is not None
-        self._task = task
+        self._task: asyncio.Task[object] | None = task
         self._before = task.cancelling()
         self._reason: ProxyError | ClientGone | None = None
         self._runs = False
         self._watch(task.get_loop())
         if self._reason is not None:
             self._unwatch()
-            raise self._reason
+            self._raise()
         self._runs = True
         return self
 
@@ -37,15 +37,27 @@ class Interruptible:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._unwatch()
-        if self._reason and self._task.uncancel() <= self._before and kind is asyncio.CancelledError:
-            raise self._reason from None
+        task, self._task = self._task, None
+        assert task
+        if self._reason and task.uncancel() <= self._before and kind is asyncio.CancelledError:
+            self._raise()
 
     def interrupt(self, reason: ProxyError | ClientGone) -> None:
         """The first reason counts."""
         if self._reason is None:
             self._reason = reason
-            if self._runs:
+            if self._runs and self._task:
                 self._task.cancel()
+
+    def _raise(self) -> NoReturn:
+        """What is raised holds the frames it comes through, and nobody in them is to hold it: such a circle, with the
+        bodies that are in it, would stay until the garbage collector's turn."""
+        reason, self._reason = self._reason, None
+        assert reason
+        try:
+            raise reason from None
+        finally:
+            del reason
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on whoever has a reason may interrupt; at once, too."""

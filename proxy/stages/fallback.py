@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.catalogue import Catalogue
 from proxy.core.endpoint import Endpoint, ModelFrom
-from proxy.core.errors import CircuitOpen, Draining, Elsewhere, ProxyError
+from proxy.core.errors import CircuitOpen, Draining, Elsewhere, ProxyError, forget_frames
 from proxy.core.exchange import Exchange, Failed, Stale, exchange_of
 from proxy.core.services import Middleware, Services
 
@@ -74,6 +74,7 @@ class Fallback:
             except ProxyError as error:
                 if isinstance(error, Draining) or exchange.status is not None:
                     raise
+                forget_frames(error)
                 failed.append((model, error))
             if len(failed) == 1:
                 models = deque(name for name in models if self._may(name, *failed[0]))

@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.core.endpoint import Cache, Endpoint
-from proxy.core.errors import ProxyError
+from proxy.core.errors import ProxyError, forget_frames
 from proxy.core.exchange import Exchange, Failed, exchange_of
 from proxy.core.services import Log, Middleware, Services
 
@@ -46,6 +46,7 @@ class Replayed:
             # Where there are other models, it is the fallback stage that knows when all has been tried.
             if not exchange.stale or not exchange.is_only or exchange.status is not None or not error.is_the_providers:
                 raise
+            forget_frames(error)
             exchange.cache, exchange.rescued = "stale", error
             exchange.in_vain += (Failed(exchange.provider, exchange.attempts, error.code or "", "an older answer"),)
         if exchange.stale and exchange.rescued:

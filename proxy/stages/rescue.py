@@ -7,7 +7,7 @@ import asyncio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.core import wording
-from proxy.core.errors import Draining, ProxyError, place_of, render
+from proxy.core.errors import Draining, ProxyError, forget_frames, place_of, render
 from proxy.core.exchange import exchange_of
 from proxy.core.services import Log, Middleware, Services
 
@@ -42,8 +42,7 @@ class Rescue:
             error = ProxyError("Something went wrong in the proxy. Its log has the cause under this request id.")
             kind, ids = type(unexpected).__name__, exchange_of(scope).ids
             self._log("error", "unexpected", **ids, kind=kind, place=place_of(unexpected))
-        # Its frames hold the body, and what holds them would hold itself.
-        error.__traceback__ = error.__context__ = None
+        forget_frames(error)
         exchange = exchange_of(scope)
         exchange.error = error
         if exchange.status is None:  # once an answer has begun, the server's closing it is all that is left

@@ -225,7 +225,7 @@ class _Answer:
         """Itself, when the headers have come. Raises TransportError."""
         while not self._has_begun:
             if self._error is not None:
-                raise self._error
+                raise self._error.again()
             self._waiter = waiter = self._loop.create_future()
             await waiter
         return self
@@ -249,7 +249,7 @@ class _Answer:
             if self._is_whole:
                 raise StopAsyncIteration
             if self._error is not None:
-                raise self._error
+                raise self._error.again()
             self._waiter = waiter = self._loop.create_future()
             await waiter
         return self._take()

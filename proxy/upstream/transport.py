@@ -27,6 +27,10 @@ class TransportError(Exception):
         self.answered = answered
         self.reused = False
 
+    def again(self) -> TransportError:
+        """The same, with a traceback of its own: whoever keeps one would be held by the frames in it."""
+        return TransportError(self.kind, str(self), answered=self.answered)
+
     @property
     def stale(self) -> bool:
         """Whether the request met an idle connection that its server had just given up. A fresh one may serve it."""
