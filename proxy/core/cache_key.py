@@ -22,6 +22,7 @@ import msgspec
 
 from proxy import __version__
 from proxy.core.json import Json
+from proxy.core.strict_json import LARGEST
 from proxy.core.table import Context
 
 FORMAT: Final = 1
@@ -44,8 +45,9 @@ _as_written: Final = msgspec.json.Encoder().encode
 
 
 def _number(value: float | str) -> int | float:
+    """What is written as an integer is smaller than LARGEST, and so is what has to be the same as that."""
     value = float(value)
-    return int(value) if value.is_integer() else value
+    return int(value) if value.is_integer() and abs(value) < LARGEST else value
 
 
 _with_plain_numbers: Final = msgspec.json.Decoder(float_hook=_number).decode

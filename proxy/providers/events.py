@@ -137,6 +137,8 @@ class ChatEvents(ABC):
     def _last(self, event: bytes) -> bytes:
         if not self._may_end():
             raise UpstreamFailed(INCOMPLETE)
+        if not self._complete():
+            self._context.spoiled = True  # the next one may have all that was asked for
         self.done = True
         return self._before_the_end(sse.line_end(event)) + event
 

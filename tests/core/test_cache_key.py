@@ -253,9 +253,15 @@ def test_a_number_is_the_same_however_it_is_spelled(inside: str) -> None:
         ["1", "1.0", "1e0", "10E-1", "1.000"],
         ["0", "-0", "0.0", "-0.0", "0e9"],
         ["10000000000000000000", "1e19", "1.0E+19"],
+        ["1e300", "10.0e299"],
         ["-2.5", "-25e-1", "-2.50"],
     ):
         assert len({key(parse((inside % one).encode())) for one in spelled}) == 1
+
+
+def test_a_number_that_no_integer_can_be_is_not_written_as_one() -> None:
+    """It would have hundreds of digits."""
+    assert canonical({"a": 1e308, "schema": [1e308]}) == b'{"a":1e308,"schema":[1e308]}'
 
 
 @pytest.mark.parametrize("name", sorted(ORDERED))

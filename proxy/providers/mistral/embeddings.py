@@ -31,7 +31,7 @@ from proxy.core.table import (
     values,
     verify,
 )
-from proxy.providers.mistral.answer import is_count
+from proxy.providers.mistral.answer import is_count, refuse_error
 from proxy.providers.reserved import RESERVED
 
 MOST_INPUTS = 2048
@@ -77,7 +77,8 @@ def _is_tokens(value: Any) -> bool:
 def _encoding(value: Any, context: Context, path: str) -> Any:
     if value not in ("float", "base64"):
         raise UnsupportedValue(f"Unsupported value for '{path}'. Supported values: 'float', 'base64'.", param=path)
-    context.notes[PACKED] = value == "base64"
+    if value == "base64":
+        context.notes[PACKED] = True
     return ABSENT  # `_ask_for_numbers` decides, for every request
 
 
@@ -108,7 +109,10 @@ _WRONG = "The provider's answer was not a list of embeddings."
 
 def _answer(answer: Any, context: Context) -> Json:
     """{object, data: [{object, index, embedding}], model, usage}. Raises UpstreamFailed for any other shape."""
-    items = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(answer, dict):
+        raise UpstreamFailed(_WRONG)
+    refuse_error(answer)
+    items = answer.get("data")
     if not isinstance(items, list) or not items:
         raise UpstreamFailed(_WRONG)
     packed = bool(context.notes.get(PACKED))
@@ -116,6 +120,8 @@ def _answer(answer: Any, context: Context) -> Json:
     # A vector must not reach the client as that of another text.
     if sorted(item["index"] for item in data) != list(range(len(data))):
         raise UpstreamFailed(_WRONG)
+    if not all(item["embedding"] for item in data) or any(item.get("error") for item in items):
+        context.spoiled = True
     data.sort(key=lambda item: item["index"])
     return {"object": "list", "data": data, "model": answer.get("model"), **_usage([answer])}
 

@@ -48,6 +48,7 @@ class _PlainChoice(msgspec.Struct):
     index: int
     delta: _PlainDelta
     finish_reason: None = None
+    error: None = None
     logprobs: None = None
 
 
@@ -193,6 +194,8 @@ class _Choice:
         """The chunk's choice for the client; `at` is its place in the chunk."""
         choice = source | {"index": index_of(source, at)}
         self.finished = self.finished or bool(source.get("finish_reason"))
+        if source.get("error"):
+            self.context.spoiled = True
         choice["delta"] = self._delta(source.get("delta"))
         if source.get("finish_reason") is not None:
             choice["finish_reason"] = finish_reason(source["finish_reason"], self.context)

@@ -42,12 +42,17 @@ def chat_answer(answer: Any, context: Context) -> Json:
     return with_clean_usage(answer, CHAT_COUNTS)
 
 
+def refuse_error(body: Json) -> None:
+    """Raises UpstreamFailed if an answer of status 200, or a chunk of one, is an error."""
+    if body.get("error") or body.get("object") == "error":
+        raise UpstreamFailed(FAILED, billed=False, detail=_upstream(body))
+
+
 def choices_of(body: Any) -> list[Json]:
     """The choices of an answer or of one streamed chunk. Raises UpstreamFailed if it is something else."""
     if not isinstance(body, dict):
         raise UpstreamFailed(NONSENSE)
-    if body.get("error") or body.get("object") == "error":
-        raise UpstreamFailed(FAILED, billed=False, detail=_upstream(body))
+    refuse_error(body)
     choices = body.get("choices")
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise UpstreamFailed(NONSENSE)

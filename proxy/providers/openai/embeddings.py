@@ -11,7 +11,7 @@ from proxy.core.endpoint import Cache, Endpoint, Meter, ModelFrom, Retry, Stream
 from proxy.core.errors import UpstreamFailed
 from proxy.core.json import Json
 from proxy.core.table import Context, Table, keep, text
-from proxy.providers.openai.answer import with_clean_usage
+from proxy.providers.openai.answer import refuse_error, with_clean_usage
 from proxy.providers.openai.routing import ROUTING
 from proxy.providers.reserved import RESERVED
 
@@ -26,11 +26,16 @@ _COUNTS = ("prompt_tokens",)
 def _answer(answer: Any, context: Context) -> Json:
     """The answer. Raises UpstreamFailed unless it has one embedding for each input: one too few, or two with the same
     index, would give a text the vector of another."""
-    items = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(answer, dict):
+        raise UpstreamFailed(_WRONG)
+    refuse_error(answer)
+    items = answer.get("data")
     if not isinstance(items, list) or not items or not all(map(_is_embedding, items)):
         raise UpstreamFailed(_WRONG)
     if sorted(item["index"] for item in items) != list(range(_inputs(context.asked.get("input")))):
         raise UpstreamFailed(_WRONG)
+    if not all(item["embedding"] and not item.get("error") for item in items):
+        context.spoiled = True
     return with_clean_usage(answer, _COUNTS)
 
 

@@ -34,6 +34,7 @@ class _PlainChoice(msgspec.Struct):
     index: int
     delta: _PlainDelta
     finish_reason: None = None
+    error: None = None
 
 
 class _PlainChunk(msgspec.Struct):
@@ -83,7 +84,7 @@ class ChatStream(ChatEvents):
         for at, choice in enumerate(choices):
             reason = choice.get("finish_reason")
             self._context.ended(reason)
-            if reason is not None and not is_as_asked(reason):
+            if choice.get("error") or (reason is not None and not is_as_asked(reason)):
                 self._context.spoiled = True
             self._come(_index_of(choice, at), finished=bool(reason))
             self.delivered += _tokens_of(choice.get("delta"))

@@ -255,8 +255,6 @@ def test_without_indexes_the_order_is_that_of_the_answer():
 
 WRONG: list[Any] = [
     *(None, 5, "x", [], {}, {"data": None}, {"data": []}, {"data": [None]}, {"data": [{}]}),
-    {"object": "error", "message": "Internal error", "code": "3000"},
-    {"error": {"message": "Internal error"}},
     answered(["1"]),
     answered([None]),
     answered([True]),
@@ -276,6 +274,34 @@ def test_an_answer_of_another_shape(answer, encoding):
     with pytest.raises(UpstreamFailed) as raised:
         EMBEDDINGS.answer(answer, context)
     assert raised.value.message == "The provider's answer was not a list of embeddings."
+
+
+@pytest.mark.parametrize("error", [{"object": "error", "message": "no", "code": "3000"}, {"error": {"message": "no"}}])
+@pytest.mark.parametrize("data", [{}, answered([1])])
+def test_an_answer_that_is_an_error(error, data):
+    _, context = translated({"input": "hi"})
+    with pytest.raises(UpstreamFailed) as raised:
+        EMBEDDINGS.answer(data | error, context)
+    assert raised.value.message == "The upstream reported an error instead of an answer."
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_a_vector_that_is_none_is_not_what_the_next_one_need_be(encoding):
+    def is_spoiled(*data: Any) -> bool:
+        _, context = translated({"input": ["hi", "ho"], "encoding_format": encoding})
+        EMBEDDINGS.answer(answered(data=list(data)), context)
+        return context.spoiled
+
+    good = {"embedding": [0.5], "index": 0}
+    assert not is_spoiled(good, {"embedding": [0], "index": 1})
+    assert is_spoiled(good, {"embedding": [], "index": 1})
+    assert is_spoiled(good, {"embedding": [1], "index": 1, "error": "no"})
+
+
+def test_what_is_the_same_said_or_not_leaves_no_note():
+    """Else they would not have the same answer."""
+    assert translated({"input": "hi"})[1].notes == translated({"input": "hi", "encoding_format": "float"})[1].notes
+    assert translated({"input": "hi"})[1].notes != translated({"input": "hi", "encoding_format": "base64"})[1].notes
 
 
 def test_a_number_that_is_too_large_to_pack():

@@ -367,6 +367,13 @@ def test_that_more_comes_behind_the_end_is_noticed(more):
     assert run(stop() + DONE + more)[1].surplus
 
 
+@pytest.mark.parametrize("finish", [None, "stop"])
+def test_a_choice_with_an_error_is_not_what_the_next_one_need_be(finish):
+    out, events = run(event(choice({"content": "x"}, finish=finish, error={"message": "no"})) + stop() + DONE)
+    assert (b'"no"' in out, events.done, events.error, events._context.spoiled) == (True, True, None, True)
+    assert not run(word("x"), stop(), DONE)[1]._context.spoiled
+
+
 @pytest.mark.parametrize(
     "source",
     [

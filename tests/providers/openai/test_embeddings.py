@@ -79,7 +79,6 @@ def test_one_embedding_for_each_input_passes_as_it_is(asked, body):
         ([], answer()),
         ([], answer(0)),
         ("hi", {"data": [None]}),
-        ("hi", {"error": {"message": "x"}}),
         ("hi", []),
         ("hi", None),
     ],
@@ -88,6 +87,25 @@ def test_a_text_never_has_the_vector_of_another(asked, body):
     with pytest.raises(UpstreamFailed) as caught:
         answered(asked, body)
     assert caught.value.message == "The provider's answer was not a list of embeddings."
+
+
+@pytest.mark.parametrize("body", [{}, answer(0)])
+@pytest.mark.parametrize("error", [{"error": {"message": "x"}}, {"object": "error"}])
+def test_an_answer_that_is_an_error(body, error):
+    with pytest.raises(UpstreamFailed) as caught:
+        answered("hi", body | error)
+    assert caught.value.message == "The upstream reported an error instead of an answer."
+
+
+@pytest.mark.parametrize(
+    ("body", "is_one"),
+    [(answer(0), True), (answer(0, vector=[0]), True), (answer(0, vector=[]), False), (answer(0, vector=""), False),
+     ({"data": [{"index": 0, "embedding": [1], "error": "no"}]}, False)],
+)  # fmt: skip
+def test_a_vector_that_is_none_is_not_what_the_next_one_need_be(body, is_one):
+    context = Context(Model("m"), {"input": "hi"})
+    EMBEDDINGS.answer(body, context)
+    assert context.spoiled is not is_one
 
 
 @pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": -1}, {"prompt_tokens": 1, "total_tokens": "1"}])

@@ -278,6 +278,16 @@ def test_a_server_that_gives_one_answer_whatever_is_asked_has_given_all():
     source = word("x", 0) + stop(0) + DONE
     out, events = run(source, asked={"n": 2})
     assert (out, events.done, events.error) == (source, True, None)
+    assert events._context.spoiled  # the next one may give two
+    assert not run(source, asked={"n": 1})[1]._context.spoiled
+
+
+@pytest.mark.parametrize("finish", [None, "stop"])
+def test_a_choice_with_an_error_goes_on_as_it_came_and_is_not_what_the_next_one_need_be(finish):
+    source = event(choice({"content": "x"}, finish=finish, error={"message": "no"})) + stop() + DONE
+    out, events = run(source)
+    assert (out, events.done, events.error, events._context.spoiled) == (source, True, None, True)
+    assert not run(word("x"), stop(), DONE)[1]._context.spoiled
 
 
 @pytest.mark.parametrize(
