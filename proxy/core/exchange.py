@@ -12,6 +12,7 @@ from starlette.types import Receive, Send
 
 from proxy.core.cache import Known, Outcome
 from proxy.core.charge import Charge, Estimate, both
+from proxy.core.circuit import Pass
 from proxy.core.departure import Departure
 from proxy.core.errors import Headers, ProxyError
 from proxy.core.gaps import Gaps
@@ -189,8 +190,9 @@ class Exchange:
     quota_headers: Headers = field(default_factory=list)
     shadow_refusals: tuple[str, ...] = ()
 
-    # breaker
+    # breaker; pass_over, which takes the place of a probe before it
     circuit: str | None = None
+    probe: Pass | None = None
     attempt_failed: Callable[[], bool] | None = None
 
     # dispatch, with calls.py; fallback, replay and player.py write to `in_vain` and `upstream`, too; `end` is when the
@@ -240,6 +242,10 @@ class Exchange:
         self.sent = self.answered = False
         self.estimate = self.attempt_failed = self.lost = self.usage = self.charge = self.error = None
         self.alone = None
+
+    def forgo(self) -> None:
+        """Whatever is kept, or under way, for this: nothing comes of it."""
+        self.cache = self.age = None
 
     @property
     def is_only(self) -> bool:

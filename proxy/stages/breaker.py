@@ -53,11 +53,12 @@ class Breaker:
         if not isinstance(key, Pass):
             raise _refused()
         try:
-            model: Pass | float | None = self._circuits.at_once(name)
-            if model is not None:
+            model: Pass | float | None = exchange.probe or self._circuits.at_once(name)
+            exchange.probe = None
+            if isinstance(model, Pass) and not model.circuit:
                 exchange.circuit = _CLOSED
             else:
-                model = await self._circuits.enter(name, rules)
+                model = model or await self._circuits.enter(name, rules)
                 exchange.circuit = self._circuits.state(name).value
             if not isinstance(model, Pass):
                 raise is_open(model)

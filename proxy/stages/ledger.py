@@ -50,6 +50,7 @@ class Rows:
         try:
             self._ledger.open(self._intent(exchange))
         except LedgerFull:
+            exchange.forgo()
             raise StoreUnavailable(
                 "No usage can be written down at the moment. Send the request again later."
             ) from None

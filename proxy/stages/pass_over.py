@@ -1,6 +1,7 @@
 """A model that is not asked at the moment has nothing reserved for it, where there is another one to turn to.
 
-The breaker stage, which is inside quota and ledger, would find out too late.
+The breaker stage, which is inside quota and ledger, would find out too late. So whoever is to find out whether the
+model is well again takes its place among those few here: while it is seen what the request may use, nobody else does.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.core.circuit import Rules, is_open, of_model
+from proxy.core.circuit import Pass, Rules, is_open, of_model
 from proxy.core.endpoint import Endpoint, ModelFrom
 from proxy.core.exchange import exchange_of
 from proxy.core.services import Middleware, Services
@@ -39,7 +40,17 @@ class PassOver:
         exchange = exchange_of(scope)
         if exchange.others and exchange.replay is None:
             name = of_model(exchange.provider, self._model(exchange.model or "").id)
-            sight = await self._circuits.look(name, self._rules[exchange.provider])
-            if sight.wait:
-                raise is_open(sight.wait)
+            rules = self._rules[exchange.provider]
+            let_in = self._circuits.at_once(name) or await self._circuits.enter(name, rules)
+            if not isinstance(let_in, Pass):
+                raise is_open(let_in)
+            if let_in.circuit:
+                exchange.probe = let_in
+                try:
+                    await self._app(scope, receive, send)
+                finally:
+                    if exchange.probe is let_in:  # it did not get as far as the breaker stage
+                        exchange.probe = None
+                        self._circuits.leave(let_in, rules, None)
+                return
         await self._app(scope, receive, send)

@@ -100,6 +100,7 @@ class Quotas:
         try:
             verdict = await self._store.reserve(exchange.call, claims)
         except StoreGone:
+            exchange.forgo()
             raise StoreUnavailable("Quotas cannot be checked at the moment. Send the request again later.") from None
         written = True
         try:
@@ -108,7 +109,7 @@ class Quotas:
             if sheet.shadows:
                 exchange.shadow_refusals += sheet.shadow_refusals(verdict.standings)
             if not verdict.granted:
-                exchange.cache = exchange.age = None  # whatever there is, nothing comes of it
+                exchange.forgo()
                 raise refusal(exchange.team.name, [line.rule for line in sheet.lines], claims, verdict.standings)
             await self._app(scope, receive, send)
         except StoreUnavailable:
@@ -128,7 +129,7 @@ class Quotas:
         sheet = sheets.sheet(self._model(exchange.model).id if exchange.model else None)
         if exchange.estimate and exchange.estimate.cost is None:
             if sheet.spends:
-                exchange.cache = exchange.age = None  # as above
+                exchange.forgo()
                 raise ModelNotAllowed(
                     f"The price of the model '{exchange.model}' is not known, and this team's spending is limited: "
                     "whoever runs the proxy can give one in models.prices.",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import gc
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy import data
 from proxy.core.catalogue import Catalogue
@@ -24,6 +25,7 @@ from proxy.core.errors import (
     ProxyError,
     UpstreamFailed,
     UpstreamRefusal,
+    forget_frames,
 )
 from proxy.core.exchange import Exchange, Stale, Team, exchange_of
 from proxy.core.model import Price
@@ -31,7 +33,7 @@ from proxy.pipeline import fold
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.embeddings import EMBEDDINGS
 from proxy.providers.mistral.models import MODELS
-from proxy.stages import fallback, pass_over
+from proxy.stages import breaker, fallback, pass_over
 from proxy.upstream.config import CircuitBreaker
 from tests.asgi import Answer, Log, call, exchange, ok, services
 
@@ -55,6 +57,8 @@ class Setting:
     others: list[bool] = field(default_factory=list)
     log: Log = field(default_factory=Log)
     caught_up: int = 0
+    reserves: Callable[[Exchange], Awaitable[None]] | None = None
+    """In front of a breaker, if there is one."""
 
     def __post_init__(self) -> None:
         self.circuits = Circuits(lambda: self.now, self.log)
@@ -75,6 +79,14 @@ class Setting:
             raise end
         await ok(scope, receive, send)
 
+    def quotas(self, app: ASGIApp) -> ASGIApp:
+        async def reserve(scope: Scope, receive: Receive, send: Send) -> None:
+            assert self.reserves
+            await self.reserves(exchange_of(scope))
+            await app(scope, receive, send)
+
+        return reserve
+
     async def ask(self, model: str = LARGE, **fields: Any) -> tuple[Answer | ProxyError, Exchange]:
         async def caught_up() -> None:
             self.caught_up += 1
@@ -82,7 +94,11 @@ class Setting:
         quotas = SimpleNamespace(caught_up=caught_up)
         made = services(self.log, CATALOGUE, circuits=self.circuits, quotas=quotas)
         rules = dict.fromkeys(("mistral", "openai"), CircuitBreaker())
-        stages = (fallback.build(self.chains, CHAT, made), pass_over.build(self.chains, rules, CHAT, made))
+        stages = (
+            fallback.build(self.chains, CHAT, made),
+            pass_over.build(self.chains, rules, CHAT, made),
+            *((self.quotas, breaker.build(breaker.Config(rules), CHAT, made)) if self.reserves else ()),
+        )
         provider, sent_as = CATALOGUE.place(model)
         about = exchange(model=model, provider=provider, sent_as=sent_as, body=BODY, **fields)
         try:
@@ -210,6 +226,61 @@ async def test_a_model_whose_circuit_others_are_trying_is_passed_over():
     assert setting.asked == [MEDIUM, LARGE]
 
 
+async def test_whoever_tries_a_model_keeps_its_place_while_others_are_asked_what_it_may_use() -> None:
+    """Of those who come meanwhile nothing is reserved for it."""
+    setting, gate, reserved = Setting({}), asyncio.Event(), list[str | None]()
+    setting.open_circuit(of(LARGE), 0.0)
+
+    async def slowly(about: Exchange) -> None:
+        reserved.append(about.model)
+        if about.model == LARGE:
+            await gate.wait()
+
+    setting.reserves = slowly
+    first = asyncio.create_task(setting.ask())
+    await asyncio.sleep(0)
+    await setting.ask()
+    assert reserved == [LARGE, MEDIUM]
+    gate.set()
+    assert (await first)[1].circuit == "half_open"
+    await setting.ask()  # its place is free again
+    assert setting.asked == [MEDIUM, LARGE, LARGE]
+    assert reserved == [LARGE, MEDIUM, LARGE]
+
+
+async def test_the_place_of_a_probe_is_given_back_once() -> None:
+    setting, left = Setting({}), list[bool | None]()
+    setting.open_circuit(of(LARGE), 0.0)
+    leave = setting.circuits.leave
+
+    def leaves(one: Pass, rules: Any, success: bool | None) -> None:
+        if one.circuit:
+            left.append(success)
+        leave(one, rules, success)
+
+    async def admits(about: Exchange) -> None:
+        pass
+
+    setting.circuits.leave, setting.reserves = leaves, admits  # type: ignore[method-assign]
+    await setting.ask()
+    assert left == [True]
+
+
+async def test_whoever_may_not_gives_back_the_place_of_a_probe() -> None:
+    setting, refused = Setting({}), list[str | None]()
+    setting.open_circuit(of(LARGE), 0.0)
+
+    async def refuses(about: Exchange) -> None:
+        if not refused:
+            refused.append(about.model)
+            raise InsufficientQuota("x", wait=None, detail={})
+
+    setting.reserves = refuses
+    await setting.ask()
+    await setting.ask()
+    assert refused == setting.asked == [LARGE]
+
+
 @pytest.mark.parametrize("refuses", [InsufficientQuota("x", wait=None, detail={}), Draining("x")])
 async def test_who_may_not_have_what_is_old_is_told_why_it_was_wanted(refuses: ProxyError):
     setting = Setting({LARGE: failed(), MEDIUM: failed(), OTHER: failed()})
@@ -326,3 +397,28 @@ async def test_what_a_later_model_refuses_another_may_do():
     setting = Setting({LARGE: failed(), MEDIUM: BadRequest("of its own making")})
     assert isinstance((await setting.ask())[0], Answer)
     assert setting.asked == [LARGE, MEDIUM, OTHER]
+
+
+async def test_what_has_failed_holds_nothing_until_the_garbage_collector_comes():
+    class Failed(UpstreamFailed):
+        pass
+
+    def fails(seen: Exchange) -> None:
+        raise Failed("x")
+
+    setting = Setting({LARGE: fails, MEDIUM: fails, OTHER: fails})
+    gc.collect()
+    gc.disable()
+    try:
+        error, _ = await setting.ask()
+        assert isinstance(error, Failed)
+        forget_frames(error)  # as the rescue stage does
+        del error
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        held = [one for one in gc.garbage if isinstance(one, Failed)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not held

@@ -130,8 +130,10 @@ async def test_what_cannot_be_written_down_is_not_begun() -> None:
     async def counts(scope: Any, receive: Any, send: Any) -> None:
         called.append(1)
 
+    about = exchange(team=Team("research", lambda name: True), key_id="k1", call="owner-1", cache="hit", age=3)
     with pytest.raises(StoreUnavailable):
-        await keep(rows, counts)
+        await call(ledger.build(CHAT, services(catalogue=CATALOGUE, ledger=rows))(counts), exchange=about)  # type: ignore[misc]
+    assert (about.cache, about.age) == (None, None)  # nothing comes of it
     assert (called, rows.outcomes) == ([], [])
 
 

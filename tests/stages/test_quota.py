@@ -293,9 +293,10 @@ async def test_of_an_answer_that_a_quota_refuses_the_cache_says_nothing() -> Non
 
 
 async def test_a_store_that_is_gone_is_nobodys_fault() -> None:
-    store = Store(gone=True)
+    store, about = Store(gone=True), request(cache="joined", age=3)
     with pytest.raises(StoreUnavailable) as caught:
-        await ask(store, ALL)
+        await ask(store, ALL, about)
+    assert (about.cache, about.age) == (None, None)  # nothing comes of it
     assert (caught.value.status, caught.value.code) == (503, "store_unavailable")
     assert (b"retry-after", b"1") in caught.value.headers
     assert store.settled == []
