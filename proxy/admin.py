@@ -73,6 +73,7 @@ class OfCache:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = query(scope, self._parameters)
+        refuse_body(scope)
         team = asked.get("team")
         if team is not None and not is_team_name(team):
             raise BadRequest(f"This can be no team: {RULE}.", param="team")
@@ -83,6 +84,13 @@ class OfCache:
         except CacheGone:
             raise StoreUnavailable("The cache cannot be reached at the moment. Send the request again later.") from None
         await send_json(send, json.encode(report), (b"cache-control", b"no-store"))
+
+
+def refuse_body(scope: Scope) -> None:
+    """A team that is named there would be ignored, too."""
+    for name, value in scope["headers"]:
+        if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0")):
+            raise BadRequest("This takes no body: what it is about is said in the query, as ?team=NAME.")
 
 
 def query(scope: Scope, parameters: frozenset[str]) -> Mapping[str, str]:

@@ -49,7 +49,7 @@ async def filled() -> MemoryCache:
     backend = MemoryCache(Bounds(3_600_000, 1 << 28, 1 << 20), unix_milliseconds)
     for number, scope in enumerate(TEAMS):
         entry = Entry(unix_milliseconds(), False, b"x" * 1000, 1, 2, 3)
-        await backend.keep(f"{scope}/{number:064x}", entry, Flight(0, lambda: 0.0))
+        backend.keep(f"{scope}/{number:064x}", entry, Flight(0, lambda: 0.0), lambda *_: None)
     return backend
 
 
@@ -123,6 +123,19 @@ async def test_what_is_kept_of_a_team_is_forgotten_and_nothing_else(query: str) 
 async def test_a_team_that_is_not_configured_any_more_can_be_forgotten() -> None:
     async with running() as one:
         assert json.loads((await one.ask("DELETE", "/admin/cache", query="team=redder")).body) == {"deleted": 1}
+
+
+@pytest.mark.parametrize("header", [(b"content-length", b"14"), (b"transfer-encoding", b"chunked")])
+async def test_what_a_body_says_is_not_ignored(header: tuple[bytes, bytes]) -> None:
+    """It may have been meant as the team."""
+    async with running() as one:
+        headers = [(b"host", b"localhost"), (b"authorization", b"Bearer " + ADMIN.encode()), header]
+        answer = await one.ask("DELETE", "/admin/cache", headers=headers)
+        assert answer.status == 400
+        assert b"?team=NAME" in answer.body
+        assert await one.entries() == 6
+        headers[-1] = (b"content-length", b"0")
+        assert (await one.ask("DELETE", "/admin/cache", headers=headers)).status == 200
 
 
 async def test_everything_is_forgotten() -> None:

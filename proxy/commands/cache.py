@@ -131,7 +131,8 @@ def verify_text(report: Report) -> str:
     """For people."""
     if not report["wrong"]:
         return f"{_answers(report['right'])} right"
-    return f"{_answers(report['right'])} right, {report['wrong']:,} wrong: gone now"
+    said = f"{_answers(report['right'])} right, {report['wrong']:,} wrong: gone now"
+    return said if report["right"] else f"{said} (if that is all of them, is server.key_pepper that of the proxies?)"
 
 
 def _answers(count: int) -> str:

@@ -121,7 +121,10 @@ def _refused(url: str, status: int, error: Any) -> NoReturn:
     if error.get("code") == "invalid_api_key":
         stop(f"The proxy at {url} does not know the admin key in {KEY}.", CANNOT_START)
     if error.get("code") == "unknown_url":
-        stop(f"The proxy at {url} has no admin keys, so it cannot be asked: see server.admin_keys.", CANNOT_START)
+        stop(
+            f"The proxy at {url} cannot be asked: it has no server.admin_keys, or --url has a path too many.",
+            CANNOT_START,
+        )
     message = error.get("message")
     if not isinstance(message, str) or not message.isprintable():  # it goes to a terminal
         stop(f"What is at {url} does not answer as this proxy does (status {status}).", CANNOT_START)

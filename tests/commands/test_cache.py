@@ -101,7 +101,10 @@ def test_the_words() -> None:
     assert stats_text({"entries": 1, "bytes": 10}) == "1 answer, 10 B"
     assert clear_text({"deleted": 1}) == "1 answer forgotten"
     assert verify_text({"right": 2, "wrong": 0}) == "2 answers right"
-    assert verify_text({"right": 0, "wrong": 1}) == "0 answers right, 1 wrong: gone now"
+    assert verify_text({"right": 1, "wrong": 1}) == "1 answer right, 1 wrong: gone now"
+    assert verify_text({"right": 0, "wrong": 1}) == (
+        "0 answers right, 1 wrong: gone now (if that is all of them, is server.key_pepper that of the proxies?)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -269,7 +272,7 @@ STRANGE = "mistral-proxy: What is at {} does not answer as this proxy does"
         (
             404,
             error("unknown_url", "There is no such URL."),
-            "The proxy at {} has no admin keys, so it cannot be asked",
+            "The proxy at {} cannot be asked: it has no server.admin_keys, or --url has a path too many.",
         ),
         (
             503,
@@ -345,7 +348,7 @@ async def keep(server: RedisServer, secret: bytes) -> None:
     await backend.start()
     for number, team in enumerate(("research", "research", "research:0123456789ab", "support")):
         entry = Entry(wall(), False, b"x" * 1000, 1, 2, 3)
-        await backend.keep(f"{team}/{number:064x}", entry, Flight(0, time.monotonic))
+        backend.keep(f"{team}/{number:064x}", entry, Flight(0, time.monotonic), lambda *_: None)
     await backend.close()
 
 
