@@ -26,8 +26,7 @@ TURNS: Final = 4
 
 class Capture:
     """Its `send` takes the place of the client's; when the call is over, it has to be told how that `ended` or
-    `failed`. `inert` are fields that others who follow need not have sent; `one_account`: they pay with the same keys.
-    `wall` gives Unix milliseconds."""
+    `failed`. `inert` are fields that others who follow need not have sent; `wall` gives Unix milliseconds."""
 
     def __init__(
         self,
@@ -36,15 +35,12 @@ class Capture:
         send: Send,
         wall: Callable[[], int],
         inert: Collection[str],
-        *,
-        one_account: bool,
     ) -> None:
         self._flight = flight
         self._exchange = exchange
         self._send = send
         self._wall = wall
         self._inert = inert
-        self._one_account = one_account
         self._began = wall()
         self._reported = len(exchange.rewrites)
         self._queue: deque[Message] = deque()
@@ -58,12 +54,15 @@ class Capture:
         self._writing: asyncio.Task[None] | None = None
 
     async def send(self, message: Message) -> None:
-        if self._exchange.cache != "miss":  # a stale answer in place of the call's
+        flight = self._flight
+        if self._exchange.cache != "miss":  # a stale answer in place of the call's, which is over
+            self.ended()
             await self._send(message)
             return
-        flight = self._flight
         if message["type"] == "http.response.start":
-            flight.streamed = self._exchange.streamed
+            if self._exchange.streamed:
+                flight.streamed = True
+                flight.rewrites = self._new_rewrites()
             self._start = message  # goes with what follows it at once: nobody waits until this client takes it
             return
         body: bytes = message["body"]
@@ -100,29 +99,17 @@ class Capture:
         if exchange.error:
             flight.fail(exchange.error, told=True)
         else:
-            flight.fail(self._of_the_provider(exchange.rescued), unasked=not exchange.attempts)
+            flight.fail(_of_the_provider(exchange.rescued), unasked=not exchange.attempts)
 
     def failed(self, error: BaseException) -> None:
         """The call has ended with this."""
-        self._flight.fail(self._of_the_provider(error), unasked=not self._exchange.attempts)
-
-    def _of_the_provider(self, error: BaseException | None) -> ProxyError | None:
-        """What the provider has done to everybody who asked this; None: it was the request that has ended, or a key
-        that others do not pay with."""
-        if not isinstance(error, UpstreamRefusal | UpstreamUnknown | CircuitOpen | ProviderBusy):
-            return None
-        return error if self._one_account or not error.is_the_accounts else None
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether what has come is as it should be: counted, and not spoiled."""
-        context = self._exchange.context
-        return self._exchange.usage is not None and context is not None and not context.spoiled
+        self._flight.fail(_of_the_provider(error), unasked=not self._exchange.attempts)
 
     def _finish(self, body: bytes | None) -> None:
         """All of it is there. None: it came in pieces."""
         exchange, flight, charge = self._exchange, self._flight, self._exchange.alone or NOTHING
-        flight.spoiled = not self.is_kept
+        if exchange.usage is None or exchange.context is None or exchange.context.spoiled:
+            flight.spoiled = True  # it is not counted, or not as the next one may be
         entry = None
         if body is not None or flight.whole:
             entry = Entry(
@@ -132,17 +119,19 @@ class Capture:
                 prompt=charge.prompt,
                 completion=charge.completion,
                 cost=charge.cost,
-                rewrites=self._everybodys(tuple(exchange.rewrites)[self._reported :]),
+                rewrites=self._new_rewrites(),
                 cadence=packed(flight.cadence),
                 began=self._began,
             )
         flight.finish(entry, charge.cost or 0)
 
-    def _everybodys(self, rewrites: tuple[str, ...]) -> tuple[str, ...]:
-        """Without what was done to fields that this request alone has sent."""
-        if not rewrites:
-            return rewrites
-        return tuple([one for one in rewrites if one.partition(":")[2].partition(".")[0] not in self._inert])
+    def _new_rewrites(self) -> tuple[str, ...]:
+        """Those since the call began, without what was done to fields that this request alone has sent."""
+        rewrites = self._exchange.rewrites
+        if len(rewrites) == self._reported:
+            return ()
+        new = tuple(rewrites)[self._reported :]
+        return tuple([one for one in new if one.partition(":")[2].partition(".")[0] not in self._inert])
 
     @property
     def writing(self) -> bool:
@@ -150,20 +139,25 @@ class Capture:
         return self._writing is not None and not self._writing.done()
 
     async def written(self) -> None:
-        """Until the client has taken all of it, or was cut. Raises what the sending of it has raised."""
+        """Until the client has taken all of it, or was cut."""
         if self._writing:
             await asyncio.wait([self._writing])
-            if not self._writing.cancelled():
-                self._writing.result()
+
+    def result(self) -> None:
+        """Raises what the sending of it has raised."""
+        if self._writing and self._writing.done() and not self._writing.cancelled():
+            self._writing.result()
 
     def stop(self) -> None:
         """What the client has not taken yet it will not get."""
-        if self._writing:
-            self._writing.cancel()
+        writing, self._writing = self._writing, None  # which, once cancelled, holds what holds it
+        if writing:
+            writing.cancel()
 
     async def _pass_behind(self, message: Message) -> None:
         """By a task of its own, for which nobody waits but its client."""
-        if self._cut:
+        writing = self._writing
+        if self._cut or (writing and writing.done() and writing.exception()):  # it will not get any more
             self._told = 0
             return
         if self._start:
@@ -177,10 +171,10 @@ class Capture:
             self._passed = len(message["body"])
         self._queue.append({**message, "body": body})
         self._queued += len(body)
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.get_running_loop().create_task(self._write())
+        if writing is None or writing.done():
+            self._writing = writing = asyncio.get_running_loop().create_task(self._write())
         if self._queued > self._flight.most:
-            await self._catch_up(self._writing)
+            await self._catch_up(writing)
         if comes_again:
             self._told = self._passed = 0
 
@@ -196,7 +190,7 @@ class Capture:
         elif self._queued > flight.most:
             self._cut = True
             self._exchange.client_gone = True
-            self.stop()
+            writing.cancel()
             if self._exchange.departure:
                 self._exchange.departure.cut()
 
@@ -211,3 +205,8 @@ class Capture:
 async def _turns() -> None:
     for _ in range(TURNS):
         await asyncio.sleep(0)
+
+
+def _of_the_provider(error: BaseException | None) -> ProxyError | None:
+    """What the provider has done; None: it was the request that has ended."""
+    return error if isinstance(error, UpstreamRefusal | UpstreamUnknown | CircuitOpen | ProviderBusy) else None

@@ -157,8 +157,8 @@ def places(settings: Settings, *, simulated: bool) -> dict[str, cache.Place]:
     found = {}
     for name, config in settings.providers.items():
         # Each process has a simulator of its own, somewhere; they all answer alike.
-        address = ("simulated",) if simulated else (config.type, config.base_url)
-        found[name] = cache.Place(address, config.timeouts.total, bool(own_keys(settings, name)))
+        address = ("simulated", config.type) if simulated else (config.type, config.base_url)
+        found[name] = cache.Place(address, config.timeouts.total, frozenset(own_keys(settings, name)))
     return found
 
 

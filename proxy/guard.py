@@ -73,6 +73,8 @@ class Guard(Interruptible):
         self._departure = departure
         self._deadlines = deadlines
         self._group = group
+        self.enough: Callable[[], bool] | None = None
+        """Whether all that is waited for has come. Then time and drain do not matter any more; the client does."""
         self.on_silence: Callable[[], object] | None = None
         self.gaps: Gaps | None = None
         """If they are wanted: between the pieces of the answer."""
@@ -159,6 +161,8 @@ class Guard(Interruptible):
 
     def drain(self) -> None:
         """The proxy stops: end the block now."""
+        if self.enough and self.enough():
+            return
         self.interrupt(Draining(wording.SHUTTING_DOWN))
 
     async def _stand_by(self) -> None:
@@ -178,6 +182,8 @@ class Guard(Interruptible):
     def _check(self) -> None:
         # One timer serves all deadlines: it looks when the last byte came and sets itself anew. A byte costs none.
         now = self._loop.time()
+        if self.enough and self.enough():
+            return
         if self._paused:
             self._last = self._sent = now
         if now >= self._end:

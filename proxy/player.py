@@ -13,9 +13,9 @@ from starlette.types import Receive, Send
 
 from proxy.core.charge import NOTHING
 from proxy.core.entry import Entry, unpacked
-from proxy.core.errors import ClientGone, ProxyError, UpstreamFailed
+from proxy.core.errors import ClientGone, Overloaded, ProxyError, UpstreamFailed, forget_frames
 from proxy.core.exchange import Exchange, Replay
-from proxy.core.flight import Flight, Lost
+from proxy.core.flight import Behind, Flight, Lost
 from proxy.core.json import Json
 from proxy.core.services import Drainable
 from proxy.core.success import send_json, stream_start
@@ -29,6 +29,11 @@ AT_ONCE = 1 << 16
 """Bytes that one answer may send before others get their turn."""
 
 LOST = "The request that this one had joined has lost its answer."
+
+BEHIND = (
+    "More has come of the answer that this request had joined than is kept (cache.max_entry), before it could be let "
+    "in. Send it again."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,10 @@ class Player:
             await self._play(flight.entry, key, exchange, receive, send)
             return
         _name(exchange)
+        if flight.rewrites:
+            exchange.rewrites.update(dict.fromkeys(flight.rewrites))
         guard = Guard(receive, patience, self.drainables, exchange.end, departure=exchange.departure)
+        guard.enough = lambda: flight.over  # what has come may be taken as slowly as one's own answer
 
         def whole() -> None:
             """Before the client has the last of it: whoever counts does so then."""
@@ -119,6 +127,13 @@ class Player:
         except ClientGone:
             exchange.client_gone = True
             return
+        except Behind:
+            if relay.started:  # as one that does not read its own answer
+                exchange.client_gone = True
+                if exchange.departure:
+                    exchange.departure.cut()
+                return
+            raise Overloaded(BEHIND) from None
         except Lost as lost:
             error = lost.error.again() if lost.error else UpstreamFailed(LOST, billed=False)
             told = lost.told
@@ -126,6 +141,7 @@ class Player:
             error, told = raised, False
         if not relay.started:
             raise error
+        forget_frames(error)
         exchange.error = error
         await (relay.finish(b"") if told else relay.fail(error))
 

@@ -5,7 +5,7 @@ The cache never fails: what goes wrong with it is a miss, and a line in the log.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Literal, NamedTuple, Protocol
@@ -22,6 +22,11 @@ SKEW: Final = 5_000
 of, and it is not fresh."""
 
 
+def is_fresh(entry: Entry, since: int, now: int) -> bool:
+    """Whether it is as young as is asked for, and not of the future (Unix milliseconds)."""
+    return since <= entry.created <= now + SKEW
+
+
 class Known(NamedTuple):
     """What a request has come to by the time that it is looked for: the `key` of its answer, which model it is about,
     and what had to be changed in it."""
@@ -30,7 +35,7 @@ class Known(NamedTuple):
     model_asked: str | None
     model: str | None
     provider: str
-    sent_as: str | None
+    sent_as: str
     rewrites: tuple[str, ...]
 
 
@@ -77,6 +82,10 @@ class Verified:
     wrong: int
 
 
+Then = Callable[[str, Flight], object]
+"""What is to be done for a key, and its flight."""
+
+
 class Backend(Protocol):
     """Keeps entries by their keys (core/cache_key.py). `near`: they are in this process."""
 
@@ -89,7 +98,7 @@ class Backend(Protocol):
     async def look(self, key: str, since: int, flight: Flight) -> Found:
         """What there is, and who makes the call if nothing is younger than `since` (Unix milliseconds). Whoever leads
         has to `keep` or `drop`; meanwhile other processes may follow the flight. For whoever follows, the flight is
-        told from elsewhere, its end included."""
+        told from elsewhere, its end included. Where it raises, `drop` has to follow."""
         ...
 
     def peek(self, key: str) -> Entry | None:
@@ -100,9 +109,10 @@ class Backend(Protocol):
         """What `look` would find now. Nobody leads for that, and nobody follows."""
         ...
 
-    async def keep(self, key: str, entry: Entry, flight: Flight) -> None:
+    def keep(self, key: str, entry: Entry, flight: Flight, then: Then) -> None:
         """The flight has ended with this entry, which is to be kept, unless it is too large or there is one that was
-        asked for later, or the entries of its team were deleted since it was asked for."""
+        asked for later, or the entries of its team were deleted since it was asked for. Never waits; calls `then` when
+        it is done."""
         ...
 
     def drop(self, key: str, flight: Flight) -> None:
@@ -138,3 +148,8 @@ class Answers:
     backend: Backend
     secret: bytes
     flights: MutableMapping[str, Flight] = field(default_factory=dict)
+
+    def forget(self, key: str, flight: Flight) -> None:
+        """Nobody joins it any more."""
+        if self.flights.get(key) is flight:
+            del self.flights[key]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from proxy.core.cache import SKEW
+from proxy.core.cache import SKEW, is_fresh
 from proxy.core.cache_control import Wishes
 from proxy.core.cache_key import EVERYBODY
 from proxy.core.entry import Entry
@@ -39,8 +39,7 @@ class Policy:
         return NEVER if wishes.max_age == 0 else self.wall() - self._most(self.ttl, wishes)
 
     def is_fresh(self, entry: Entry, wishes: Wishes) -> bool:
-        now = self.wall()
-        return wishes.max_age != 0 and now - self._most(self.ttl, wishes) <= entry.created <= now + SKEW
+        return is_fresh(entry, self.since(wishes), self.wall())
 
     def is_better_than_nothing(self, entry: Entry, wishes: Wishes) -> bool:
         now = self.wall()

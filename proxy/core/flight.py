@@ -27,14 +27,24 @@ class Lost(Exception):
         self.unasked = unasked
 
 
+class Behind(Exception):
+    """Whoever follows is too far behind, though the flight may go on: so much is kept for nobody."""
+
+
 class Flight:
     """`most` bytes of it are kept for those who come later; what is longer nobody joins any more, and whoever is so far
     behind has lost it. `clock` gives seconds.
 
-    `called`: there is a call, and its answer was not just found; `asked` is the body of whoever makes it, and `key_id`
-    of whose key, if that is known here. `streamed`: it comes in pieces. `stale` is what was found before it, too old to
-    be given to anybody. When it is `done`, `entry` is the whole answer, None if it was too long to be kept, and `saved`
-    what it cost; `spoiled`: it is for those alone who follow already.
+    `called`: there is a call, and its answer was not just found; `asked` is the body of whoever makes it, `key_id`
+    whose key it is and `payer` who pays for it (None: not known, at another worker). `stale` is what was found before
+    it, too old to be given to anybody.
+
+    `streamed`: it comes in pieces. `parts` are those that are still here, `cadence` when how much of them came,
+    `rewrites` what was reported before the first. So many `followers` wait for it. `blocked`: whoever came now might
+    have to wait for the client of whoever makes the call, or for another worker of which nothing is heard.
+
+    When it is `done`, `entry` is the whole answer, None if it was too long to be kept, and `saved` what it cost. When
+    it has failed, it is `lost`. `spoiled`: it is for those alone who follow already.
     """
 
     __slots__ = (
@@ -56,6 +66,8 @@ class Flight:
         "lost",
         "most",
         "parts",
+        "payer",
+        "rewrites",
         "saved",
         "size",
         "spoiled",
@@ -77,7 +89,9 @@ class Flight:
         self.called = self.streamed = self.blocked = self.done = self.spoiled = False
         self.asked: Json | None = None
         self.key_id: str | None = None
+        self.payer: str | None = None
         self.stale: Entry | None = None
+        self.rewrites: tuple[str, ...] = ()
         self.entry: Entry | None = None
         self.lost: Lost | None = None
 
@@ -131,7 +145,7 @@ class Flight:
             self._end()
 
     def at_end(self, then: Callable[[], object]) -> None:
-        """Call it when the flight is over."""
+        """Call it when the flight is over. There is one who is told."""
         if self.over:
             then()
         else:
@@ -145,8 +159,18 @@ class Flight:
         return self.followers > 0
 
     def when_left(self, leave: Callable[[], object]) -> None:
-        """Call it when nobody follows any more."""
+        """Call it when nobody follows any more. There is one who is told, the last who wanted to be."""
         self._leave = leave
+
+    def remains(self) -> Flight:
+        """What has come of it, for those who ask once more: without what was asked."""
+        other = Flight(self.most, self._clock)
+        other._gone, other._held = self._gone, self._held
+        other.parts, other.size, other.rewrites = self.parts, self.size, self.rewrites
+        other.called, other.streamed, other.spoiled = self.called, self.streamed, self.spoiled
+        other.done, other.entry, other.saved, other.lost = self.done, self.entry, self.saved, self.lost
+        other.payer = self.payer
+        return other
 
     # Whoever follows.
 
@@ -174,14 +198,15 @@ class Flight:
             self._look()
             await self._wait()
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """All that came and what is still to come; several pieces at once for who is behind. Raises Lost."""
-        at = 0
+    async def pieces(self, start: int = 0) -> AsyncIterator[bytes]:
+        """All that came from this byte on, and what is still to come; several pieces at once for who is behind. Raises
+        Lost and Behind."""
+        at, before = self._place(start)
         while True:
             if at < self._gone:
-                raise Lost(None)  # nobody keeps as much for who does not read it
-            data = b"".join(self.parts[at - self._gone :])
-            at = self._gone + len(self.parts)
+                raise Behind
+            data = b"".join(self.parts[at - self._gone :])[before:]
+            at, before = self._gone + len(self.parts), 0
             if data:
                 yield data
             elif self.done:
@@ -189,6 +214,17 @@ class Flight:
             else:
                 self._look()
                 await self._wait()
+
+    def _place(self, byte: int) -> tuple[int, int]:
+        """The number of the part that it is in, and how much of that comes before it. Raises Behind."""
+        begins = self.size - self._held
+        if byte < begins:
+            raise Behind
+        for number, part in enumerate(self.parts, self._gone):
+            if byte < begins + len(part):
+                return number, byte - begins
+            begins += len(part)
+        return self._gone + len(self.parts), 0
 
     def _look(self) -> None:
         if self.lost:
@@ -208,8 +244,9 @@ class Flight:
 
     def _end(self) -> None:
         self._tell()
-        if self._then:
-            self._then()
+        then, self._then, self._leave = self._then, None, None  # they know the flight: it is a circle
+        if then:
+            then()
 
     def _tell(self) -> None:
         if self._news:

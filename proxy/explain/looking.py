@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.types import Receive, Send
 
-from proxy.core.cache import Answers, Backend, Found, Role, Stats, Verified
+from proxy.core.cache import Answers, Backend, Found, Role, Stats, Then, Verified
 from proxy.core.circuit import Pass, Rules, Sight, State
 from proxy.core.entry import Entry
 from proxy.core.exchange import Exchange
@@ -122,8 +122,9 @@ class _Kept:
     async def would_find(self, key: str, since: int) -> Found:
         return await self._backend.would_find(key, since)
 
-    async def keep(self, key: str, entry: Entry, flight: Flight) -> None:
+    def keep(self, key: str, entry: Entry, flight: Flight, then: Then) -> None:
         """Nothing was answered."""
+        then(key, flight)
 
     def drop(self, key: str, flight: Flight) -> None:
         """Nothing was led."""

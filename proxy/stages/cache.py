@@ -13,38 +13,29 @@ is given further inside, by the replay stage, when the request has been counted 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from math import inf
-from typing import Final, Literal
+from typing import Literal
 
 from pydantic import Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.capture import Capture
-from proxy.core import cache_control, cache_policy, json
+from proxy.core import cache_control, cache_policy
 from proxy.core.cache import Bounds, Known, Role
-from proxy.core.cache_control import Wishes
 from proxy.core.cache_key import Keys
 from proxy.core.cache_policy import Policy
 from proxy.core.config import Duration, Size, Strict
 from proxy.core.endpoint import Cache, Endpoint
 from proxy.core.entry import Entry
-from proxy.core.errors import ClientGone, Elsewhere, NotInCache, ProxyError
-from proxy.core.exchange import Exchange, Stale, exchange_of
+from proxy.core.errors import ClientGone, NotInCache, ProxyError
+from proxy.core.exchange import exchange_of
 from proxy.core.flight import Flight, Lost
-from proxy.core.json import Json
 from proxy.core.services import Middleware, Services
 from proxy.guard import Deadlines, Guard
+from proxy.leading import Leading
 from proxy.player import Cadence, Player
-
-FAILURES: Final = 2
-"""Calls of others that may fail before whoever has joined them fails, too: a crowd does not ask a provider that is in
-trouble one by one."""
-
-LOSSES: Final = 8
-"""Flights that may end without a word of the provider's before a request goes its own way. One is enough where a limit
-has refused the call, and it was one of the same key: it would be refused, too, and nobody is to wait for that."""
+from proxy.search import Search, Terms
 
 
 class Config(Strict):
@@ -72,12 +63,12 @@ class Config(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One provider: what tells where it is, and how many seconds a request may take there. `own_keys`: some teams pay
-    it themselves."""
+    """One provider: what tells where it is, how many seconds a request may take there, and the teams that pay it with
+    `own_keys`."""
 
     address: tuple[str, ...]
     total: float
-    own_keys: bool = False
+    own_keys: Collection[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,61 +93,21 @@ def build(
     if not sources.on or answers is None:
         return Nothing
     rows = sources.rows(endpoint)
-    providers = {name: _provider(name, row, sources, answers.secret) for name, row in rows.items()}
+    terms = {name: _terms(name, row, sources, answers.secret) for name, row in rows.items()}
 
     def middleware(app: ASGIApp) -> ASGIApp:
-        return Cached(app, sources.config.max_entry, providers, policy, player, services)
+        return Cached(app, sources.config.max_entry, terms, policy, player, services)
 
     return middleware
 
 
-@dataclass(frozen=True, slots=True)
-class _Provider:
-    """How one provider's answers are kept. `inert` are fields that bear on none; `one_account`: all who share one pay
-    with the same keys."""
-
-    keys: Keys
-    inert: Collection[str]
-    patience: Deadlines
-    kept: Callable[[Json], bool]
-    one_account: bool
-
-
-_EXACT: Final = Cache.EXACT
-
-
-def _provider(name: str, row: Endpoint, sources: Sources, secret: bytes) -> _Provider:
+def _terms(name: str, row: Endpoint, sources: Sources, secret: bytes) -> Terms:
     place = sources.places[name]
     known = row.request.rows if row.request and row.request.open else None
     keys = Keys(secret, row.operation, (name, *place.address), row.inert, known)
-    kept = partial(_is_kept, row, sources.config.mode == "all")
-    one_account = sources.config.scope != "global" or not place.own_keys
-    return _Provider(keys, row.inert, Deadlines.together(place.total), kept, one_account)
-
-
-def _is_kept(row: Endpoint, everything: bool, body: Json) -> bool:
-    """Whether the answer to this is one that may be kept, and given to others."""
-    for name in row.beyond:
-        if body.get(name) not in _NOT_ASKED:
-            return False
-    tools = body.get("tools")
-    if tools and not (type(tools) is list and all(map(_is_the_clients, tools))):
-        return False
-    return everything or row.cache is _EXACT or body.get("temperature") == 0
-
-
-@dataclass(slots=True)
-class _Search:
-    """One request that looks for its answer. `lost` flights that it had joined have ended without one, `failed` of them
-    because the provider failed."""
-
-    exchange: Exchange
-    receive: Receive
-    key: str
-    wishes: Wishes
-    provider: _Provider
-    lost: int = 0
-    failed: int = 0
+    # Whoever shares an answer with nobody but its own team pays as they do.
+    payers = frozenset(place.own_keys if sources.config.scope == "global" else ())
+    return Terms(keys, row, sources.config.mode == "all", Deadlines.together(place.total), payers)
 
 
 class Nothing:
@@ -178,21 +129,23 @@ class Cached:
         self,
         app: ASGIApp,
         most: int,
-        providers: Mapping[str, _Provider],
+        terms: Mapping[str, Terms],
         policy: Policy,
         player: Player,
         services: Services,
     ) -> None:
-        assert services.answers
+        answers = services.answers
+        assert answers
         self._app = app
+        self._leading = Leading(app, answers, services.wall)
         self._most = most
-        self._providers = providers
+        self._terms = terms
         self._policy = policy
         self._player = player
-        self._backend = services.answers.backend
-        self._flights = services.answers.flights
+        self._backend = answers.backend
+        self._flights = answers.flights
+        self._forget = answers.forget
         self._drainables = services.drainables
-        self._wall = services.wall
         self._clock = services.monotonic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -202,17 +155,17 @@ class Cached:
             return
         if exchange.understood is None:
             exchange.understood = self._clock()
-        provider, body = self._providers[exchange.provider], exchange.sending
+        terms, body = self._terms[exchange.provider], exchange.sending
         assert body is not None
         assert exchange.context
         wishes = exchange.head.once(cache_control.wishes)
-        if wishes.no_store or not provider.kept(body):
+        if wishes.no_store or not terms.may_be_kept(body):
             exchange.cache = "bypass"
             if wishes.only_if_cached:
                 raise _absent()
             await self._app(scope, receive, send)
             return
-        key = provider.keys.key(self._policy.sharers(exchange), body, exchange.context)
+        key = terms.keys.key(self._policy.sharers(exchange), body, exchange.context)
         exchange.cache_key = key.rpartition("/")[2]
         if not exchange.turned:  # what the body comes to at first is what it always comes to
             exchange.known = Known(
@@ -223,11 +176,11 @@ class Cached:
                 exchange.sent_as or "",
                 tuple(exchange.rewrites),
             )
-        search = _Search(exchange, receive, key, wishes, provider)
+        search = Search(exchange, receive, key, wishes, terms, self._policy, self._player)
         while not await self._answered(search, scope, receive, send):
             pass
 
-    async def _answered(self, search: _Search, scope: Scope, receive: Receive, send: Send) -> bool:
+    async def _answered(self, search: Search, scope: Scope, receive: Receive, send: Send) -> bool:
         """False: what this had joined has ended without an answer, and it may look again."""
         exchange, entry = search.exchange, self._at_hand(search)
         if entry is None and search.wishes.max_age is not None and (looking := self._looked_for(search)):
@@ -237,7 +190,7 @@ class Cached:
         if entry is None and flight is None:
             entry, flight, leads = await self._look(search)
             if flight and leads:
-                await self._lead(search, flight, scope, receive, send)
+                await self._leading.lead(search, flight, scope, receive, send)
                 return True
         if entry:
             self._player.found(entry, exchange, search.key)
@@ -250,46 +203,42 @@ class Cached:
                 return exchange.client_gone
             if exchange.replay is None:  # somebody may have been looking only, and have found nothing
                 exchange.cache = "joined" if flight.called and not was_over else "hit"
-                exchange.replay = self._player.joined(flight, search.key, search.provider.patience)
+                exchange.replay = self._player.joined(flight, search.key, search.terms.patience)
             await self._app(scope, receive, send)
         return True
 
     # Looking.
 
-    def _at_hand(self, search: _Search) -> Entry | None:
+    def _at_hand(self, search: Search) -> Entry | None:
         if search.wishes.no_cache:
             return None
         entry = self._backend.at_hand(search.key)
         if entry is None or self._policy.is_fresh(entry, search.wishes):
             return entry
-        self._remember(search, entry)
+        search.remember(entry)
         return None
 
-    def _remember(self, search: _Search, entry: Entry | None) -> None:
-        """For the case that the provider fails."""
-        exchange = search.exchange
-        if entry and exchange.stale is None and self._policy.is_better_than_nothing(entry, search.wishes):
-            exchange.stale = Stale(exchange.model or "", self._player.kept(entry, search.key))
-
-    def _looked_for(self, search: _Search) -> Flight | None:
+    def _looked_for(self, search: Search) -> Flight | None:
         """What somebody else is only looking for may be older than this request wants; but if nothing is found, it is
         asked at that moment. So that has to be waited for."""
         flight = None if search.wishes.no_cache else self._flights.get(search.key)
         return None if flight is None or flight.called or flight.over else flight
 
-    def _joinable(self, search: _Search) -> Flight | None:
+    def _joinable(self, search: Search) -> Flight | None:
         flight, wishes = self._flights.get(search.key), search.wishes
-        if not flight or not flight.open or wishes.no_cache or wishes.only_if_cached or search.lost >= LOSSES:
+        if not flight or not flight.open or wishes.no_cache or search.goes_its_own_way:
             return None
-        return None if flight.over and wishes.max_age == 0 else flight
+        if flight.over:  # and what has come of it is being kept
+            return flight if flight.entry and self._policy.is_fresh(flight.entry, wishes) else None
+        return None if wishes.only_if_cached else flight
 
-    async def _look(self, search: _Search) -> tuple[Entry | None, Flight | None, bool]:
+    async def _look(self, search: Search) -> tuple[Entry | None, Flight | None, bool]:
         """A fresh entry, or a flight and whether it is this request's own."""
         key, flights, wishes = search.key, self._flights, search.wishes
         if wishes.only_if_cached:
             return await self._only_looked(search), None, False
         flight = Flight(self._most, self._clock)
-        if wishes.no_cache or search.lost >= LOSSES:
+        if wishes.no_cache or search.goes_its_own_way:
             flight.begins()
             return None, flight, True
         flights[key] = flight  # from now on others of this process wait for what comes of this
@@ -303,13 +252,13 @@ class Cached:
             self._forget(key, flight)
             return found.entry, None, False
         flight.stale = found.entry
-        self._remember(search, found.entry)
+        search.remember(found.entry)
         flight.begins()
         if found.role is Role.FOLLOW:
             flight.at_end(partial(self._forget, key, flight))
         return None, flight, found.role is not Role.FOLLOW
 
-    async def _only_looked(self, search: _Search) -> Entry:
+    async def _only_looked(self, search: Search) -> Entry:
         """For whoever makes no call: nobody is to wait for what comes of this."""
         if not search.wishes.no_cache:
             found = await self._backend.would_find(search.key, self._policy.since(search.wishes))
@@ -323,115 +272,29 @@ class Cached:
         self._forget(key, flight)
         self._backend.drop(key, flight)
 
-    def _forget(self, key: str, flight: Flight) -> None:
-        if self._flights.get(key) is flight:
-            del self._flights[key]
-
     # Following.
 
-    async def _begun(self, search: _Search, flight: Flight) -> bool:
-        """Whether there is something to send: from the flight or, if that has failed, from before; or the provider's
-        error, when there is no use in trying."""
+    async def _begun(self, search: Search, flight: Flight) -> bool:
+        """Whether there is something to send: from the flight or, if that has failed, what `search` makes of it."""
         exchange, since = search.exchange, self._clock()
-        patience = search.provider.patience
+        patience = search.terms.patience
         guard = Guard(search.receive, patience, self._drainables, exchange.end, departure=exchange.departure)
         try:
-            if not flight.over:
-                with guard:
-                    await flight.begun()
-            else:
+            with nullcontext() if flight.over else guard:
                 await flight.begun()
         except ClientGone:
             exchange.client_gone = True
             return False
         except Lost as lost:
-            self._remember(search, flight.stale)
-            is_refused_too = lost.error is None and lost.unasked and flight.key_id == exchange.key_id
-            search.lost += LOSSES if is_refused_too else 1
-            return lost.error is not None and self._may_end(search, flight, lost.error)
+            search.remember(flight.stale)
+            return search.ends_with(flight, lost)
+        except ProxyError as error:  # its own time is over, or the proxy stops
+            search.remember(flight.stale)
+            search.fails(error)
         finally:
             exchange.end = guard.ends
             exchange.waited += self._clock() - since
         return True
-
-    def _may_end(self, search: _Search, flight: Flight, error: ProxyError) -> bool:
-        exchange = search.exchange
-        if not error.is_the_providers and not _is_the_same(flight.asked, exchange.body):
-            return False  # it may be about a field that bears on no answer, or about how that one has spelled it
-        search.failed += 1
-        # Where there are other models, it is the fallback stage that says what is to be done.
-        if error.is_the_providers and exchange.stale and exchange.is_only:
-            exchange.cache, exchange.rescued, exchange.replay = "stale", error, exchange.stale.replay
-            return True
-        if not exchange.is_only or search.failed >= FAILURES or not error.is_the_providers:
-            error = error.again()
-            if error.detail.get("timeout") == "total":  # that one's time is over, and this one's is not
-                error.elsewhere = Elsewhere.YES
-            exchange.cache, exchange.replay = "joined", self._player.failed(error)
-            return True
-        return False
-
-    # Leading.
-
-    async def _lead(self, search: _Search, flight: Flight, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = search.exchange
-        exchange.cache = "miss"
-        exchange.stays = flight.stays
-        flight.asked, flight.key_id = exchange.body, exchange.key_id
-        provider = search.provider
-        capture = Capture(flight, exchange, send, self._wall, provider.inert, one_account=provider.one_account)
-        try:
-            await self._called(search, flight, capture, scope, receive)
-            if capture.writing:
-                await self._written(search, capture)
-        finally:
-            capture.stop()
-
-    async def _called(self, search: _Search, flight: Flight, capture: Capture, scope: Scope, receive: Receive) -> None:
-        try:
-            await self._app(scope, receive, capture.send)
-            capture.ended()
-        except BaseException as error:
-            capture.failed(error)
-            raise
-        finally:
-            await self._settle(search.key, flight, keep=capture.is_kept)
-
-    async def _settle(self, key: str, flight: Flight, *, keep: bool) -> None:
-        try:
-            if keep and flight.entry:
-                other = self._flights.get(key)
-                if other and other is not flight and not other.is_newer_than(flight):
-                    other.spoiled = True  # there is a newer answer: nobody joins that one any more
-                await self._backend.keep(key, flight.entry, flight)
-            else:
-                self._backend.drop(key, flight)
-        finally:
-            self._forget(key, flight)  # not before: whoever came meanwhile would ask once more
-
-    async def _written(self, search: _Search, capture: Capture) -> None:
-        """Others have the answer; its own client still takes it, for as long as it does. The time and the drain are
-        about calls: what has come of one, the error that says so included, may still be taken."""
-        exchange = search.exchange
-        try:
-            with Guard(search.receive, Deadlines.together(inf), set(), departure=exchange.departure):
-                await capture.written()
-        except ClientGone:
-            exchange.client_gone = True
-
-
-def _is_the_same(one: Json | None, other: Json | None) -> bool:
-    """To the letter, but for white space."""
-    return one is not None and other is not None and json.encode(one) == json.encode(other)
-
-
-def _is_the_clients(tool: Json) -> bool:
-    """Whether the provider only asks for it. One of another type it uses itself, and then something happens."""
-    return type(tool) is dict and tool.get("type", "function") in ("function", "custom")
-
-
-_NOT_ASKED: Final = (None, False)
-"""Values with which a field asks for nothing."""
 
 
 def _absent() -> NotInCache:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from proxy.core.entry import Entry
 from proxy.core.errors import UpstreamFailed
-from proxy.core.flight import Flight, Lost
+from proxy.core.flight import Behind, Flight, Lost
 
 ENTRY = Entry(0, True, b"", 0, 0, None)
 ERROR = UpstreamFailed("It broke.")
@@ -51,11 +51,11 @@ class Follower:
                 await self.ready.wait()
 
     @property
-    def lost(self) -> Lost | None:
+    def lost(self) -> Lost | Behind | None:
         if self.task.cancelled():
             return None
         error = self.task.exception()
-        assert error is None or isinstance(error, Lost)
+        assert error is None or isinstance(error, Lost | Behind)
         return error
 
     async def leave(self) -> None:
@@ -130,7 +130,7 @@ class Story:
             if follower.task.done() and not follower.task.cancelled():
                 assert len(self.sent) - len(follower.got) > self.most
                 assert follower.lost
-                assert follower.lost.error is None
+                assert isinstance(follower.lost, Behind)
 
 
 STEPS = st.lists(
@@ -169,7 +169,7 @@ async def test_everybody_gets_the_same(steps: list[tuple[str, int]], most: int, 
         lost = follower.lost
         if follower.task.cancelled():
             assert story.sent.startswith(follower.got)
-        elif lost and lost.error is None:
+        elif isinstance(lost, Behind):
             assert len(story.sent) - len(follower.got) > most
         elif fails:
             assert lost
@@ -275,9 +275,26 @@ async def test_one_that_is_too_slow_has_lost_it_and_holds_up_nobody() -> None:
         assert len(flight.parts) <= 2
     slow.ready.set()
     await settle()
-    assert slow.lost
-    assert slow.lost.error is None
+    assert isinstance(slow.lost, Behind)
     assert (slow.got, fast.got) == (b"123456", b"123456" * 100)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=8), max_size=12), st.integers(0, 80), st.sampled_from([0, 10, 1000]))
+async def test_who_has_a_part_of_it_goes_on_from_there(parts: list[bytes], start: int, most: int) -> None:
+    """If what comes next is still here."""
+    flight, whole = a_flight(most), b"".join(parts)
+    with flight.follow():
+        for part in parts:
+            flight.add(part)
+        flight.finish(None, 0)
+        kept = b"".join(flight.parts)
+        try:
+            got = b"".join([piece async for piece in flight.pieces(start)])
+        except Behind:
+            assert start < len(whole) - len(kept)
+        else:
+            assert (start >= len(whole) - len(kept), got) == (True, whole[start:])
+            assert most < 1000 or kept == whole
 
 
 async def test_when_nobody_follows_what_is_too_long_is_not_kept() -> None:
@@ -289,7 +306,7 @@ async def test_when_nobody_follows_what_is_too_long_is_not_kept() -> None:
     flight.add(b"1")
     flight.add(b"")
     assert (flight.open, flight.whole, flight.parts, flight.cadence) == (False, False, [], [])
-    with pytest.raises(Lost):  # and not what is left of it
+    with pytest.raises(Behind):  # and not what is left of it
         await anext(flight.pieces())
     flight.finish(None, 3)
     assert (flight.open, flight.size) == (False, 11)

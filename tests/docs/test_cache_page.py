@@ -55,7 +55,7 @@ async def test_it_is_enough(server: RedisServer) -> None:
         with flight.follow():
             await eventually(lambda: lead.followers, "it is followed")
             lead.finish(entry, 0)
-            await one.keep(KEY, entry, lead)
+            await keep(one, KEY, entry, lead)
             await eventually(lambda: flight.done, "the other one has it, too")
         await keep(one, KEY, entry)
         assert await found(two, KEY) == entry

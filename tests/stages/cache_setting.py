@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy import data
 from proxy.core.cache import Answers
@@ -51,9 +51,12 @@ class Setting:
     now: int = 1_000_000_000
     seconds: float = 0.0
     calls: int = 0
+    counted: int = 0
+    admits: Callable[[], Awaitable[object]] | None = None
+    """What is waited for by whoever makes no call."""
     log: Log = field(default_factory=Log)
     drainables: Drainables = field(default_factory=Drainables)
-    own_keys: bool = False
+    own_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         config = cache.Config(**self.options)
@@ -74,8 +77,21 @@ class Setting:
         sources = cache.Sources(
             config, lambda row: {"mistral": row}, {"mistral": cache.Place(("m",), 600.0, self.own_keys)}
         )
-        stages = (cache.build(sources, policy, player, self.row, made), replay.build(self.row, made, on=sources.on))
+        stages = (
+            cache.build(sources, policy, player, self.row, made),
+            self._quotas,
+            replay.build(self.row, made, on=sources.on),
+        )
         self.app = fold(stages, self._call)
+
+    def _quotas(self, app: ASGIApp) -> ASGIApp:
+        async def counts(scope: Scope, receive: Receive, send: Send) -> None:
+            self.counted += 1
+            if self.admits and exchange_of(scope).replay:
+                await self.admits()
+            await app(scope, receive, send)
+
+        return counts
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.calls += 1
@@ -127,6 +143,16 @@ class Gated:
         self.waiting += 1
         await self.gate.wait()
         await self.play(about, send)
+
+
+class Slowly:
+    """In the place of a backend's `keep`: nothing is done yet."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    def __call__(self, *arguments: Any) -> None:
+        self.asked.append(arguments)
 
 
 async def turns(count: int = 20) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Send
 
-from proxy.core.cache import Answers, Found, Role
+from proxy.core.cache import Answers, Found, Role, Then
 from proxy.core.entry import Entry
 from proxy.core.errors import (
     BadRequest,
@@ -39,6 +39,7 @@ from tests.stages.cache_setting import (
     Gated,
     Provider,
     Setting,
+    Slowly,
     metered,
     streamed,
     turns,
@@ -72,6 +73,8 @@ async def test_the_second_time_nobody_is_asked(play: Provider) -> None:
         (CHAT, "deterministic", {"temperature": 0.0}, True),
         (CHAT, "deterministic", {"temperature": 0.1}, False),
         (CHAT, "deterministic", {"temperature": None}, False),
+        (OPENAI_CHAT, "deterministic", {"temperature": 0}, True),
+        (OPENAI_CHAT, "deterministic", {"temperature": False}, False),
         (CHAT, "all", {"temperature": 0.7}, True),
         (EMBEDDINGS, "deterministic", {"temperature": None}, True),
         (OPENAI_CHAT, "all", {"store": True}, False),
@@ -286,21 +289,15 @@ async def test_what_it_saves_is_known_before_the_last_of_it_goes(play: Provider)
 
 
 async def test_who_comes_between_the_end_and_the_keeping_asks_nobody() -> None:
-    setting = Setting(whole)
-    keep, gate = setting.backend.keep, asyncio.Event()
-
-    async def slow(*args: Any, **more: Any) -> None:
-        await gate.wait()
-        await keep(*args, **more)
-
-    setting.backend.keep = slow
-    setting.build(cache.Config())
-    first = asyncio.create_task(setting.ask())
-    await turns()
+    setting, keeping = Setting(whole), Slowly()
+    keep, setting.backend.keep = setting.backend.keep, keeping
+    await setting.ask()
     between = (await call(setting.app, exchange=setting.exchange(), body=[], stays=True)).exchange
     assert (between.cache, between.age) == ("hit", 0)
-    gate.set()
-    await first
+    [arguments] = keeping.asked
+    keep(*arguments)
+    assert not setting.answers.flights
+    assert (await setting.ask()).exchange.cache == "hit"
     assert setting.calls == 1
 
 
@@ -410,31 +407,26 @@ async def test_what_its_own_client_has_not_taken_yet_is_not_lost_to_the_drain(dr
     assert (await first).body == b"".join(EVENTS)
 
 
-async def test_who_is_cancelled_while_the_answer_is_kept_leaves_nobody_writing() -> None:
-    """Its client does not read, others have the answer, and the cache takes its time."""
-    setting, keeping, before = Setting(gated := Gated(streamed)), asyncio.Event(), asyncio.all_tasks()
-
-    async def keep(*_: Any, **__: Any) -> None:
-        keeping.set()
-        await asyncio.Event().wait()
+async def test_who_is_cancelled_while_its_client_takes_the_answer_leaves_nobody_writing() -> None:
+    """Others have it, and it is kept."""
+    setting, before = Setting(gated := Gated(streamed)), asyncio.all_tasks()
 
     async def taking(message: Message) -> None:
         if message["type"] == "http.response.body":
             await asyncio.Event().wait()
 
-    setting.backend.keep = keep
     first = asyncio.create_task(setting.ask(taking=taking))
     await turns()
     second = asyncio.create_task(setting.ask())
     await turns()
     gated.gate.set()
     await second
-    await keeping.wait()
+    assert not setting.answers.flights
+    assert not first.done()
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     await turns()
     assert asyncio.all_tasks() <= before
-    assert not setting.answers.flights
 
 
 async def test_a_stream_that_is_played_as_it_came_ends_with_a_word_when_the_proxy_stops() -> None:
@@ -815,8 +807,13 @@ async def test_an_older_call_does_not_take_the_place_of_a_newer_one(first: str) 
     assert setting.calls == 2
 
 
-async def test_nobody_joins_a_call_that_is_older_than_what_is_kept() -> None:
-    """Where what is kept has to be asked for, whoever joins does not ask."""
+@pytest.mark.parametrize("between", [True, False])
+async def test_nobody_joins_a_call_that_is_older_than_what_is_kept(between: bool) -> None:
+    """Where what is kept has to be asked for, whoever joins does not ask. The older one is not even taken at once."""
+    reads = asyncio.Event()
+
+    async def taking(message: Message) -> None:
+        await reads.wait()
 
     class Far(MemoryCache):
         def at_hand(self, key: str) -> Entry | None:
@@ -828,15 +825,19 @@ async def test_nobody_joins_a_call_that_is_older_than_what_is_kept() -> None:
     setting = Setting(numbered := Numbered())
     setting.answers = Answers(Far(cache.Config().bounds, lambda: setting.now, lambda s, do: NoTimer()), b"secret")
     setting.build(cache.Config())
-    older = asyncio.create_task(setting.ask())
+    older = asyncio.create_task(setting.ask(taking=taking))
     await turns()
     setting.now += 10
     newer = asyncio.create_task(setting.ask(control="no-cache"))
     await turns()
     numbered.gates[1].set()
     await newer
-    assert (await setting.ask()).body == b"1"
+    if between:
+        assert (await setting.ask()).body == b"1"
     numbered.gates[0].set()
+    await turns()
+    assert (await setting.ask()).body == b"1"
+    reads.set()
     assert (await older).body == b"0"
     assert (await setting.ask()).body == b"1"
     only = await setting.ask(control="only-if-cached")
@@ -916,8 +917,8 @@ async def test_a_backend_that_leads_nobody_is_no_trouble() -> None:
             await asyncio.sleep(0)
             return Found(Role.LEAD, None)
 
-        async def keep(self, key: str, entry: Entry, flight: Flight) -> None:
-            pass
+        def keep(self, key: str, entry: Entry, flight: Flight, then: Then) -> None:
+            then(key, flight)
 
         def drop(self, key: str, flight: Flight) -> None:
             pass

@@ -13,9 +13,13 @@ from proxy import player
 from proxy.capture import GRACE
 from proxy.core.departure import Departure
 from proxy.core.errors import (
+    CircuitOpen,
     Draining,
     Elsewhere,
+    Fault,
     KeyFault,
+    NotInCache,
+    Overloaded,
     ProviderBusy,
     ProxyError,
     RateLimited,
@@ -27,7 +31,7 @@ from proxy.core.exchange import Exchange
 from proxy.core.success import send_json, stream_start
 from proxy.guard import Deadlines, Guard
 from tests.asgi import call
-from tests.stages.cache_setting import EVENTS, HOUR, Gated, Setting, metered, streamed, turns, whole
+from tests.stages.cache_setting import EVENTS, HOUR, Gated, Setting, Slowly, metered, streamed, turns, whole
 
 REFUSED = UpstreamRefusal("Invalid value for 'metadata'", status=400, type="invalid_request_error", code="c")
 
@@ -67,10 +71,10 @@ async def test_what_is_wrong_with_one_request_is_told_to_nobody_who_has_not_said
     assert setting.calls == 2
 
 
-@pytest.mark.parametrize(("scope", "own_keys"), [("global", True), ("global", False), ("team", True)])
+@pytest.mark.parametrize(("scope", "own_keys"), [("global", ("poor",)), ("global", ()), ("team", ("poor",))])
 @pytest.mark.parametrize("error", [ProviderBusy(1), UpstreamFailed("no", code="upstream_auth_failed"), "429"])
 async def test_a_key_that_is_refused_is_no_trouble_of_those_who_pay_with_another(
-    error: ProxyError | str, scope: str, own_keys: bool
+    error: ProxyError | str, scope: str, own_keys: tuple[str, ...]
 ) -> None:
     if isinstance(error, str):
         error = UpstreamRefusal("no", status=429, type="requests", code="rate_limit_exceeded")
@@ -96,7 +100,41 @@ async def test_a_key_that_is_refused_is_no_trouble_of_those_who_pay_with_another
         assert [getattr(one, "status", one) for one in answers] == [200] * 5
     else:  # then it is everybody's
         assert {type(one) for one in answers} == {type(error)}
-    assert setting.calls == {"global": 4 if own_keys else 2, "team": 3}[scope]
+    assert setting.calls == {"global": 3 if own_keys else 2, "team": 3}[scope]
+
+
+@pytest.mark.parametrize("own_keys", [("poor",), ("somebody",)])
+async def test_a_crowd_that_pays_with_the_same_key_asks_twice_whoever_else_has_one(own_keys: tuple[str, ...]) -> None:
+    error = UpstreamRefusal("no", status=429, type="requests", code="rate_limit_exceeded")
+    error.elsewhere, error.key = Elsewhere.YES, KeyFault.SPENT
+    setting = Setting(gated := Gated(fails(error)), options={"scope": "global"}, own_keys=own_keys)
+    tasks = [asyncio.create_task(setting.error("poor")) for _ in range(40)]
+    await turns()
+    gated.gate.set()
+    assert {one.status for one in await asyncio.gather(*tasks)} == {429}
+    assert setting.calls == 2
+
+
+async def test_of_a_model_that_is_left_alone_nothing_is_reserved_for_those_who_have_joined_either() -> None:
+    """Where there is another one to turn to."""
+
+    async def is_open(about: Exchange, send: Send) -> None:
+        await turns()
+        raise CircuitOpen("x", wait=1000)
+
+    async def ask(*, others: bool) -> ProxyError:
+        about = setting.exchange()
+        about.others = others
+        with pytest.raises(ProxyError) as caught:
+            await call(setting.app, exchange=about, body=[], stays=True)
+        return caught.value
+
+    for others, counted in ((True, 1), (False, 6)):
+        setting = Setting(is_open)
+        errors = await asyncio.gather(*[asyncio.create_task(ask(others=others)) for _ in range(6)])
+        assert {type(one) for one in errors} == {CircuitOpen}
+        assert len({id(one) for one in errors}) == 6
+        assert setting.counted == counted
 
 
 async def test_many_who_may_not_break_up_no_crowd_of_those_who_may() -> None:
@@ -416,6 +454,54 @@ async def test_who_is_alone_may_be_as_slow_as_it_likes() -> None:
     assert (answer.body, answer.exchange.client_gone) == (b"".join(EVENTS), False)
 
 
+@pytest.mark.parametrize("cadence", ["immediate", "original"])
+async def test_who_is_given_what_is_old_holds_up_nobody(cadence: str) -> None:
+    """Its call is over: who follows it, and whoever comes, is not kept waiting until it has taken that."""
+
+    async def failing(about: Exchange, send: Send) -> None:
+        about.attempts = 1
+        await turns()
+        raise UpstreamFailed("x")
+
+    setting, reads = Setting(streamed, options={"cadence": cadence}), asyncio.Event()
+    await setting.ask()
+    setting.now += 2 * HOUR
+    setting.play = gated = Gated(failing)
+
+    async def taking(message: Message) -> None:
+        await reads.wait()
+
+    first = asyncio.create_task(setting.ask(taking=taking))
+    await turns()
+    second = asyncio.create_task(setting.ask())
+    await turns()
+    gated.gate.set()
+    assert (await second).exchange.cache == "stale"
+    assert (await setting.ask()).exchange.cache == "stale"
+    assert not first.done()
+    reads.set()
+    assert (await first).exchange.cache == "stale"
+
+
+async def test_what_goes_wrong_with_its_own_client_at_once_is_not_hidden_either() -> None:
+    """And it is sent nothing twice."""
+    setting, sent = Setting(gated := Gated(streamed)), list[str]()
+
+    async def breaks(message: Message) -> None:
+        sent.append(message["type"])
+        raise ZeroDivisionError
+
+    first = asyncio.create_task(setting.ask(taking=breaks))
+    await turns()
+    second = asyncio.create_task(setting.ask())
+    await turns()
+    gated.gate.set()
+    assert (await second).body == b"".join(EVENTS)
+    with pytest.raises(ZeroDivisionError):
+        await first
+    assert sent == ["http.response.start"]
+
+
 async def test_what_goes_wrong_with_its_own_client_is_not_hidden() -> None:
     setting, reads = Setting(gated := Gated(whole)), asyncio.Event()
 
@@ -588,48 +674,225 @@ async def test_a_newer_call_is_joined_though_an_older_one_has_ended_by_then() ->
     assert setting.calls == 2
 
 
+async def test_who_makes_no_call_may_have_what_others_have() -> None:
+    """What has come is there, though it is not kept yet."""
+    setting, keeping = Setting(gated := Gated(whole)), Slowly()
+    setting.backend.keep = keeping
+    first = asyncio.create_task(setting.ask())
+    await turns()
+    assert isinstance(await setting.error(control="only-if-cached"), NotInCache)
+    gated.gate.set()
+    await first
+    assert (await setting.ask(control="only-if-cached")).exchange.cache == "hit"
+    assert isinstance(await setting.error(control="only-if-cached, max-age=0"), NotInCache)
+    assert setting.calls == 1
+
+
+@pytest.mark.parametrize("control", ["max-age=1", "only-if-cached, max-age=1", ""])
+async def test_what_is_being_kept_is_no_younger_for_that(control: str) -> None:
+    """A Redis may take its time."""
+    setting = Setting(whole)
+    setting.backend.keep = Slowly()
+    await setting.ask()
+    setting.now += 1_000
+    assert (await setting.ask(control=control)).exchange.cache == "hit"
+    setting.now += 1_000 if control else 2 * HOUR
+    if "only" in control:
+        assert isinstance(await setting.error(control=control), NotInCache)
+    else:
+        assert (await setting.ask(control=control)).exchange.cache == "miss"
+
+
+async def test_what_cannot_even_begin_to_be_kept_is_nobodys_answer() -> None:
+    setting = Setting(whole)
+
+    def keep(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    setting.backend.keep = keep
+    with pytest.raises(ZeroDivisionError):
+        await setting.ask()
+    assert not setting.answers.flights
+
+
+async def test_who_has_taken_all_of_it_has_not_left() -> None:
+    """By a server that says so of a client that has its answer."""
+    setting = Setting(gated := Gated(streamed))
+    about = setting.exchange()
+    gone = asyncio.Event()
+
+    async def taking(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            gone.set()
+
+    async def receive() -> Message:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    scope: dict[str, Any] = {"type": "http", "headers": []}
+    about.keep_in(scope)
+    first = asyncio.ensure_future(setting.app(scope, receive, taking))
+    await turns()
+    second = asyncio.create_task(setting.ask())
+    await turns()
+    gated.gate.set()
+    await asyncio.gather(first, second)
+    assert not about.client_gone
+
+
 async def test_what_has_been_made_is_not_made_now() -> None:
     """While it is being kept its flight is still there."""
-    keeping, kept = asyncio.Event(), asyncio.Event()
-    setting = Setting(whole)
-    keep = setting.backend.keep
-
-    async def slowly(*args: Any) -> None:
-        keeping.set()
-        await kept.wait()
-        await keep(*args)
-
-    setting.backend.keep = slowly
-    first = asyncio.create_task(setting.ask())
-    await keeping.wait()
-    again = asyncio.create_task(setting.ask(control="max-age=0"))
-    await turns()
-    assert setting.calls == 2
-    kept.set()
-    assert (await again).exchange.cache == "miss"
-    await first
+    setting, keeping = Setting(whole), Slowly()
+    setting.backend.keep = keeping
+    await setting.ask()
+    again = await setting.ask(control="max-age=0")
+    assert (setting.calls, again.exchange.cache) == (2, "miss")
 
 
 # Who is told an error is counted like anybody else.
 
 
 async def test_who_is_told_anothers_error_is_a_request_all_the_same() -> None:
-    passed: list[Exchange] = []
-    setting = Setting(gated := Gated(fails(UpstreamFailed("x"))))
-    inner = setting.app._app  # type: ignore[attr-defined]
+    async def failing(about: Exchange, send: Send) -> None:
+        about.attempts = 1
+        await turns()
+        raise UpstreamFailed("x")
 
-    async def counted(scope: Any, receive: Any, send: Any) -> None:
-        passed.append(scope)
-        await inner(scope, receive, send)
-
-    setting.app._app = counted  # type: ignore[attr-defined]
+    setting = Setting(gated := Gated(failing))
     tasks = [asyncio.create_task(setting.error()) for _ in range(6)]
     await turns()
     gated.gate.set()
-    assert {type(one) for one in await asyncio.gather(*tasks)} == {UpstreamFailed}
-    assert (setting.calls, len(passed)) == (2, 6)
-    assert len({id(one) for one in tasks_errors(tasks)}) == 5  # each has its own, but for the two of the provider
+    errors = await asyncio.gather(*tasks)
+    assert {type(one) for one in errors} == {UpstreamFailed}
+    assert len({id(one) for one in errors}) == 6  # each has its own, with its own headers
+    assert (setting.calls, setting.counted) == (2, 6)
 
 
-def tasks_errors(tasks: list[asyncio.Task[ProxyError]]) -> list[ProxyError]:
-    return [task.result() for task in tasks]
+@pytest.mark.parametrize("old", [False, True])
+async def test_whose_own_time_is_over_while_it_waits_is_a_request_all_the_same(old: bool) -> None:
+    setting = Setting(whole)
+    if old:
+        await setting.ask()
+        setting.now += 2 * HOUR
+    setting.play = gated = Gated(whole)
+    first = asyncio.create_task(setting.ask())
+    await turns()
+    about, counted = setting.exchange(), setting.counted
+    about.end = asyncio.get_running_loop().time()
+    waiting = call(setting.app, exchange=about, body=[], stays=True)
+    if old:
+        assert (await waiting).exchange.cache == "stale"
+    else:
+        with pytest.raises(UpstreamTimeout):
+            await waiting
+        assert about.cache == "joined"
+    assert setting.counted == counted + 1
+    gated.gate.set()
+    await first
+
+
+async def test_whom_the_proxys_end_meets_while_it_waits_is_a_request_all_the_same() -> None:
+    setting = Setting(gated := Gated(whole))
+    first = asyncio.create_task(setting.ask())
+    await turns()
+    second = asyncio.create_task(setting.error())
+    await turns()
+    setting.drainables.drain()
+    assert isinstance(await second, Draining)
+    assert setting.counted == 2
+    gated.gate.set()
+    await first
+
+
+# What a follower's own slowness comes to.
+
+
+@pytest.mark.parametrize("how", ["time", "drain"])
+async def test_what_has_come_may_be_taken_as_slowly_by_who_follows(how: str) -> None:
+    """Time and drain are about calls, and this one is over."""
+    loop, reads = asyncio.get_running_loop(), asyncio.Event()
+    setting = Setting(gated := Gated(streamed))
+
+    async def taking(message: Message) -> None:
+        if message.get("body"):
+            await reads.wait()
+
+    first = asyncio.create_task(setting.ask())
+    await turns()
+    about = setting.exchange()
+    about.end = loop.time() + 0.05 if how == "time" else None
+    second = asyncio.create_task(call(setting.app, exchange=about, body=[], stays=True, taking=taking))
+    await turns()
+    gated.gate.set()
+    await first
+    if how == "time":
+        assert about.end
+        while loop.time() < about.end:  # noqa: ASYNC110 (there is nothing to be told of)
+            await asyncio.sleep(0.01)
+        await turns()
+    else:
+        setting.drainables.drain()
+    assert not second.done()
+    reads.set()
+    assert ((await second).body, about.error) == (b"".join(EVENTS), None)
+
+
+async def test_who_follows_and_does_not_read_is_cut_like_one_that_does_not_read_its_own() -> None:
+    """It is no fault of the provider's."""
+    setting, goes_on = Setting(gated := Gated(streamed), options={"max_entry": "5B"}), asyncio.Event()
+
+    async def taking(message: Message) -> None:
+        if message.get("body"):
+            await goes_on.wait()
+
+    async def reads(message: Message) -> None:
+        await turns(2)
+
+    first = asyncio.create_task(setting.ask(taking=reads))
+    await turns()
+    about = setting.exchange()
+    cuts: list[bool] = []
+    about.departure = Departure(lambda: None, lambda: cuts.append(True))
+    second = asyncio.create_task(call(setting.app, exchange=about, body=[], stays=True, taking=taking))
+    await turns()
+    gated.gate.set()
+    assert (await first).body == b"".join(EVENTS)
+    goes_on.set()
+    found = await second
+    assert (found.body, cuts, about.client_gone, about.error) == (EVENTS[0], [True], True, None)
+
+
+async def test_who_is_left_behind_before_it_has_anything_is_told_so_and_no_other_model_is_asked() -> None:
+    """It waits for its quota, while more comes than is kept."""
+    setting = Setting(gated := Gated(streamed), options={"max_entry": "5B"})
+    first = asyncio.create_task(setting.ask())
+    await turns()
+    admitted = asyncio.Event()
+    setting.admits = admitted.wait
+    second = asyncio.create_task(setting.error())
+    await turns()
+    gated.gate.set()
+    await first
+    admitted.set()
+    error = await second
+    assert (type(error), error.elsewhere, error.fault) == (Overloaded, Elsewhere.NO, Fault.PROXY)
+    assert setting.calls == 1
+
+
+async def test_what_is_wrong_with_all_of_them_is_not_found_out_one_after_the_other() -> None:
+    """Each has said something of its own, so each has to ask; but not in a row."""
+    under_way, most = 0, list[int]()
+
+    async def refuses(about: Exchange, send: Send) -> None:
+        nonlocal under_way
+        about.attempts = 1
+        under_way += 1
+        most.append(under_way)
+        await turns()
+        under_way -= 1
+        raise REFUSED.again()
+
+    setting = Setting(refuses)
+    errors = await asyncio.gather(*[asyncio.create_task(setting.error(metadata={"n": n})) for n in range(20)])
+    assert {one.status for one in errors} == {400}
+    assert (setting.calls, most[:2], max(most)) == (20, [1, 1], 18)

@@ -60,7 +60,7 @@ class Setting:
 
     async def keep(self, body: bytes = b"kept") -> None:
         entry = Entry(self.now, False, body, 1, 2, 70, rewrites=("mend:x",))
-        await self.backend.keep(KEY, entry, Flight(1, lambda: 0.0))
+        self.backend.keep(KEY, entry, Flight(1, lambda: 0.0), lambda *_: None)
 
     async def ask(
         self, body: bytes = BODY, headers: Headers | None = None, team: str = "a", key: str = "1", **more: Any

@@ -26,11 +26,21 @@ LATER = 1 << 60
 """Nothing is as young as this."""
 
 PATIENT = Timing(
-    deadline=20.0, behind=20.0, connecting=20.0, retry=0.02, lease=20.0, beat=0.05, quiet=0.1, patience=20.0
+    deadline=20.0,
+    behind=20.0,
+    connecting=20.0,
+    retry=0.02,
+    lease=20.0,
+    beat=0.05,
+    moment=0.05,
+    quiet=0.1,
+    patience=20.0,
 )
 """Busy where it waits for the clock, patient where a slow machine would fail the test."""
 
-IMPATIENT = Timing(deadline=0.25, behind=0.5, connecting=0.5, retry=0.02, lease=1.0, beat=0.05, quiet=0.1, patience=0.5)
+IMPATIENT = Timing(
+    deadline=0.25, behind=0.5, connecting=0.5, retry=0.02, lease=1.0, beat=0.05, moment=0.05, quiet=0.1, patience=0.5
+)
 
 
 def wall() -> int:
@@ -67,8 +77,11 @@ async def opened(
         await cache.close(within=0.5)
 
 
-async def keep(cache: RedisCache, key: str, entry: Entry) -> None:
-    await cache.keep(key, entry, flight_of())
+async def keep(cache: RedisCache, key: str, entry: Entry, flight: Flight | None = None) -> None:
+    """Returns when it is done."""
+    done = asyncio.Event()
+    cache.keep(key, entry, flight or flight_of(), lambda *_: done.set())
+    await done.wait()
 
 
 async def found(cache: RedisCache, key: str) -> Entry | None:
@@ -89,7 +102,7 @@ async def led(cache: RedisCache, key: str = KEY) -> Flight:
 async def followed(cache: RedisCache, key: str = KEY) -> Flight:
     flight = flight_of()
     assert (await cache.look(key, 0, flight)).role is Role.FOLLOW
-    assert flight.called
+    flight.begins()
     return flight
 
 
@@ -179,7 +192,7 @@ class Worker:
         try:
             entry = await call(flight)
             flight.finish(entry, 33)
-            await self.cache.keep(key, entry, flight)
+            await keep(self.cache, key, entry, flight)
             return entry.body
         except BaseException:
             flight.fail(None)

@@ -33,6 +33,10 @@ HOUR = 3_600_000
 FLIGHT = Flight(0, lambda: 0.0)
 
 
+def nothing(key: str, flight: Flight) -> None:
+    pass
+
+
 @dataclass
 class Alarm:
     at: float
@@ -83,7 +87,7 @@ class Scene:
 
     def keep(self, key: str, body: bytes = b"", created: int | None = None, **more: Any) -> Entry:
         kept = entry(self.time.wall if created is None else created, body, **more)
-        now(self.cache.keep(key, kept, FLIGHT))
+        self.cache.keep(key, kept, FLIGHT, nothing)
         return kept
 
     def look(self, key: str, since: int = 0) -> Found:
@@ -390,7 +394,7 @@ def test_what_was_under_way_when_a_team_was_forgotten_is_not_kept(team: str | No
 async def test_the_timer_is_the_loops() -> None:
     wall = BEGIN
     cache = MemoryCache(Bounds(HOUR, 1 << 20, 1 << 10), lambda: wall)
-    await cache.keep("red/1", entry(wall), FLIGHT)
+    cache.keep("red/1", entry(wall), FLIGHT, nothing)
     timer = cache._timer
     assert isinstance(timer, asyncio.TimerHandle)
     wait = timer.when() - asyncio.get_running_loop().time()
@@ -463,7 +467,7 @@ async def measured(n: int, bodies: tuple[int, ...], cadence: int, rewrites: int,
                 rewrites=tuple([f"drop:{i + j}" for j in range(rewrites)]),
                 cadence=packed([1_000 + i + j for j in range(cadence)]),
             )
-            await cache.keep(f"team:key/{i:064x}", kept, FLIGHT)
+            cache.keep(f"team:key/{i:064x}", kept, FLIGHT, nothing)
             cache.at_hand(f"team:key/{max(0, i - i % n):064x}")
         del kept
         gc.collect()
@@ -507,12 +511,12 @@ from proxy.core.flight import Flight
 from proxy.store.cache.memory import MemoryCache
 
 async def main():
-    flight, wall = Flight(0, lambda: 0.0), 1_800_000_000_000
+    flight, wall, nothing = Flight(0, lambda: 0.0), 1_800_000_000_000, lambda *_: None
     cache = MemoryCache(Bounds(3_600_000, MOST, 1 << 20, 1 << 30), lambda: wall)
     rss, before, peak = psutil.Process().memory_info, psutil.Process().memory_info().rss, 0
     for n in range(1_000_000):
         wall += n % 3 == 0
-        await cache.keep("red/%d" % n, Entry(wall + 0, False, b"%d" % n, n, n + 1, n + 2), flight)
+        cache.keep("red/%d" % n, Entry(wall + 0, False, b"%d" % n, n, n + 1, n + 2), flight, nothing)
         if n % 4_096 == 0:
             peak = max(peak, rss().rss)
     stats = await cache.stats(None)
@@ -617,7 +621,7 @@ async def test_others_have_their_turn_and_may_change_everything() -> None:
         turns = 0
         while not task.done():
             await asyncio.sleep(0)
-            await scene.cache.keep(f"red/new{turns}", entry(BEGIN), FLIGHT)
+            scene.cache.keep(f"red/new{turns}", entry(BEGIN), FLIGHT, nothing)
             scene.cache._remove(scene.keys[-2 if len(scene.keys) > 1 else 0])
             turns += 1
         assert turns >= 4

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from msgspec.structs import replace as replace_entry
 
-from proxy.core.cache import Bounds, Found, Role, Stats, Verified
+from proxy.core.cache import Bounds, CacheGone, Found, Role, Stats, Verified
 from proxy.core.entry import Entry, Sealer
-from proxy.store.cache.redis import AROUND, PREFIX, RedisCache
+from proxy.store.cache.redis import AROUND, LARGE, PREFIX, RedisCache
+from proxy.store.cache.redis_wire import KEEP, Script
 from tests.redis_server import RedisServer, eventually
 from tests.store.cache_redis_parts import (
     BOUNDS,
@@ -148,6 +149,36 @@ async def test_what_is_too_large_is_not_kept(server: RedisServer, books: Books) 
         assert books.keys == {KEY}
 
 
+async def test_where_there_is_never_room_nothing_is_kept_and_the_lease_is_given_back(
+    server: RedisServer, books: Books
+) -> None:
+    """Others may take all of it, each time that it was made."""
+    log = Log()
+    async with opened(server.url, log=log) as cache:
+        flight, order = await led(cache), cache._lines.order
+
+        async def taken(script: Script, *arguments: bytes) -> Any:
+            return 2 if script is KEEP else await order(script, *arguments)
+
+        cache._lines.order = taken  # type: ignore[method-assign]
+        await keep(cache, KEY, ENTRY, flight)
+        assert books.lease(KEY) is None
+        assert [fields["kind"] for _, event, fields in log.lines if event == "cache_entry_not_kept"] == ["Full"]
+
+
+async def test_an_old_answer_that_takes_too_long_to_come_does_not_hide_who_makes_it_anew(server: RedisServer) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        await keep(one, KEY, entry_of(b"x" * 2 * LARGE))
+        lead = flight_of()
+        assert (await one.look(KEY, LATER, lead)).role is Role.LEAD
+
+        async def gone(*_: bytes) -> Any:
+            raise CacheGone("TimeoutError")
+
+        other._lines.bulk.ask = gone  # type: ignore[method-assign]
+        assert await other.look(KEY, LATER, flight_of()) == Found(Role.FOLLOW, None)
+
+
 async def test_another_answer_takes_the_place_of_the_first(server: RedisServer, books: Books) -> None:
     async with opened(server.url) as cache:
         for size in (100, 5000, 0, 70):
@@ -165,7 +196,7 @@ async def test_another_answer_takes_the_place_of_the_first(server: RedisServer, 
     [b"", b"garbage", SEALED[:-1], SEALED + b"x", SEALER.seal(key_of(2), ENTRY), Sealer(b"other").seal(KEY, ENTRY)],
     ids=["empty", "garbage", "cut", "longer", "of another key", "of another secret"],
 )
-async def test_what_does_not_open_is_a_miss_and_gone(server: RedisServer, books: Books, data: bytes) -> None:
+async def test_h5_what_does_not_open_is_a_miss_and_gone(server: RedisServer, books: Books, data: bytes) -> None:
     log = Log()
     async with opened(server.url, log=log) as cache:
         await keep(cache, KEY, ENTRY)
@@ -317,7 +348,7 @@ async def test_what_was_asked_for_later_stays(server: RedisServer, books: Books,
     async with opened(server.url) as cache:
         flight = await led(cache) if lease else flight_of()
         await keep(cache, KEY, asked(now, b"newer"))
-        await cache.keep(KEY, asked(now - 1_000, b"older"), flight)
+        await keep(cache, KEY, asked(now - 1_000, b"older"), flight)
         assert (await text(cache)) == b"newer"
         assert books.lease(KEY) is None
         books.check()
@@ -344,6 +375,99 @@ async def test_what_was_under_way_when_a_team_was_forgotten_is_not_kept(server: 
         assert await two.delete(team) == 1
         await keep(one, KEY, asked(before, b"older"))
         assert not await found(one, KEY)
+
+
+@pytest.mark.parametrize("team", ["red", "*"])
+async def test_what_will_be_forgotten_one_day_is_kept_until_then(server: RedisServer, team: str) -> None:
+    """A clock that was ahead when somebody forgot it must not keep out what is new."""
+    async with opened(server.url) as cache:
+        server.command("HSET", f"{PREFIX}=deleted", team, str(wall() + 3_600_000))
+        await keep(cache, KEY, asked(wall(), b"new"))
+        assert await text(cache) == b"new"
+
+
+async def test_a_server_that_was_too_full_to_be_told_is_told_when_it_has_room(server: RedisServer) -> None:
+    began = wall()
+    async with opened(server.url) as cache:
+        for number in range(2, 12):
+            await keep(cache, key_of(number), entry_of(b"x" * 200_000))
+        used = int(server.client.info("memory")["used_memory"])
+        server.command("CONFIG", "SET", "maxmemory", str(used - 500_000))
+        try:
+            assert await cache.delete("red") == 10
+        finally:
+            server.command("CONFIG", "SET", "maxmemory", "0")
+        await keep(cache, KEY, asked(began, b"from before"))
+        assert await text(cache) is None
+
+
+@pytest.mark.parametrize("size", [LARGE // 2, LARGE + 1, 3 * LARGE])
+@pytest.mark.parametrize("old", [False, True])
+async def test_what_takes_long_to_come_is_asked_for_where_nobody_waits_behind_it(
+    server: RedisServer, size: int, old: bool
+) -> None:
+    entry, asked_for = entry_of(b"x" * size), list[bytes]()
+    async with opened(server.url) as cache:
+        await keep(cache, KEY, entry)
+        ask = cache._lines.bulk.ask
+
+        async def asks(*words: bytes) -> Any:
+            asked_for.append(words[0])
+            return await ask(*words)
+
+        cache._lines.bulk.ask = asks  # type: ignore[method-assign]
+        flight = flight_of()
+        found = await cache.look(KEY, LATER if old else 0, flight)
+        assert found == Found(Role.LEAD if old else Role.DONE, entry)
+        assert asked_for == ([b"GET"] if size > LARGE else [])
+        cache.drop(KEY, flight)
+
+
+@pytest.mark.parametrize("old", [False, True])
+async def test_what_takes_too_long_to_come_is_a_miss(server: RedisServer, books: Books, old: bool) -> None:
+    async with opened(server.url) as cache:
+        await keep(cache, KEY, entry_of(b"x" * 2 * LARGE))
+
+        async def gone(*_: bytes) -> Any:
+            raise CacheGone("TimeoutError")
+
+        cache._lines.bulk.ask = gone  # type: ignore[method-assign]
+        flight = flight_of()
+        assert await cache.look(KEY, LATER if old else 0, flight) == MISS
+        assert (books.lease(KEY) is not None) is old
+        cache.drop(KEY, flight)
+
+
+async def test_connections_that_are_idle_say_a_word_now_and_then(server: RedisServer) -> None:
+    """Servers close those that do not (`timeout`). One that is gone does not keep the others from it."""
+    asked: list[str] = []
+    async with opened(server.url) as cache:
+
+        def listened_to(name: str, wire: Any) -> None:
+            ask = wire.ask
+
+            async def asks(*words: bytes) -> Any:
+                if words == (b"PING",):
+                    asked.append(name)
+                    if name == "questions":
+                        raise CacheGone("Closed")
+                return await ask(*words)
+
+            wire.ask = asks
+
+        for name in ("questions", "bulk", "orders"):
+            listened_to(name, getattr(cache._lines, name))
+        await eventually(lambda: asked.count("orders") > 1, "a word is said")
+        assert set(asked) == {"questions", "bulk", "orders"}
+
+
+async def test_junk_in_the_books_does_not_stop_what_meets_it(server: RedisServer, books: Books) -> None:
+    async with opened(server.url) as cache:
+        await keep(cache, KEY, ENTRY)
+        size = books.total
+        server.command("HSET", f"{PREFIX}=sizes", KEY, "junk")
+        await keep(cache, KEY, ENTRY)
+        assert (await text(cache), books.sizes) == (ENTRY.body, {KEY: size})
 
 
 async def test_thousands_are_forgotten(server: RedisServer, books: Books) -> None:
@@ -384,12 +508,10 @@ async def test_what_waits_is_cancelled_without_harm(server: RedisServer, books: 
             for _ in range(steps):
                 await asyncio.sleep(0)
             task.cancel()
-            try:
+            with suppress(asyncio.CancelledError):
                 assert (await task).role is Role.LEAD
-                cache.drop(KEY, flight)
-            except asyncio.CancelledError:
-                pass
-            await eventually(lambda: books.lease(KEY) is None and not cache._leads.all(), "it is free")
+            cache.drop(KEY, flight)
+            await eventually(lambda: books.lease(KEY) is None and not cache._leads._leads, "it is free")
             keeping = asyncio.create_task(keep(cache, KEY, ENTRY))
             for _ in range(steps + 1):
                 await asyncio.sleep(0)
@@ -489,7 +611,7 @@ async def test_clocks_that_differ_have_one_order(server: RedisServer, ahead: int
         flight = await led(one)  # which learns what time it is there
         before = clock() - 1_000
         assert await two.delete(None) == 0
-        await one.keep(KEY, asked(before, b"from before it was cleared"), flight)
+        await keep(one, KEY, asked(before, b"from before it was cleared"), flight)
         assert await text(two) is None
         await keep(one, KEY, asked(clock() + 1_000, b"from after that"))
         assert await text(two) == b"from after that"

@@ -13,9 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.cache import Found, Role
+from proxy.core.cache import CacheGone, Found, Role
 from proxy.core.entry import Entry
-from proxy.core.errors import BadRequest, CircuitOpen, Draining, ProviderBusy, ProxyError, UpstreamFailed
+from proxy.core.errors import (
+    KEY_REFUSED,
+    BadRequest,
+    CircuitOpen,
+    Draining,
+    ProviderBusy,
+    ProxyError,
+    UpstreamFailed,
+    UpstreamRefusal,
+)
 from proxy.core.flight import Flight, Lost
 from proxy.store.cache.redis import PREFIX, RedisCache
 from proxy.store.cache.redis_leads import PIECE
@@ -33,12 +42,14 @@ from tests.store.cache_redis_parts import (
     entry_of,
     flight_of,
     followed,
+    keep,
     key_of,
     led,
     opened,
     stream,
 )
 
+ENTRY = entry_of(b'{"answer": 42}')
 PIECES = [b"data: %d\n\n" % number for number in range(20)]
 WHOLE = b"".join(PIECES)
 
@@ -58,7 +69,7 @@ async def all_of(flight: Flight) -> bytes:
 
 async def land(cache: RedisCache, flight: Flight, entry: Entry, key: str = KEY) -> None:
     flight.finish(entry, 33)
-    await cache.keep(key, entry, flight)
+    await keep(cache, key, entry, flight)
 
 
 # It goes well.
@@ -86,7 +97,7 @@ async def test_200_at_once_over_two_workers_are_one_call(server: RedisServer, ki
             answers = await asyncio.gather(*(client(workers[number % 2]) for number in range(200)))
         assert set(answers) == {WHOLE}
         assert calls == 1
-        assert not one._leads.all()
+        assert not one._leads._of
         assert not other._follows._follows
 
 
@@ -148,7 +159,7 @@ async def test_who_follows_is_told_the_end_when_the_entry_is_there(server: Redis
             lead.finish(entry, 33)
             await asyncio.sleep(0.05)
             assert not flight.over
-            await one.keep(KEY, entry, lead)
+            await keep(one, KEY, entry, lead)
             await eventually(lambda: there, "it has ended")
         assert there == [({KEY}, None)]
         assert flight.entry == entry
@@ -185,7 +196,7 @@ async def test_what_is_not_kept_is_for_those_who_wait_all_the_same(
             entry = entry_of(b"x" * 500, stream=streams)
             lead.finish(entry, 33)
             if kept:
-                await one.keep(KEY, entry, lead)
+                await keep(one, KEY, entry, lead)
             else:
                 one.drop(KEY, lead)
             assert await got == b"x" * 500
@@ -197,7 +208,7 @@ async def test_what_is_not_kept_is_for_those_who_wait_all_the_same(
 async def test_what_is_stale_comes_to_who_follows(server: RedisServer) -> None:
     entry = entry_of(b"old")
     async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
-        await one.keep(KEY, entry, flight_of())
+        await keep(one, KEY, entry, flight_of())
         assert await one.look(KEY, entry.created + 1, flight_of()) == Found(Role.LEAD, entry)
         assert await other.look(KEY, entry.created + 1, flight_of()) == Found(Role.FOLLOW, entry)
 
@@ -213,6 +224,7 @@ OF_ANOTHER = (b"x-upstream-request-id", b"of another")
     [
         (UpstreamFailed("about a prompt"), (502, "upstream_error")),
         (ProviderBusy(3.0), (429, "rate_limit_exceeded")),
+        (UpstreamFailed("about a key", code=KEY_REFUSED), (502, KEY_REFUSED)),
         (BadRequest("about a prompt"), None),
         (CircuitOpen("of this worker alone", wait=1), None),
         (
@@ -229,14 +241,17 @@ async def test_what_the_provider_has_done_is_told_to_all(
         lead, flight = await led(one), await followed(other)
         with flight.follow():
             await eventually(lambda: lead.followers, "it is followed")
+            lead.payer = "who pays"
             lead.fail(error)
             one.drop(KEY, lead)
             await eventually(lambda: flight.lost, "it is lost")
         assert flight.lost
         heard = flight.lost.error
+        assert flight.payer == ("who pays" if error.is_the_accounts else None)
         assert (heard and (heard.status, heard.code)) == said
         if heard:
             assert heard.is_the_providers
+            assert (heard.is_the_accounts, heard.fault) == (error.is_the_accounts, error.fault)
             assert "prompt" not in heard.message
             assert heard.type == error.type
             assert heard.headers == [one for one in error.headers if one != OF_ANOTHER]
@@ -333,10 +348,10 @@ async def test_who_comes_while_a_lease_is_given_back_gets_it(server: RedisServer
         lead.fail(None)
         cache.drop(KEY, lead)
         again = asyncio.create_task(cache.look(KEY, 0, flight))
-        await eventually(lambda: len(cache._leads.all()) == 2, "it looks")
+        await eventually(lambda: len(cache._leads._leads) == 2, "it looks")
         given.set()
         assert (await again).role is Role.LEAD
-        assert (books.lease(KEY) or "").startswith(cache._leads.all()[0].name)
+        assert (books.lease(KEY) or "").startswith(next(iter(cache._leads._leads)))
 
 
 async def test_who_waits_for_a_worker_that_dies_starts_over(server: RedisServer, books: Books) -> None:
@@ -410,7 +425,7 @@ async def test_a_lease_that_another_one_has_by_now_is_left_alone(server: RedisSe
 async def test_a_flight_that_its_leader_has_forgotten_is_looked_for_again(server: RedisServer, books: Books) -> None:
     async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
         lead = await led(one)
-        one._leads.forget(lead=one._leads.all()[0])
+        one._leads.forget(lead=next(iter(one._leads._leads.values())))
         assert not one._leads.of(lead)
         flight = await followed(other)
         await eventually(lambda: flight.lost, "it is lost")
@@ -432,6 +447,180 @@ async def test_a_stream_whose_end_was_not_heard_goes_on_from_what_was_kept(serve
         other._lines.quiet = False
         assert await got == b"one,two"
         assert flight.saved == 33
+
+
+@pytest.mark.parametrize("kind", ["stream", "whole", "lost"])
+async def test_who_did_not_hear_the_end_is_told_again(server: RedisServer, kind: str) -> None:
+    """Though nothing was kept: a Redis that was away took no entry either."""
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead, flight = await led(one), await followed(other)
+        say, lost = one._lines.say, list[Any]()
+
+        async def in_vain(owner: str, message: Any) -> int:
+            if isinstance(message, End) and not lost:
+                lost.append(message)
+                raise CacheGone("Closed")
+            return await say(owner, message)
+
+        one._leads._say = in_vain
+        with flight.follow():
+            await eventually(lambda: lead.followers, "it is followed")
+            if kind == "stream":
+                lead.streamed = True
+                lead.add(WHOLE)
+            if kind == "lost":
+                lead.fail(UpstreamFailed("x"))
+            else:
+                lead.finish(ENTRY if kind == "whole" else None, 33)
+            one.drop(KEY, lead)
+            await eventually(lambda: flight.over, "it has ended")
+        assert len(lost) == 1
+        if kind == "lost":
+            assert flight.lost
+            assert isinstance(flight.lost.error, UpstreamRefusal)
+            return
+        assert (flight.done, flight.saved) == (True, 33)
+        assert (flight.entry == ENTRY) if kind == "whole" else (b"".join(flight.parts) == WHOLE)
+
+
+async def test_an_error_that_was_not_heard_is_asked_for_again(server: RedisServer) -> None:
+    """It is in the pieces. Who hears of the end alone must not take what it has for all of it."""
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead, flight = await led(one), await followed(other)
+        with flight.follow():
+            lead.streamed = True
+            lead.add(b"one,")
+            await eventually(lambda: flight.size, "it has begun")
+            other._lines.quiet = True
+            lead.add(b"an error")
+            await eventually(lambda: not other._lines.questions._asked, "it was said")
+            await asyncio.sleep(0.05)
+            other._lines.quiet = False
+            lead.fail(UpstreamFailed("cut"), told=True)
+            one.drop(KEY, lead)
+            await eventually(lambda: flight.over, "it is lost")
+        assert flight.lost
+        assert (b"".join(flight.parts), flight.lost.told) == (b"one,an error", True)
+
+
+@pytest.mark.parametrize("told", [False, True])
+async def test_who_has_missed_what_is_kept_no_more_is_told_of_no_end(server: RedisServer, told: bool) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead = flight_of(10)
+        assert (await one.look(KEY, 0, lead)).role is Role.LEAD
+        lead.begins()
+        flight = await followed(other)
+        with flight.follow():
+            lead.streamed = True
+            lead.add(b"0123456789")
+            await eventually(lambda: flight.size, "it has begun")
+            other._lines.quiet = True
+            for _ in range(3):
+                lead.add(b"0123456789")
+            lead.add(b"an error")
+            await asyncio.sleep(0.05)
+            other._lines.quiet = False
+            lead.fail(UpstreamFailed("cut"), told=told)
+            one.drop(KEY, lead)
+            await eventually(lambda: flight.over, "it is lost")
+        assert flight.lost
+        assert not flight.lost.told
+
+
+async def test_who_has_all_that_came_may_ask_again_however_little_is_kept(server: RedisServer) -> None:
+    """A provider that pauses: nothing is missing, and nobody is to be cut off."""
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead, flight = flight_of(10), flight_of()
+        assert (await one.look(KEY, 0, lead)).role is Role.LEAD
+        lead.begins()
+        assert (await other.look(KEY, 0, flight)).role is Role.FOLLOW
+        flight.begins()
+        got = asyncio.create_task(all_of(flight))
+        lead.streamed = True
+        for number in range(5):
+            lead.add(b"part %d, " % number)
+            await eventually(lambda: flight.size == lead.size, "it has all of it")
+        joined, asked = one._leads.joined, list[Join]()
+
+        def joins(join: Join) -> None:
+            asked.append(join)
+            joined(join)
+
+        one._leads.joined = joins  # type: ignore[method-assign]
+        await eventually(lambda: len(asked) > 2, "it has asked again")
+        lead.add(b"the end")
+        lead.finish(None, 0)
+        one.drop(KEY, lead)
+        assert await got == b"".join(b"part %d, " % number for number in range(5)) + b"the end"
+
+
+async def test_what_is_remembered_is_what_has_come_and_not_what_was_asked(server: RedisServer) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead, flight = await led(one), await followed(other)
+        lead.asked = {"messages": "long"}
+        got = asyncio.create_task(all_of(flight))
+        await eventually(lambda: lead.followers, "it is followed")
+        await land(one, lead, ENTRY)
+        assert await got == ENTRY.body
+        [remembered] = one._leads._leads.values()
+        assert (remembered.flight.asked, remembered.flight.entry) == (None, ENTRY)
+
+
+async def test_what_has_ended_is_known_for_a_while_to_those_alone_who_followed_it(server: RedisServer) -> None:
+    timing = replace(PATIENT, patience=0.3)
+    async with opened(server.url, "w1", timing=timing) as one, opened(server.url, "w2") as other:
+        lead, flight = await led(one), await followed(other)
+        got = asyncio.create_task(all_of(flight))
+        await eventually(lambda: lead.followers, "it is followed")
+        lease = other._follows._of[flight].lease
+        await land(one, lead, ENTRY)
+        assert await got == ENTRY.body
+        assert one._leads._leads
+        late = flight_of()
+        other._follows.begin(KEY, lease, late)
+        await eventually(lambda: late.lost, "it is unknown to one that comes now")
+        await eventually(lambda: not one._leads._leads, "it is forgotten")
+
+
+async def test_who_follows_no_more_says_so_when_it_is_told_more(server: RedisServer) -> None:
+    """Nobody has heard it leave, and its worker goes on to listen: the call would be made for nobody to its end."""
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead, flight = await led(one), await followed(other)
+        await eventually(lambda: lead.followers, "it is followed")
+        other._follows._end(other._follows._of[flight])
+        assert lead.followers
+        lead.streamed = True
+        lead.add(b"a piece")
+        await eventually(lambda: not lead.followers, "it is left")
+
+
+async def test_an_error_that_is_on_its_way_is_waited_for(server: RedisServer) -> None:
+    """The lease is back before the end is told. Who looks in between must not take that for a leader that is gone."""
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead, flight = await led(one), await followed(other)
+        say, looked = one._lines.say, asyncio.Event()
+        holds = other._follows._asking.holds
+
+        async def slowly(owner: str, message: Any) -> int:
+            if isinstance(message, End):
+                await looked.wait()
+            return await say(owner, message)
+
+        async def looks(key: str, lease: str) -> bool:
+            found = await holds(key, lease)
+            if not found:
+                asyncio.get_running_loop().call_later(0.01, looked.set)
+            return found
+
+        one._leads._say = slowly
+        other._follows._asking = replace(other._follows._asking, holds=looks)
+        with flight.follow():
+            await eventually(lambda: lead.followers, "it is followed")
+            lead.fail(UpstreamFailed("x"))
+            one.drop(KEY, lead)
+            await eventually(lambda: flight.over, "it has ended")
+        assert flight.lost
+        assert isinstance(flight.lost.error, UpstreamRefusal)
 
 
 async def test_a_gap_is_asked_for_again(server: RedisServer) -> None:
@@ -528,6 +717,15 @@ async def test_who_is_gone_without_a_word_is_missed_though_nothing_is_told(serve
         assert not lead.open
 
 
+async def test_who_listens_may_be_joined_again_though_it_has_nothing_to_say(server: RedisServer) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        await led(one)
+        flight = await followed(other)
+        with flight.follow():
+            await eventually(lambda: flight.blocked, "nothing is heard")
+            await eventually(lambda: not flight.blocked, "it is known to listen")
+
+
 async def test_of_whom_nothing_is_heard_is_joined_by_nobody_new(server: RedisServer) -> None:
     """It may be dead: whoever comes asks for itself."""
     patient = replace(PATIENT, moment=0.05, quiet=20.0)
@@ -556,12 +754,12 @@ async def test_a_cancelled_look_follows_nobody(server: RedisServer) -> None:
             try:
                 assert (await task).role is Role.FOLLOW
                 flight.fail(None)
-                other.drop(KEY, flight)
             except asyncio.CancelledError:
                 pass
+            other.drop(KEY, flight)
             assert not other._follows._follows
         await eventually(lambda: not lead.followers, "nobody follows")
-        await eventually(lambda: not other._leads.all(), "nothing is left")
+        await eventually(lambda: not other._leads._leads, "nothing is left")
 
 
 async def test_a_worker_that_closes_gives_back_what_it_has(server: RedisServer, books: Books) -> None:

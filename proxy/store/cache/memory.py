@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from proxy.core.cache import SKEW, Bounds, Found, Role, Stats, Verified
+from proxy.core.cache import SKEW, Bounds, Found, Role, Stats, Then, Verified, is_fresh
 from proxy.core.cache_key import team_of
 from proxy.core.entry import Entry
 from proxy.core.flight import Flight
@@ -116,10 +116,11 @@ class MemoryCache:
         return self._found(self.peek(key), since)
 
     def _found(self, entry: Entry | None, since: int) -> Found:
-        fresh = entry is not None and since <= entry.created <= self._wall() + SKEW
+        fresh = entry is not None and is_fresh(entry, since, self._wall())
         return Found(Role.DONE if fresh else Role.LEAD, entry)
 
-    async def keep(self, key: str, entry: Entry, flight: Flight) -> None:
+    def keep(self, key: str, entry: Entry, flight: Flight, then: Then) -> None:
+        then(key, flight)  # which is all one, in one step
         bounds, size = self._bounds, size_of(key, entry)
         if entry.size > bounds.most_entry or size > bounds.most_bytes or entry.created + self._life <= self._wall():
             return

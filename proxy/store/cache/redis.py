@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from itertools import repeat
+from functools import partial
+from itertools import chain, count, repeat
 from typing import Any, Final
 
 from msgspec.structs import replace
 
-from proxy.core.cache import SKEW, Bounds, CacheGone, Found, Role, Stats, Verified
+from proxy.core.cache import Bounds, CacheGone, Found, Role, Stats, Then, Verified, is_fresh
 from proxy.core.entry import Entry, Sealer
 from proxy.core.flight import Flight
 from proxy.core.secret import Secret
@@ -35,6 +36,12 @@ AROUND: Final = 450
 ROUNDS: Final = 1_000
 """Scripts that make room for one entry, at most. Each makes that of 500."""
 
+LARGE: Final = 1 << 18
+"""Bytes of an entry that is asked for by itself, where nobody waits behind it."""
+
+STAY: Final = 10
+"""Beats between two words on connections that may be idle: servers close those."""
+
 REPORT: Final = 60.0
 """Seconds between two lines of the log about the same kind of trouble with entries."""
 
@@ -44,7 +51,7 @@ _NEVER: Final = 1 << 65
 _MISFIT: Final = "ResponseError"
 """What Redis says where there is something else in the place of what a script works with."""
 
-_FULL, _MORE = 1, 2
+_FULL, _MORE, _OLD = 1, 2, 3
 """As in lua/keep.lua."""
 
 
@@ -140,14 +147,10 @@ class RedisCache:
                 return Found(Role.DONE, entry)
             if self._lines.ear.up and self._follows.may(holder):
                 self._leads.forget(lead)
-                flight.begins()
                 self._follows.begin(key, holder, flight)
                 return Found(Role.FOLLOW, entry)
         except CacheGone:
             entry = None
-        except BaseException:
-            self.drop(key, flight)
-            raise
         lead.held = True
         return Found(Role.LEAD, entry)
 
@@ -164,7 +167,7 @@ class RedisCache:
         return Found(Role.FOLLOW if follows else Role.LEAD, entry)
 
     def _is_fresh(self, entry: Entry | None, since: int) -> bool:
-        return entry is not None and since <= entry.created <= self._wall() + SKEW
+        return entry is not None and is_fresh(entry, since, self._wall())
 
     async def _look(self, key: str, since: int, lead: Lead) -> tuple[Entry | None, str | None]:
         lease = self._leads.lease(lead).encode() if self._lines.ear.up else b""  # else nobody could follow
@@ -176,15 +179,20 @@ class RedisCache:
         """What is kept, and who else makes the call: '' if nobody does; None if the entry is said to be fresh. With no
         lease nothing is taken."""
         before = self._wall()
-        answer = await self._lines.question(LOOK, key.encode(), b"%d" % since, lease, self._lease)
+        answer = await self._lines.question(LOOK, key.encode(), b"%d" % since, lease, self._lease, b"%d" % LARGE)
         match answer:
-            case [bytes() | None, bytes() | None, int(now)]:
+            case [bytes() | int() | None as data, bytes() | None, int(now)]:
                 self._compare(before, now)
-            case [bytes()]:
-                pass
+                if isinstance(data, int):  # which is for bad times only, and not worth a long wait
+                    with suppress(CacheGone, TimeoutError):
+                        async with asyncio.timeout(self._timing.deadline):
+                            data = await self._lines.large(key)
+            case [bytes() | int() as data]:
+                if isinstance(data, int):
+                    data = await self._lines.large(key)
             case _:
                 raise CacheGone("NoAnswer")
-        entry = None if answer[0] is None else opened(key, answer[0])
+        entry = opened(key, data) if isinstance(data, bytes) else None
         if entry and entry.created + self._bounds.life <= self._wall():
             entry = None  # kept when life was longer
         return entry, (answer[1] or b"").decode(errors="replace") if len(answer) > 1 else None
@@ -201,12 +209,10 @@ class RedisCache:
             self._later(self._reject(key, data))
         return entry
 
-    async def keep(self, key: str, entry: Entry, flight: Flight) -> None:
-        task = self._later(self._keep(key, entry, self._leads.of(flight)))
-        if self._lines.questions.up:  # it is done whether somebody waits for it or not
-            await asyncio.wait([task], timeout=self._timing.deadline)
+    def keep(self, key: str, entry: Entry, flight: Flight, then: Then) -> None:
+        self._later(self._keep(key, entry, self._leads.of(flight), partial(then, key, flight)))
 
-    async def _keep(self, key: str, entry: Entry, lead: Lead | None) -> None:
+    async def _keep(self, key: str, entry: Entry, lead: Lead | None, then: Callable[[], object]) -> None:
         try:
             await self._store(key, entry, lead)
         except Refused as refused:
@@ -219,6 +225,7 @@ class RedisCache:
         finally:
             if lead:
                 self._leads.settle(lead)
+            then()
 
     async def _store(self, key: str, entry: Entry, lead: Lead | None) -> None:
         bounds = self._bounds
@@ -235,13 +242,15 @@ class RedisCache:
         lease = self._leads.lease(lead).encode() if lead else b""
         numbers = b"%d" % bounds.life, b"%d" % bounds.most_bytes, b"%d" % size, b"%d" % entry.began
         arguments = (key.encode(), lease, *numbers)
-        for data in (sealed, *repeat(b"", ROUNDS)):
+        for data in chain([sealed], repeat(b"", ROUNDS)):
             answer = await self._lines.order(KEEP, *arguments, data)
             if answer != _MORE:
                 break
-        if data is not sealed:
+        if data is not sealed and answer != _OLD:
             answer = await self._lines.order(KEEP, *arguments, sealed)
-        if answer == _FULL:
+        if answer == _MORE and lead:  # there was room, and somebody else has taken it
+            await self._lines.release(key, self._leads.lease(lead))
+        if answer in (_FULL, _MORE):
             raise Refused("Full")
 
     def drop(self, key: str, flight: Flight) -> None:
@@ -291,13 +300,15 @@ class RedisCache:
         return None if data is None else self._open(key, data)
 
     async def _beat(self) -> None:
-        while True:
+        for number in count():
             with suppress(CacheGone):
                 held = [word for lead in self._leads.held() for word in (lead.key, self._leads.lease(lead))]
                 if held and self._lines.ear.up:  # else nobody could follow
                     await self._lines.order(RENEW, self._lease, *map(str.encode, held))
             with suppress(CacheGone):
                 await self._lines.listen()
+                if number % STAY == STAY - 1:
+                    await self._lines.stay()
                 if not self._has_compared:  # whoever makes all anew never looks
                     await self._ask("", _NEVER, b"", self._sealer.open)
             await self._sleep(self._timing.beat)

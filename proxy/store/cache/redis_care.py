@@ -34,7 +34,8 @@ class Care:
         deleted = number(await self._wire.run_script(REMOVE, self._prefix, whose))  # before it is known what there is
         async for keys in self._scan(team):
             deleted += number(await self._wire.run_script(REMOVE, self._prefix, whose, *keys))
-        async for found in self._booked(team):  # what is not there any more, but for those who count
+        # What is not there any more, but for those who count; and in any case: a server that was full has room now.
+        async for found in self._booked(team):
             deleted += number(await self._wire.run_script(REMOVE, self._prefix, whose, *found[::2]))
         return deleted
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from proxy.core import wording
 from proxy.core.cache import CacheGone
 from proxy.core.entry import Entry, Sealer
-from proxy.core.errors import Draining, Elsewhere, ProxyError, UpstreamRefusal
+from proxy.core.errors import Draining, Elsewhere, KeyFault, ProxyError, UpstreamRefusal
 from proxy.core.flight import Flight
 from proxy.store.cache.redis_leads import Say
 from proxy.store.cache.redis_talk import End, Join, Leave, Piece
@@ -28,7 +28,8 @@ REFUSED: Final = 1_000
 FAILED: Final = "The provider has failed to answer the request that this one had joined. Try again later."
 
 CHANCES: Final = 2
-"""How often a lease may be found gone while a part of the answer is here: its end may be on its way."""
+"""How often a lease may be found gone while a part of the answer is here, and once less while there is none: its end
+may be on its way."""
 
 
 @dataclass(slots=True, eq=False)
@@ -99,7 +100,7 @@ class Follows:
         follow = self._of.get(flight)
         if follow:
             self._end(follow)
-            self._task(self._say_leave(follow))
+            self._task(self._say_leave(follow.name, follow.leader[1]))
 
     def reconnected(self) -> None:
         """What was said meanwhile was not heard."""
@@ -119,6 +120,8 @@ class Follows:
 
     def heard(self, message: Piece | End) -> None:
         follow = self._follows.get(message.follow)
+        if follow is None and isinstance(message, Piece) and message.back:
+            self._task(self._say_leave(message.follow, message.back))  # it does not know yet that nobody follows
         if follow is None or follow.ending:
             return
         follow.flight.blocked = False
@@ -139,6 +142,8 @@ class Follows:
         if piece.sealed:
             follow.sealed += data
         else:
+            if not piece.at:
+                follow.flight.rewrites = piece.rewrites
             follow.flight.streamed = True
             follow.flight.add(data)
 
@@ -146,7 +151,10 @@ class Follows:
         flight = follow.flight
         if end.how == "closed":
             self._refuse(follow)
+        elif end.how == "lost" and end.told and end.size != flight.size:
+            follow.gap = True  # it tells the error
         elif end.how == "lost":
+            flight.payer = end.payer
             flight.fail(_error(end), told=end.told, unasked=end.unasked)
             self._end(follow)
         elif end.how == "unknown":
@@ -194,12 +202,12 @@ class Follows:
                     told = None
                 if flight.over or follow.ending:
                     return
-                hopeless = not flight.size or heard + self._patience <= clock()
-                if told is None and hopeless:
+                late = heard + self._patience <= clock()
+                if told is None and (late or not flight.size):
                     self._refuse(follow)
-                elif told is False and (gone or hopeless):
+                elif told is False and (gone or late or not flight.size):
                     await self._bury(follow)
-                elif gone > CHANCES or (gone and hopeless):
+                elif gone > (CHANCES if flight.size else CHANCES - 1) or (gone and late):
                     return
                 while await self._news(follow):
                     heard, gone = clock(), 0
@@ -237,9 +245,9 @@ class Follows:
             await self._asking.release(follow.key, follow.lease)
         self._end(follow)
 
-    async def _say_leave(self, follow: Follow) -> None:
+    async def _say_leave(self, name: str, owner: str) -> None:
         with suppress(CacheGone):
-            await self._asking.say(follow.leader[1], Leave(follow.name))
+            await self._asking.say(owner, Leave(name))
 
     def _refuse(self, follow: Follow) -> None:
         """Whoever looks again shall not follow the same."""
@@ -271,4 +279,6 @@ def _error(end: End) -> ProxyError | None:
         return Draining(wording.SHUTTING_DOWN)
     error = UpstreamRefusal(FAILED, status=end.status, type=end.kind, code=end.code, headers=end.headers)
     error.elsewhere = Elsewhere.YES
+    with suppress(KeyError):
+        error.key = KeyFault[end.key]
     return error

@@ -12,8 +12,8 @@ from typing import Final
 
 from proxy.core.cache import CacheGone
 from proxy.core.entry import Sealer
-from proxy.core.errors import ADVICE, CircuitOpen
-from proxy.core.flight import Flight, Lost
+from proxy.core.errors import ADVICE, CircuitOpen, KeyFault, ProviderBusy, ProxyError
+from proxy.core.flight import Behind, Flight, Lost
 from proxy.store.cache.redis_talk import End, Join, Leave, Message, Piece
 
 PIECE: Final = 1 << 18
@@ -27,7 +27,7 @@ Say = Callable[[str, Message], Awaitable[int]]
 class Lead:
     """A call that may have the lease of its key. `held`: it goes on having it; `dropped`: what it has brought is for
     those alone who follow it already; `settled` once the lease has been given back, and what there is to be kept is
-    kept."""
+    kept. `followed`: by whom."""
 
     name: str
     key: str
@@ -35,6 +35,7 @@ class Lead:
     held: bool = False
     dropped: bool = False
     settled: asyncio.Event = field(default_factory=asyncio.Event)
+    followed: set[str] = field(default_factory=set)
 
 
 class Leads:
@@ -68,39 +69,42 @@ class Leads:
     def ending(self, lease: str) -> Lead | None:
         """Whose it is, if that is one of ours that is about to give it back."""
         lead = self._leads.get(lease.partition(":")[0])
-        return lead if lead and lead.dropped else None
+        return lead if lead and lead.dropped and not lead.settled.is_set() else None
 
     def of(self, flight: Flight) -> Lead | None:
         return self._of.get(flight)
 
     def forget(self, lead: Lead) -> None:
-        """It never was one, or it is over."""
+        """It never was one, or it is over, and nobody need be told."""
         lead.held = False
         self._leads.pop(lead.name, None)
         self._of.pop(lead.flight, None)
 
     def settle(self, lead: Lead) -> None:
-        """Who follows it learns now how it has ended."""
+        """Who follows it learns now how it has ended; and for a while who asks again, because the word was lost."""
         self.forget(lead)
         lead.settled.set()
+        if lead.followed:
+            lead.flight = lead.flight.remains()
+            self._leads[lead.name] = lead
+            asyncio.get_running_loop().call_later(self._patience, self._leads.pop, lead.name, None)
 
     def held(self) -> list[Lead]:
         return [lead for lead in self._leads.values() if lead.held]
-
-    def all(self) -> list[Lead]:
-        return list(self._leads.values())
 
     # Whoever follows.
 
     def joined(self, join: Join) -> None:
         lead, following = self._leads.get(join.flight), ExitStack()
         before = self._telling.get(join.follow)
-        if lead and lead.dropped and not before:
+        known = lead is not None and join.follow in lead.followed
+        if lead and (lead.dropped or lead.settled.is_set()) and not known:
             lead = None
         if before and lead is None:
             return  # which is about to tell how it has ended
-        closed = not (lead and (lead.flight.open or before or _is_told_whole(lead.flight)))
+        closed = not (lead and (lead.flight.open or known))
         if lead and not closed:
+            lead.followed.add(join.follow)
             following.enter_context(lead.flight.follow())  # at once: who came before lets go of it now
         if before:
             before.cancel()
@@ -139,48 +143,54 @@ class Leads:
 
     async def _tell_all(self, join: Join, lead: Lead) -> bool:
         """False: it cannot be followed."""
-        flight, at, loop = lead.flight, 0, asyncio.get_running_loop()
+        flight, at, loop = lead.flight, join.at, asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._patience) as limit:
-                async for data in flight.pieces():
-                    start, at = max(join.at - at, 0), at + len(data)
-                    if start < len(data) and not await self._pieces(join, at - len(data) + start, data[start:]):
+                async for data in flight.pieces(join.at):
+                    if not await self._pieces(join, flight, at, data):
                         return True
+                    at += len(data)
                     limit.reschedule(loop.time() + self._patience)
+        except Behind:
+            return False
         except Lost:
-            if flight.lost is None:
-                return False
+            pass
         await lead.settled.wait()
         if flight.lost:
-            await self._say(join.back, _lost(join.follow, flight.lost))
+            await self._say(join.back, _lost(join.follow, at, flight, flight.lost))
             return True
         entry = flight.entry
-        if entry and not entry.stream and not await self._pieces(join, 0, self._sealer.seal(lead.key, entry), True):
-            return True
+        if entry and not entry.stream:
+            sealed = self._sealer.seal(lead.key, entry)
+            if not await self._pieces(join, flight, 0, sealed, sealed=True):
+                return True
         done = flight.streamed or entry is not None
         await self._say(join.back, End(join.follow, "done" if done else "lost", at, flight.saved))
         return True
 
-    async def _pieces(self, join: Join, at: int, data: bytes, sealed: bool = False) -> bool:
+    async def _pieces(self, join: Join, flight: Flight, at: int, data: bytes, *, sealed: bool = False) -> bool:
         """Whether anybody hears it."""
         for start in range(0, len(data), PIECE):
-            piece = Piece(join.follow, at + start, data[start : start + PIECE], sealed)
+            rewrites = () if at + start else flight.rewrites
+            piece = Piece(join.follow, at + start, data[start : start + PIECE], sealed, rewrites, self._owner)
             if not await self._say(join.back, piece):
                 return False
         return True
 
 
-def _is_told_whole(flight: Flight) -> bool:
-    """Whether it has ended, and whoever comes now can still be told all of it, or why there is none."""
-    return flight.over and (flight.lost is not None or flight.entry is not None or flight.whole)
-
-
-def _lost(follow: str, lost: Lost) -> End:
+def _lost(follow: str, at: int, flight: Flight, lost: Lost) -> End:
     """Of an error only what an SDK decides by: its text may be about this client's request. What is not the provider's
     doing says nothing to others, unless the pieces have told it; and neither does a circuit, of which each worker has
     its own."""
     error = lost.error
     if error is None or isinstance(error, CircuitOpen) or not (error.is_the_providers or lost.told):
-        return End(follow, "lost", told=lost.told, unasked=lost.unasked)
+        return End(follow, "lost", at, told=lost.told, unasked=lost.unasked)
     headers = [header for header in error.headers if header[0] in ADVICE]
-    return End(follow, "lost", 0, 0, lost.told, error.status, error.code, error.type, headers)
+    payer, key = (flight.payer, _key(error)) if error.is_the_accounts else (None, KeyFault.NONE)
+    said = error.status, error.code, error.type, headers
+    return End(follow, "lost", at, 0, lost.told, *said, payer=payer, key=key.name)
+
+
+def _key(error: ProxyError) -> KeyFault:
+    """What it says of the key that was paid with, if that can be told from nothing else."""
+    return KeyFault.SPENT if isinstance(error, ProviderBusy) else error.key

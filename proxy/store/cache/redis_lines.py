@@ -1,5 +1,6 @@
-"""The connections that the cache of one worker has to Redis: one for what requests wait for, one for what is done
-behind them, and one that hears what other workers say. None stands in the way of another, or of the counters.
+"""The connections that the cache of one worker has to Redis: one for what requests wait for, one for entries that take
+long to come, one for what is done behind all of that, and one that hears what other workers say. None stands in the way
+of another, or of the counters.
 """
 
 from __future__ import annotations
@@ -75,16 +76,13 @@ class Lines:
             )
 
         self.questions = wire("questions", timing.deadline)
+        self.bulk = wire("bulk", timing.behind)
         self.orders = wire("orders", timing.behind)
         self.ear = wire("ear", timing.behind, channel=self._channel, heard=self._open)
 
-    @property
-    def all_up(self) -> bool:
-        return not self._gone
-
     async def start(self) -> None:
         """Returns when it is known of each whether it is there."""
-        wires = (self.questions, self.orders, self.ear)
+        wires = (self.questions, self.bulk, self.orders, self.ear)
         self._tasks = [asyncio.create_task(wire.run()) for wire in wires]
         for wire in wires:
             await wire.tried.wait()
@@ -104,7 +102,14 @@ class Lines:
 
     async def get(self, key: str) -> bytes | None:
         """What there is under a key."""
-        data = await self.orders.ask(b"GET", self._prefix + key.encode())
+        return await self._get(self.orders, key)
+
+    async def large(self, key: str) -> bytes | None:
+        """The same of an entry that takes long to come, for which a request waits."""
+        return await self._get(self.bulk, key)
+
+    async def _get(self, wire: Wire, key: str) -> bytes | None:
+        data = await wire.ask(b"GET", self._prefix + key.encode())
         return data if isinstance(data, bytes) else None
 
     async def say(self, owner: str, message: Message) -> int:
@@ -123,6 +128,11 @@ class Lines:
     async def listen(self) -> None:
         """Nothing else would show that nothing is heard any more."""
         await self.ear.ask(b"PING")
+
+    async def stay(self) -> None:
+        """Say something where it may be long since anything was said."""
+        wires = (self.questions, self.bulk, self.orders)
+        await asyncio.gather(*(wire.ask(b"PING") for wire in wires), return_exceptions=True)
 
     def _open(self, channel: bytes, data: bytes) -> None:
         message = None if self.quiet else self._talk.open(self._channel, data)

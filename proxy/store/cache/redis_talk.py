@@ -35,18 +35,22 @@ class Leave(msgspec.Struct, frozen=True, array_like=True, tag="leave"):
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True, tag="piece"):
-    """A part of the stream, or, if `sealed`, of the entry as it is kept. It begins at byte `at`."""
+    """A part of the stream, or, if `sealed`, of the entry as it is kept. It begins at byte `at`. `rewrites` were
+    reported before the first. `back` is who says it."""
 
     follow: str
     at: int
     data: bytes
     sealed: bool = False
+    rewrites: tuple[str, ...] = ()
+    back: str = ""
 
 
 class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
-    """Done with it: there were `size` bytes. Or it is lost (`told`: the pieces say so; `status`, `code`, `kind`, which
-    is its type, and `headers` are those of the error, if the provider has failed; `unasked`: it was not even asked), is
-    unknown here, or is closed to whoever has missed so much of it."""
+    """Done with it: there were `size` bytes. Or it is lost, is unknown here, or is closed to whoever has missed so much
+    of it. Of what is lost: `told`, the pieces say so; `unasked`, it was not even asked; and if the provider has failed,
+    `status`, `code`, `kind`, which is its type, and `headers` of the error, with the `payer` whose key it is about, if
+    it is, and what it says of that `key` (a KeyFault)."""
 
     follow: str
     how: Literal["done", "lost", "unknown", "closed"]
@@ -58,6 +62,8 @@ class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     kind: str = "server_error"
     headers: list[tuple[bytes, bytes]] = []
     unasked: bool = False
+    payer: str | None = None
+    key: str = "NONE"
 
 
 Message = Join | Leave | Piece | End

@@ -55,7 +55,7 @@ local function strike(key)
     local size = redis.call('HGET', sizes, key)
     if size then
         redis.call('HDEL', sizes, key)
-        redis.call('HINCRBY', totals, 'bytes', digits(-tonumber(size)))
+        redis.call('HINCRBY', totals, 'bytes', digits(-(tonumber(size) or 0)))
     end
     redis.call('ZREM', index, key)
 end

@@ -2,7 +2,7 @@
 --
 -- {key, lease, life, most, size, began, entry} -> KEPT, FULL (the server takes nothing more), OLD (it was asked for before
 -- what is there, or before what was there was deleted), or MORE: there is no room yet, and more work to be done than others
--- should wait for. With an empty entry only room is made, and nothing given back.
+-- should wait for. With an empty entry only room is made, and the lease is kept for that, unless it is OLD.
 local KEPT, FULL, MORE, OLD = 0, 1, 2, 3
 local AT_ONCE, A_FEW, SKEW = 500, 100, 5000
 local key, lease, life, most, size = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
@@ -10,14 +10,20 @@ local began, entry = tonumber(ARGV[6]), ARGV[7]
 
 local now, full = time(), false
 
+-- What is of the future is nobody's.
+local function believed(moment)
+    moment = tonumber(moment) or 0
+    return moment <= now + SKEW and moment or 0
+end
+
 local function is_old()
     local value = read(key)
     local newer = value and moment(value, #value - 8) or 0 -- the last number in it
-    if newer > began and newer <= now + SKEW then -- what is of the future is nobody's
+    if began < believed(newer) then
         return true
     end
     local cleared = redis.pcall('HMGET', deleted, string.match(key, '^[^:/]*'), '*')
-    return not cleared.err and began <= math.max(tonumber(cleared[1]) or 0, tonumber(cleared[2]) or 0)
+    return not cleared.err and began <= math.max(believed(cleared[1]), believed(cleared[2]))
 end
 
 if began > 0 and is_old() then
