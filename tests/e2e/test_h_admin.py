@@ -62,7 +62,7 @@ async def fill(one: Deployment) -> None:
     await meets(kept, len(texts))
 
 
-async def test_what_an_admin_sees_and_does_is_true_for_every_worker(
+async def test_h9_what_an_admin_sees_and_does_is_true_for_every_worker(
     deployment: Deployment, held: socket.socket
 ) -> None:
     async with upstream(held, good) as seen:
