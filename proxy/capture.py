@@ -51,7 +51,8 @@ class Capture:
         has, and how much the queue."""
         self._grace = GRACE
         self._cut = False
-        self._writing: asyncio.Task[None] | None = None
+        self.writing: asyncio.Task[None] | None = None
+        """Sends what others have already to the client, if that does not take it as they do."""
 
     async def send(self, message: Message) -> None:
         flight = self._flight
@@ -77,7 +78,7 @@ class Capture:
                 flight.add(new)
             if not message.get("more_body") and self._exchange.error is None:
                 self._finish(None)
-        if self._writing is not None or flight.followers:
+        if self.writing is not None or flight.followers:
             await self._pass_behind(message)
             return
         flight.blocked = not flight.over  # as long as this waits, nobody is let in who would have to wait, too
@@ -119,7 +120,7 @@ class Capture:
                 prompt=charge.prompt,
                 completion=charge.completion,
                 cost=charge.cost,
-                rewrites=self._new_rewrites(),
+                rewrites=self._new_rewrites() if len(exchange.rewrites) != self._reported else (),
                 cadence=packed(flight.cadence),
                 began=self._began,
             )
@@ -127,36 +128,28 @@ class Capture:
 
     def _new_rewrites(self) -> tuple[str, ...]:
         """Those since the call began, without what was done to fields that this request alone has sent."""
-        rewrites = self._exchange.rewrites
-        if len(rewrites) == self._reported:
-            return ()
-        new = tuple(rewrites)[self._reported :]
+        new = tuple(self._exchange.rewrites)[self._reported :]
         return tuple([one for one in new if one.partition(":")[2].partition(".")[0] not in self._inert])
-
-    @property
-    def writing(self) -> bool:
-        """Whether the client has not taken yet what others have."""
-        return self._writing is not None and not self._writing.done()
 
     async def written(self) -> None:
         """Until the client has taken all of it, or was cut."""
-        if self._writing:
-            await asyncio.wait([self._writing])
+        if self.writing:
+            await asyncio.wait([self.writing])
 
     def result(self) -> None:
         """Raises what the sending of it has raised."""
-        if self._writing and self._writing.done() and not self._writing.cancelled():
-            self._writing.result()
+        if self.writing and self.writing.done() and not self.writing.cancelled():
+            self.writing.result()
 
     def stop(self) -> None:
         """What the client has not taken yet it will not get."""
-        writing, self._writing = self._writing, None  # which, once cancelled, holds what holds it
+        writing, self.writing = self.writing, None  # which, once cancelled, holds what holds it
         if writing:
             writing.cancel()
 
     async def _pass_behind(self, message: Message) -> None:
         """By a task of its own, for which nobody waits but its client."""
-        writing = self._writing
+        writing = self.writing
         if self._cut or (writing and writing.done() and writing.exception()):  # it will not get any more
             self._told = 0
             return
@@ -172,7 +165,7 @@ class Capture:
         self._queue.append({**message, "body": body})
         self._queued += len(body)
         if writing is None or writing.done():
-            self._writing = writing = asyncio.get_running_loop().create_task(self._write())
+            self.writing = writing = asyncio.get_running_loop().create_task(self._write())
         if self._queued > self._flight.most:
             await self._catch_up(writing)
         if comes_again:

@@ -28,6 +28,7 @@ class Leading:
         self._app = app
         self._answers = answers
         self._backend = answers.backend
+        self._flights = answers.flights
         self._wall = wall
 
     async def lead(self, search: Search, flight: Flight, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,8 +47,9 @@ class Leading:
                 capture.failed(error)
                 raise
             if capture.writing:
-                await _written(exchange, capture, receive)
-            capture.result()
+                if not capture.writing.done():
+                    await _written(exchange, capture, receive)
+                capture.result()
         finally:
             capture.stop()
 
@@ -56,7 +58,7 @@ class Leading:
             self._backend.drop(key, flight)
             self._answers.forget(key, flight)
             return
-        other = self._answers.flights.get(key)
+        other = self._flights.get(key)
         if other and other is not flight and not other.is_newer_than(flight):
             other.spoiled = True  # there is a newer answer: nobody joins that one any more
         try:

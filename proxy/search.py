@@ -87,10 +87,6 @@ class Search:
     losses: int = 0
     failures: int = 0
 
-    @property
-    def goes_its_own_way(self) -> bool:
-        return self.losses >= LOSSES
-
     def remember(self, entry: Entry | None) -> None:
         """For the case that the provider fails."""
         exchange = self.exchange

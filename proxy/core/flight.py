@@ -243,7 +243,8 @@ class Flight:
             self._gone += 1
 
     def _end(self) -> None:
-        self._tell()
+        if self._news:
+            self._tell()
         then, self._then, self._leave = self._then, None, None  # they know the flight: it is a circle
         if then:
             then()

@@ -35,7 +35,7 @@ from proxy.core.services import Middleware, Services
 from proxy.guard import Deadlines, Guard
 from proxy.leading import Leading
 from proxy.player import Cadence, Player
-from proxy.search import Search, Terms
+from proxy.search import LOSSES, Search, Terms
 
 
 class Config(Strict):
@@ -226,7 +226,7 @@ class Cached:
 
     def _joinable(self, search: Search) -> Flight | None:
         flight, wishes = self._flights.get(search.key), search.wishes
-        if not flight or not flight.open or wishes.no_cache or search.goes_its_own_way:
+        if not flight or not flight.open or wishes.no_cache or search.losses >= LOSSES:
             return None
         if flight.over:  # and what has come of it is being kept
             return flight if flight.entry and self._policy.is_fresh(flight.entry, wishes) else None
@@ -238,7 +238,7 @@ class Cached:
         if wishes.only_if_cached:
             return await self._only_looked(search), None, False
         flight = Flight(self._most, self._clock)
-        if wishes.no_cache or search.goes_its_own_way:
+        if wishes.no_cache or search.losses >= LOSSES:
             flight.begins()
             return None, flight, True
         flights[key] = flight  # from now on others of this process wait for what comes of this
