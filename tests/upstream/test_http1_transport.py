@@ -263,6 +263,34 @@ async def test_an_answer_leaves_nothing_to_the_garbage_collector(connection: _Co
         gc.enable()
 
 
+async def test_nor_does_one_that_is_cut():
+    """Its error has the frames it came through, and the answer is in them."""
+
+    async def exchange() -> str:
+        connection = open_connection()
+        reply = await begun(connection, CHUNKED + chunk(b"ok"))
+        connection.connection_lost(ConnectionResetError())
+        try:
+            await rest(reply)
+        except TransportError as error:
+            return error.kind
+        return ""
+
+    await exchange()
+    gc.collect()
+    gc.disable()
+    try:
+        assert [await exchange() for _ in range(10)] == ["closed"] * 10
+        await asyncio.sleep(0)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert not [one for one in gc.garbage if isinstance(one, TransportError)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
 @pytest.mark.parametrize("when", ["head", "body"])
 async def test_who_no_longer_waits_can_be_told_nothing(connection: _Connection, when: str):
     if when == "head":
