@@ -101,19 +101,20 @@ class Search:
             raise error.again()  # as it would be told further inside, before anything is reserved for that model
         if error and error.is_the_accounts and flight.payer != self.terms.payer(exchange):
             error = None
-        is_refused_too = error is None and lost.unasked and flight.key_id == exchange.key_id
-        self.losses += LOSSES if is_refused_too else 1
         if error is None:
+            is_refused_too = lost.unasked and flight.key_id == exchange.key_id
+            self.losses += LOSSES if is_refused_too else 1
             return False
-        if not error.is_the_providers:
-            # It may be about a field that bears on no answer, or about how that one has spelled it.
-            if not _is_the_same(flight.asked, exchange.body):
-                self.losses += LOSSES // 2 - 1  # the second time it is hardly about what others have said
-                return False
-        else:
+        if error.is_the_providers:
+            self.losses += 1
             self.failures += 1
             if self.failures < FAILURES and exchange.is_only and not exchange.stale:
                 return False
+        elif not _is_the_same(flight.asked, exchange.body):
+            # It may be about a field that bears on no answer, or about how that one has spelled it. The second time it
+            # is hardly about what others have said.
+            self.losses += LOSSES // 2
+            return False
         error = error.again()
         if error.detail.get("timeout") == "total":  # that one's time is over, and this one's is not
             error.elsewhere = Elsewhere.YES

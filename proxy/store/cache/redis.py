@@ -45,6 +45,8 @@ STAY: Final = 10
 REPORT: Final = 60.0
 """Seconds between two lines of the log about the same kind of trouble with entries."""
 
+_LARGE: Final = b"%d" % LARGE
+
 _NEVER: Final = 1 << 65
 """No entry can say that it is as young as this."""
 
@@ -179,7 +181,7 @@ class RedisCache:
         """What is kept, and who else makes the call: '' if nobody does; None if the entry is said to be fresh. With no
         lease nothing is taken."""
         before = self._wall()
-        answer = await self._lines.question(LOOK, key.encode(), b"%d" % since, lease, self._lease, b"%d" % LARGE)
+        answer = await self._lines.question(LOOK, key.encode(), b"%d" % since, lease, self._lease, _LARGE)
         match answer:
             case [bytes() | int() | None as data, bytes() | None, int(now)]:
                 self._compare(before, now)
