@@ -24,7 +24,7 @@ from proxy.store.ledger.rows import Row, ended, has_ended, opened
 from proxy.store.ledger.usage import report
 from proxy.store.tables import DAY, QUARTER
 from tests.postgres_server import PostgresServer
-from tests.programs import until
+from tests.programs import PATIENCE, until
 from tests.store.conftest import Connect
 from tests.store.ledgers import NOW, intent, ledger, locked, outcome
 
@@ -39,7 +39,7 @@ async def nothing(_seconds: float) -> None:
 
 @pytest.fixture
 def history(database: Database) -> Iterator[LedgerHistory]:
-    history = LedgerHistory(database, nothing)
+    history = LedgerHistory(database, nothing, patience=PATIENCE)
     yield history
     history.close()
 
@@ -114,7 +114,7 @@ async def test_what_a_counter_is_told_is_what_the_calls_add_up_to(unit: Unit, hi
 async def test_our_own_rows_are_written_first(database: Database, tmp_path: Path) -> None:
     counter = Counter("research", Unit.SPEND, MONTH)
     async with ledger(database, tmp_path / "journal") as store:
-        history = LedgerHistory(database, store.flush)
+        history = LedgerHistory(database, store.flush, patience=PATIENCE)
         store.open(intent(1))
         assert await history.used(counter, START, START + QUARTER) == 330_000
         store.close(outcome(1))
@@ -151,9 +151,8 @@ async def test_a_start_waits_for_a_long_recovery(
         recover(recovery)
 
     monkeypatch.setattr(Recovery, "estates", slowly)
-    monkeypatch.setattr("proxy.store.ledger.history.PATIENCE", 0.05)
     async with ledger(database, tmp_path / "journal") as store:
-        history = LedgerHistory(database, store.flush)
+        history = LedgerHistory(database, store.flush, patience=0.05)
         with pytest.raises(StoreGone):
             await history.recent(START, patience=0.05)
         starting = asyncio.create_task(history.recent(START))
@@ -178,7 +177,7 @@ async def test_a_locked_database_cannot_stop_who_reads_sqlite(connect: Connect, 
     database = await asyncio.to_thread(connect, f"sqlite:///{tmp_path}/ledger.db")
     async with ledger(database, tmp_path / "journal") as store:
         await store.flush()
-        history = LedgerHistory(database, nothing)
+        history = LedgerHistory(database, nothing, patience=PATIENCE)
         with locked(database):
             assert await history.used(Counter("research", Unit.SPEND, MONTH), START, START + QUARTER) == 0
         history.close()
@@ -188,7 +187,7 @@ async def test_a_server_that_does_not_answer(postgres: PostgresServer, connect: 
     database = connect(postgres.fresh())
     counter = Counter("research", Unit.SPEND, MONTH)
     async with ledger(database, tmp_path / "journal") as store:
-        history = LedgerHistory(database, store.flush)
+        history = LedgerHistory(database, store.flush, patience=PATIENCE)
         assert await history.used(counter, START, START + QUARTER) == 0
         with postgres.frozen():
             with pytest.raises(StoreGone):

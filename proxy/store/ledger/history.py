@@ -16,7 +16,7 @@ from proxy.store.ledger.spans import pieces
 from proxy.store.tables import CALLS, OPEN, QUARTER
 
 PATIENCE: Final = 2.0
-"""Seconds that an answer is waited for."""
+"""Seconds that a request waits for what its counters were."""
 
 RECOVERY: Final = 60.0
 """Seconds that a start waits for what dead processes have left: the journal of a crash may have 250,000 rows."""
@@ -61,17 +61,20 @@ class Recent:
 
 class LedgerHistory:
     """A core.quota.History. `flush` brings our own rows into the database first, within so many seconds. Its threads
-    are two, so that many who ask a database that does not answer wait for nobody else's."""
+    are two, so that many who ask a database that does not answer wait for nobody else's. `patience` is in seconds."""
 
-    def __init__(self, database: Database, flush: Callable[[float], Awaitable[None]]) -> None:
+    def __init__(
+        self, database: Database, flush: Callable[[float], Awaitable[None]], patience: float = PATIENCE
+    ) -> None:
         self._database = database
         self._flush = flush
+        self._patience = patience
         self._threads = ThreadPoolExecutor(2, "ledger-history")
 
     async def used(self, counter: Counter, start: int, end: int) -> int:
         try:
-            async with asyncio.timeout(PATIENCE):
-                await self._flush(PATIENCE)
+            async with asyncio.timeout(self._patience):
+                await self._flush(self._patience)
                 used: int = await self._in_thread(self._used, counter, start, end)
         except TimeoutError:
             raise HistoryGone("the ledger's database does not answer") from None
