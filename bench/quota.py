@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -38,6 +39,9 @@ from proxy.store.redis import RedisStore
 
 GOALS = {"memory": 25, "redis": 200}
 OWNER = "bench"
+
+PATIENCE = 30.0
+"""Seconds that the rows of a round are waited for."""
 
 
 @asynccontextmanager
@@ -76,8 +80,9 @@ async def measure(rounds: int, redis: str | None = None) -> list[Round]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         async with bare_forwarder(folder) as forwarded, _staged(folder, redis) as (app, kept):
-            await cpu(app, kept.flush)  # caches are warm, and counters born
-            return [Round(await forwarded(), await cpu(answer), await cpu(app, kept.flush)) for _ in range(rounds)]
+            written = partial(kept.flush, PATIENCE)
+            await cpu(app, written)  # caches are warm, and counters born
+            return [Round(await forwarded(), await cpu(answer), await cpu(app, written)) for _ in range(rounds)]
 
 
 def main(arguments: list[str]) -> None:

@@ -23,7 +23,7 @@ from proxy.store.ledger.recovery import Recovery
 from proxy.store.ledger.retention import Retention
 from proxy.store.ledger.store import LedgerStore
 from tests.postgres_server import PostgresServer
-from tests.programs import until
+from tests.programs import PATIENCE, until
 from tests.store.conftest import Connect
 from tests.store.ledgers import Lines, calls, consistent, intent, ledger, locked, outcome
 
@@ -52,7 +52,7 @@ async def all_settled(database: Database, count: int) -> None:
 async def test_locked_by_another_process_for_a_while(database: Database, tmp_path: Path) -> None:
     log = Lines()
     async with ledger(database, tmp_path / "journal", log=log) as store:
-        await store.flush()
+        await store.flush(PATIENCE)
         with locked(database):
             traffic(store, 0, 100)
             with pytest.raises(StoreGone):
@@ -62,7 +62,7 @@ async def test_locked_by_another_process_for_a_while(database: Database, tmp_pat
             assert store.backlog.rows == 300
         await written(store)
         ends(store, 200)
-        await store.flush()
+        await store.flush(PATIENCE)
     assert log.events() == ["ledger_gone", "ledger_back"]
     await all_settled(database, 200)
 
@@ -82,17 +82,17 @@ async def test_a_file_that_is_moved_away_and_put_back(in_a_file: Database, tmp_p
     log = Lines()
     async with ledger(in_a_file, tmp_path / "journal", log=log) as store:
         traffic(store, 0, 100)
-        await store.flush()
+        await store.flush(PATIENCE)
         await asyncio.to_thread(moved, tmp_path, "ledger.db", "backup.db")
         traffic(store, 100, 200)
         with pytest.raises(StoreGone, match="put it back, or restart"):
-            await store.flush()
+            await store.flush(PATIENCE)
         assert not await asyncio.to_thread((tmp_path / "ledger.db").exists)
         traffic(store, 200, 300)
         await asyncio.to_thread(moved, tmp_path, "backup.db", "ledger.db")
         await written(store)
         ends(store, 300)
-        await store.flush()
+        await store.flush(PATIENCE)
     assert log.events() == ["ledger_gone", "ledger_back"]
     await all_settled(in_a_file, 300)
 
@@ -102,13 +102,13 @@ async def test_another_file_in_its_place_is_the_ledger_from_then_on(in_a_file: D
     log = Lines()
     async with ledger(in_a_file, tmp_path / "journal", log=log) as store:
         traffic(store, 0, 100)
-        await store.flush()
+        await store.flush(PATIENCE)
         await asyncio.to_thread(moved, tmp_path, "ledger.db", "old.db")
         await asyncio.to_thread((tmp_path / "ledger.db").touch)
         traffic(store, 100, 200)
-        await store.flush()
+        await store.flush(PATIENCE)
         ends(store, 200)
-        await store.flush()
+        await store.flush(PATIENCE)
     assert log.events() == ["ledger_replaced"]
     await all_settled(in_a_file, 50 + 100)
 
@@ -122,15 +122,15 @@ async def test_what_was_written_last_is_not_read_into_another_ledger(in_a_file: 
     log = Lines()
     async with ledger(in_a_file, tmp_path / "journal", log=log) as store:
         traffic(store, 0, 100)
-        await store.flush()
+        await store.flush(PATIENCE)
         await asyncio.to_thread(backup_of, tmp_path / "ledger.db", tmp_path / "backup.db")
         traffic(store, 100, 200)
-        await store.flush()
+        await store.flush(PATIENCE)
         await asyncio.to_thread(put, "ledger.db", "old.db")
         await asyncio.to_thread(put, "backup.db", "ledger.db")
         traffic(store, 200, 300)
         with pytest.raises(StoreGone, match=r"ledger\.db-wal belongs to the file that .*: move it along"):
-            await store.flush()
+            await store.flush(PATIENCE)
         await asyncio.to_thread(put, "ledger.db-wal", "old.db-wal")
         await asyncio.to_thread((tmp_path / "ledger.db-shm").unlink)
         await written(store)
@@ -156,16 +156,16 @@ async def test_a_server_that_is_killed_and_comes_back(
     database, log = connect(postgres.fresh()), Lines()
     async with ledger(database, tmp_path / "journal", log=log) as store:
         traffic(store, 0, 100)
-        await store.flush()
+        await store.flush(PATIENCE)
         await asyncio.to_thread(postgres.kill)
         traffic(store, 100, 200)
         with pytest.raises(StoreGone):
-            await store.flush()
+            await store.flush(PATIENCE)
         traffic(store, 200, 300)
         await asyncio.to_thread(postgres.start)
         await written(store)
         ends(store, 300)
-        await store.flush()
+        await store.flush(PATIENCE)
     assert log.events() == ["ledger_gone", "ledger_back"]
     await all_settled(database, 300)
 
@@ -177,7 +177,7 @@ async def test_a_server_that_is_down_at_the_start(postgres: PostgresServer, conn
         traffic(store, 0, 100)
         ends(store, 100)
         with pytest.raises(StoreGone):
-            await store.flush()
+            await store.flush(PATIENCE)
         await asyncio.to_thread(postgres.start)
         await written(store)
     await all_settled(database, 100)
@@ -187,7 +187,7 @@ async def test_a_server_that_freezes_and_thaws(postgres: PostgresServer, connect
     database = connect(postgres.fresh())
     async with ledger(database, tmp_path / "journal") as store:
         traffic(store, 0, 100)
-        await store.flush()
+        await store.flush(PATIENCE)
         with postgres.frozen():
             traffic(store, 100, 200)
             with pytest.raises(StoreGone):
@@ -196,7 +196,7 @@ async def test_a_server_that_freezes_and_thaws(postgres: PostgresServer, connect
             traffic(store, 200, 300)
         await written(store)
         ends(store, 300)
-        await store.flush()
+        await store.flush(PATIENCE)
     await all_settled(database, 300)
 
 
@@ -266,12 +266,12 @@ async def test_the_thread_outlives_whatever_is_raised(
     async with ledger(database, tmp_path / "journal", log=log) as store:
         traffic(store, 0, 100)
         with pytest.raises(StoreGone, match="OSError in "):
-            await store.flush()
+            await store.flush(PATIENCE)
         await asyncio.to_thread(until, lambda: fault.calls > 2, "it is tried again")
         fault.there = False
         await written(store)
         ends(store, 100)
-        await store.flush()
+        await store.flush(PATIENCE)
     assert log.events() == ["ledger_gone", "ledger_back"]
     assert "secret" not in str(log.lines)
     await all_settled(database, 100)
@@ -283,11 +283,11 @@ async def test_a_round_that_fails_is_not_the_last_one(
     monkeypatch.setattr("proxy.store.ledger.writer.ROUND", 0.01)
     log = Lines()
     async with ledger(database, tmp_path / "journal", log=log) as store:
-        await store.flush()
+        await store.flush(PATIENCE)
         fault = Fault(monkeypatch, Retention, "step")
         await asyncio.to_thread(until, lambda: fault.calls > 2, "it is tried again")
         traffic(store, 0, 10)
-        await store.flush()
+        await store.flush(PATIENCE)
         fault.there = False
         await asyncio.to_thread(until, lambda: "ledger_round_done" in log.events(), "it has gone well")
         ends(store, 10)
@@ -300,7 +300,7 @@ async def test_a_journal_stays_that_could_not_be_written(
 ) -> None:
     with monkeypatch.context() as patch:
         async with ledger(database, tmp_path / "journal") as store:
-            await store.flush()
+            await store.flush(PATIENCE)
             Fault(patch, Committer, "commit")
             traffic(store, 0, 100)
             ends(store, 100)
@@ -308,14 +308,14 @@ async def test_a_journal_stays_that_could_not_be_written(
             assert not await store.close_down()
     assert await calls(database) == []
     async with ledger(database, tmp_path / "journal", "ff00ff00ff00ff00") as store:
-        await store.flush()
+        await store.flush(PATIENCE)
     await all_settled(database, 100)
 
 
 async def test_a_folder_that_somebody_has_removed(database: Database, tmp_path: Path) -> None:
     """What is mapped into memory is there nevertheless."""
     async with ledger(database, tmp_path / "journal") as store:
-        await store.flush()
+        await store.flush(PATIENCE)
         for path in (tmp_path / "journal").rglob("*"):
             path.unlink() if path.is_file() else None
         (tmp_path / "journal" / store._owner).rmdir()
@@ -334,7 +334,7 @@ async def test_under_load_a_flush_ends_and_rounds_are_made(
     rounds, transactions, real = Fault(monkeypatch, Recovery, "orphans"), 0, Committer.commit
     rounds.there = False
     async with ledger(database, tmp_path / "journal") as store:
-        await store.flush()
+        await store.flush(PATIENCE)
         store._writer._next_round = 0.0
         before = rounds.calls
 
@@ -369,14 +369,14 @@ async def test_what_was_tried_before_is_not_all(
 ) -> None:
     """A batch is tried again as it was: what came since is another one, and who asks since waits for both."""
     async with ledger(database, tmp_path / "journal") as store:
-        await store.flush()
+        await store.flush(PATIENCE)
         fault = Fault(monkeypatch, Committer, "commit")
         traffic(store, 0, 10)
         with pytest.raises(StoreGone):
-            await store.flush()
+            await store.flush(PATIENCE)
         traffic(store, 10, 20)
         fault.there = False
-        await store.flush()
+        await store.flush(PATIENCE)
         assert len(await calls(database)) == 20
         ends(store, 20)
     await all_settled(database, 20)
@@ -414,7 +414,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 async def test_a_full_disk_of_the_database(disk: Disk, connect: Connect, tmp_path: Path) -> None:
     database, log = await asyncio.to_thread(connect, f"sqlite:///{disk.path}/ledger.db"), Lines()
     async with ledger(database, tmp_path / "journal", log=log) as store:
-        await store.flush()
+        await store.flush(PATIENCE)
         count = 0
         while not store.backlog.gone:
             traffic(store, count, count + 200)
@@ -423,7 +423,7 @@ async def test_a_full_disk_of_the_database(disk: Disk, connect: Connect, tmp_pat
         traffic(store, count, count + 200)
         count += 200
         with pytest.raises(StoreGone):
-            await store.flush()
+            await store.flush(PATIENCE)
         await asyncio.to_thread(disk.grow, 64 << 20)
         await written(store)
         ends(store, count)
@@ -437,7 +437,7 @@ async def test_a_full_disk_of_the_journal(disk: Disk, database: Database, tmp_pa
     """There is room for three segments, less what the file system needs for itself."""
     log = Lines()
     async with ledger(database, disk.path / "journal", log=log) as store:
-        await store.flush()
+        await store.flush(PATIENCE)
         with locked(database):
             count = 0
             while store._journal.shortage != "No space left on device" or not store.backlog.full:

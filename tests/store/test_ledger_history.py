@@ -176,7 +176,7 @@ def dead(directory: Path, *records: bytes) -> None:
 async def test_a_locked_database_cannot_stop_who_reads_sqlite(connect: Connect, tmp_path: Path) -> None:
     database = await asyncio.to_thread(connect, f"sqlite:///{tmp_path}/ledger.db")
     async with ledger(database, tmp_path / "journal") as store:
-        await store.flush()
+        await store.flush(PATIENCE)
         history = LedgerHistory(database, nothing, patience=PATIENCE)
         with locked(database):
             assert await history.used(Counter("research", Unit.SPEND, MONTH), START, START + QUARTER) == 0

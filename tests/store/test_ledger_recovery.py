@@ -18,7 +18,7 @@ from proxy.store.ledger.commit import Committer
 from proxy.store.ledger.journal import Journal, owners
 from proxy.store.ledger.recovery import ORPHANED, Recovery
 from proxy.store.ledger.rows import PROCESS_DIED, opened
-from tests.programs import until
+from tests.programs import PATIENCE, until
 from tests.store.ledgers import (
     NOW,
     Clock,
@@ -58,7 +58,7 @@ async def test_a_call_of_a_dead_process_ends_at_the_most_it_can_have_cost(databa
         dead, tmp_path, "dead", encode(intent(1, "dead")), encode(intent(2, "dead")), encode(outcome(2, "dead"))
     )
     async with ledger(database, tmp_path) as store:
-        await store.flush()
+        await store.flush(PATIENCE)
         first, second = await calls(database)
         assert "dead" not in os.listdir(tmp_path)
     assert (first["status"], first["error"], first["estimated"]) == ("cancelled", PROCESS_DIED, True)
@@ -84,7 +84,7 @@ async def test_calls_that_the_database_has_already(database: Database, tmp_path:
 async def test_the_living_are_let_alone(database: Database, tmp_path: Path) -> None:
     async with ledger(database, tmp_path, "living") as store:
         store.open(intent(1, "living"))
-        await store.flush()
+        await store.flush(PATIENCE)
         one = recovery(database, tmp_path, now=NOW + 2 * ORPHANED)
         await asyncio.to_thread(one.estates)
         await asyncio.to_thread(one.orphans)

@@ -10,14 +10,14 @@ from proxy.core.quota import StoreGone
 from proxy.store.database import Database
 from proxy.store.ledger.commit import Committer
 from proxy.store.ledger.rows import MOST_NUMBER, ended, opened, usage
-from tests.programs import until
+from tests.programs import PATIENCE, until
 from tests.store.ledgers import NOW, Lines, calls, consistent, intent, ledger, locked, outcome, read_sums
 
 
 async def test_a_call_is_a_row_that_is_open_until_it_ends(database: Database, tmp_path: Path) -> None:
     async with ledger(database, tmp_path / "journal") as store:
         store.open(intent(1))
-        await store.flush()
+        await store.flush(PATIENCE)
         row = (await calls(database))[0]
         assert row["status"] == "open"
         assert (row["request_id"], row["team"], row["most_tokens"], row["most_cost"]) == (
@@ -28,7 +28,7 @@ async def test_a_call_is_a_row_that_is_open_until_it_ends(database: Database, tm
         )
         assert row["cost"] is row["closed"] is row["estimated"] is None
         store.close(outcome(1))
-        await store.flush()
+        await store.flush(PATIENCE)
     row = (await calls(database))[0]
     assert (row["status"], row["closed"], row["cost"], row["completion"]) == ("settled", NOW + 1_500, 21_801, 41)
     assert row["stream"] in (True, 1)
@@ -53,10 +53,10 @@ async def test_many_in_any_order(database: Database, tmp_path: Path) -> None:
                     outcome(n - 500, status=("settled", "failed", "cancelled")[n % 3], cost=None if n % 7 else n)
                 )
             if n % 400 == 0:
-                await store.flush()
+                await store.flush(PATIENCE)
         for n in range(2_500, 3_000):
             store.close(outcome(n))
-        await store.flush()
+        await store.flush(PATIENCE)
         assert store.backlog.rows == 0
         assert store.backlog.segments == 1
     rows = await calls(database)
@@ -70,10 +70,10 @@ async def test_a_second_outcome_changes_nothing(database: Database, tmp_path: Pa
         store.open(intent(1))
         store.close(outcome(1))
         store.close(outcome(1, cost=5))
-        await store.flush()
+        await store.flush(PATIENCE)
         store.close(outcome(1, status="failed", cost=6))
         store.close(outcome(999))
-        await store.flush()
+        await store.flush(PATIENCE)
     (row,) = await calls(database)
     assert (row["status"], row["cost"]) == ("settled", 21_801)
     await consistent(database)
@@ -108,7 +108,7 @@ async def test_whatever_a_client_calls_its_model(name: str, database: Database, 
         store.open(intent(2))
         store.close(outcome(1, error=name[:300]))
         store.close(outcome(2))
-        await store.flush()
+        await store.flush(PATIENCE)
     rows = await calls(database)
     assert [row["status"] for row in rows] == ["settled", "settled"]
     assert len(rows[0]["model_asked"]) <= 256
@@ -121,10 +121,10 @@ async def test_numbers_that_no_database_takes(number: int, database: Database, t
     async with ledger(database, tmp_path / "journal", log=(log := Lines())) as store:
         store.open(intent(1, tokens=number, cost=number))
         store.open(intent(2))
-        await store.flush()
+        await store.flush(PATIENCE)
         store.close(outcome(1, completion=number, cost=number))
         store.close(outcome(2))
-        await store.flush()
+        await store.flush(PATIENCE)
     assert [row["status"] for row in await calls(database)] == ["settled", "settled"]
     assert log.events() == []
     await consistent(database)
@@ -147,7 +147,7 @@ async def test_sums_of_calls_are_by_the_quarter_hour_they_began_in(database: Dat
         for n, at in enumerate((start - 1, start, start + quarter - 1, start + quarter)):
             store.open(intent(n, opened=at))
             store.close(outcome(n, closed=start + 10 * quarter, cost=n))
-        await store.flush()
+        await store.flush(PATIENCE)
     sums = await asyncio.to_thread(read_sums, database)
     assert {key[1]: (values[0], values[7]) for key, values in sums.items()} == {
         start - quarter: (1, 0),
@@ -172,7 +172,7 @@ def test_what_a_call_adds_to_the_sums() -> None:
 async def test_a_full_journal_lets_nothing_in_and_forgets_nothing(database: Database, tmp_path: Path) -> None:
     log = Lines()
     async with ledger(database, tmp_path / "journal", most_segments=2, log=log) as store:
-        await store.flush()
+        await store.flush(PATIENCE)
         with locked(database):
             opened = 0
             while opened < 100_000:

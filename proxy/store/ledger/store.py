@@ -25,9 +25,6 @@ from proxy.store.ledger.writer import Queue, Writer
 MOST_SEGMENTS: Final = 64
 """Of the journal, which may wait for the database: 64 MiB, some 250,000 calls."""
 
-PATIENCE: Final = 2.0
-"""Seconds that `flush` waits."""
-
 LAST_ATTEMPT: Final = 5.0
 """Seconds that the end of the process waits for the database; what it does not take then stays in the journal."""
 
@@ -109,9 +106,9 @@ class LedgerStore:
         if self._writer.asleep:
             self._writer.tell()
 
-    async def flush(self, seconds: float = PATIENCE) -> None:
+    async def flush(self, seconds: float) -> None:
         """All rows so far are in the database, and those of processes that had died before this one began. Raises
-        StoreGone."""
+        StoreGone, after so many seconds at the latest."""
         done = self._loop.create_future()
         self._writer.ask(partial(self._in_loop, _resolve, done))
         try:
