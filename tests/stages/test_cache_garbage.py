@@ -163,6 +163,33 @@ async def test_nothing_holds_what_holds_it(
     if old:
         await setting.ask()
         setting.now += 2 * HOUR
+    await leaves_nothing(setting, play, happens)
+
+
+async def test_nothing_holds_a_stream_that_the_proxys_end_cuts() -> None:
+    on = asyncio.Event()
+
+    async def pauses(about: Exchange, send: Send) -> None:
+        about.streamed = True
+        await send(stream_start())
+        await send({"type": "http.response.body", "body": EVENTS[0], "more_body": True})
+        await on.wait()
+
+    async def the_proxy_ends(crowd: Crowd) -> None:
+        await crowd.comes()
+        await crowd.comes()
+        crowd.gated.gate.set()
+        await turns()
+        crowd.setting.drainables.drain()
+        await turns()
+        on.set()
+
+    await leaves_nothing(Setting(whole), pauses, the_proxy_ends)
+
+
+async def leaves_nothing(
+    setting: Setting, play: Callable[[Exchange, Send], Awaitable[None]], happens: Callable[[Crowd], Awaitable[None]]
+) -> None:
     setting.play = guarded(setting, gated := Gated(play))
     gc.disable()
     gc.freeze()  # what was there before is nobody's garbage, and takes a second to look at
