@@ -127,7 +127,7 @@ def _staged() -> ASGIApp:
     made = services(answers=answers)
     place = cache.Place(("mistral", "https://api.mistral.ai"), 600.0)
     sources = cache.Sources(config, lambda row: {"mistral": row}, {"mistral": place})
-    policy, player = config.policy(unix_milliseconds), Player("immediate", set(), unix_milliseconds)
+    policy, player = config.policy(unix_milliseconds), Player("immediate", set(), unix_milliseconds, time.monotonic)
     stages = (
         recall.build(policy, player, CHAT, made, answer, on=True),
         cache.build(sources, policy, player, CHAT, made),

@@ -12,7 +12,7 @@ from starlette.types import Message, Send
 
 from proxy.core.charge import NOTHING
 from proxy.core.entry import Entry, packed
-from proxy.core.errors import CircuitOpen, ProviderBusy, ProxyError, UpstreamRefusal, UpstreamUnknown
+from proxy.core.errors import CircuitOpen, Overloaded, ProviderBusy, ProxyError, UpstreamRefusal, UpstreamUnknown
 from proxy.core.exchange import Exchange
 from proxy.core.flight import Flight
 from proxy.core.sse import KEEP_ALIVE
@@ -142,7 +142,10 @@ class Capture:
             self.writing.result()
 
     def stop(self) -> None:
-        """What the client has not taken yet it will not get."""
+        """What the client has not taken yet it will not get. That it was cut is said only now: the call went on for
+        others, and how it has ended was heard."""
+        if self._cut:
+            self._exchange.client_gone = True
         writing, self.writing = self.writing, None  # which, once cancelled, holds what holds it
         if writing:
             writing.cancel()
@@ -182,7 +185,6 @@ class Capture:
             await asyncio.wait([writing])
         elif self._queued > flight.most:
             self._cut = True
-            self._exchange.client_gone = True
             writing.cancel()
             if self._exchange.departure:
                 self._exchange.departure.cut()
@@ -201,5 +203,6 @@ async def _turns() -> None:
 
 
 def _of_the_provider(error: BaseException | None) -> ProxyError | None:
-    """What the provider has done; None: it was the request that has ended."""
-    return error if isinstance(error, UpstreamRefusal | UpstreamUnknown | CircuitOpen | ProviderBusy) else None
+    """What the provider has done, or that there is no way to it; None: it was the request that has ended."""
+    everybodys = UpstreamRefusal | UpstreamUnknown | CircuitOpen | ProviderBusy | Overloaded
+    return error if isinstance(error, everybodys) else None

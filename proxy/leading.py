@@ -58,7 +58,7 @@ class Leading:
             self._backend.drop(key, flight)
             self._answers.forget(key, flight)
             return
-        other = self._flights.get(key)
+        other = self._flights.get(key) if flight.entry.size <= flight.most else None
         if other and other is not flight and not other.is_newer_than(flight):
             other.spoiled = True  # there is a newer answer: nobody joins that one any more
         try:

@@ -85,7 +85,7 @@ def outer(configs: Configs, services: Services) -> tuple[Middleware, ...]:
 def inner(configs: Configs, endpoint: Endpoint, services: Services, end: ASGIApp) -> ASGIApp:
     """The stages of one endpoint, around what calls the provider."""
     answered = fold(answering(configs, endpoint, services), end)
-    player = Player(configs.cache.config.cadence, services.drainables, services.wall)
+    player = Player(configs.cache.config.cadence, services.drainables, services.wall, services.monotonic)
     stages = (
         *entering(configs, endpoint, services, player, answered),
         *understanding(configs, endpoint, services),

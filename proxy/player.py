@@ -38,11 +38,13 @@ BEHIND = (
 
 @dataclass(frozen=True, slots=True)
 class Player:
-    """Plays answers to clients. Whoever lasts is among the `drainables`; `wall` gives Unix milliseconds."""
+    """Plays answers to clients. Whoever lasts is among the `drainables`; `wall` gives Unix milliseconds and `clock`
+    seconds."""
 
     cadence: Cadence
     drainables: set[Drainable]
     wall: Callable[[], int]
+    clock: Callable[[], float]
 
     def found(self, entry: Entry, exchange: Exchange, key: str) -> None:
         """This is the answer."""
@@ -81,8 +83,14 @@ class Player:
     async def _stream(self, entry: Entry, exchange: Exchange, receive: Receive, send: Send) -> None:
         # Who has joined has waited already.
         if self.cadence == "original" and entry.cadence and exchange.cache != "joined":
+            saved, exchange.saved = exchange.saved, 0
+            exchange.called, exchange.returned = exchange.called or self.clock(), None  # it takes a provider's time
+
+            def whole() -> None:
+                exchange.saved = saved
+
             guard = Guard(receive, Deadlines.together(inf), self.drainables, departure=exchange.departure)
-            await self._relay(_as_it_came(entry), exchange, guard, send)
+            await self._relay(_as_it_came(entry), exchange, guard, send, whole)
             return
         await send(stream_start())
         for at in range(0, len(entry.body) or 1, AT_ONCE):
@@ -107,7 +115,8 @@ class Player:
             """Before the client has the last of it: whoever counts does so then."""
             exchange.saved = flight.saved
 
-        await self._relay(flight.pieces(), exchange, guard, send, whole)
+        with flight.reading(lambda: guard.interrupt(Overloaded(BEHIND))) as reader:
+            await self._relay(flight.pieces(reader=reader), exchange, guard, send, whole)
 
     async def _relay(
         self,
@@ -127,7 +136,7 @@ class Player:
         except ClientGone:
             exchange.client_gone = True
             return
-        except Behind:
+        except (Behind, Overloaded):
             if relay.started:  # as one that does not read its own answer
                 exchange.client_gone = True
                 if exchange.departure:

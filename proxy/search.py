@@ -64,7 +64,7 @@ class Terms:
 _EXACT: Final = Cache.EXACT
 
 _NOT_ASKED: Final = (None, False)
-"""Values with which a field asks for nothing."""
+"""Values with which a field asks for nothing; 0 is as good as false."""
 
 
 def _is_the_clients(tool: Json) -> bool:
@@ -101,6 +101,9 @@ class Search:
             raise error.again()  # as it would be told further inside, before anything is reserved for that model
         if error and error.is_the_accounts and flight.payer != self.terms.payer(exchange):
             error = None
+        if error and error.is_the_times and not exchange.others:  # which was that one's: this one has more
+            self.losses += 1
+            return False
         if error is None:
             is_refused_too = lost.unasked and flight.key_id == exchange.key_id
             self.losses += LOSSES if is_refused_too else 1
@@ -116,7 +119,7 @@ class Search:
             self.losses += LOSSES // 2
             return False
         error = error.again()
-        if error.detail.get("timeout") == "total":  # that one's time is over, and this one's is not
+        if error.is_the_times:  # and this one has some for other models
             error.elsewhere = Elsewhere.YES
         self.fails(error)
         return True

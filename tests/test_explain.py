@@ -110,7 +110,7 @@ async def test_what_is_kept_is_played_to_nobody(entry: Entry, cadence: Cadence) 
     before = RECORD.set([Notes("m", "mistral", "m")])
     try:
         about = exchange()
-        glimpse = Glimpse(cadence, set(), lambda: 6_000)
+        glimpse = Glimpse(cadence, set(), lambda: 6_000, lambda: 0.0)
         glimpse.found(entry, about, "a/b")
         assert about.replay
         await about.replay(about, touched, touched)

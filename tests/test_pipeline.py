@@ -93,7 +93,7 @@ async def test_the_body_comes_before_the_model() -> None:
 
 
 def stages_of(configs: Configs, row: Any, made: Services) -> list[Middleware | None]:
-    player = Player("immediate", set(), made.wall)
+    player = Player("immediate", set(), made.wall, made.monotonic)
     before = [*entering(configs, row, made, player, ok), *understanding(configs, row, made)]
     before += [deprecated.build("info", row, made), trace.asked(configs.trace, configs.fallbacks, row, made)]
     return [*before, *finding(configs, row, made, player), *answering(configs, row, made)]
@@ -110,7 +110,7 @@ async def test_an_endpoint_without_a_body_has_only_the_stages_that_it_needs() ->
         built = stages_of(every, row, made)
         return [name for name, stage in zip(stages, built, strict=True) if stage is None]
 
-    without_a_body = ["body", "recall", "parse", "fallback", "asked", "context", "cache", "pass_over"]
+    without_a_body = ["body", "recall", "parse", "fallback", "asked", "context", "pass_over"]
     without_a_body += ["ledger", "replay"]
     assert lacks(CHAT) == ["ledger"]
     assert lacks(MODEL) == without_a_body

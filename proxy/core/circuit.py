@@ -300,8 +300,7 @@ def verdict(error: BaseException | None) -> bool | None:
     if error is None:
         return True
     if isinstance(error, UpstreamUnknown):
-        # The end of all time is as often that of a client that reads slowly.
-        return None if error.code == KEY_REFUSED or error.detail.get("timeout") == "total" else False
+        return None if error.code == KEY_REFUSED or error.is_the_times else False
     if isinstance(error, UpstreamRefusal):
         # What it refuses it has not tried to do: its front may be well where all behind it is not.
         return False if error.status >= 500 else None

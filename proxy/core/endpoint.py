@@ -91,8 +91,8 @@ class Endpoint:
     `most_values` is how many values (json.exceeds) a large answer may have; a value costs up to 100 bytes of memory.
     `answer(answer, context)` makes the OpenAI answer of the provider's; `events(context)` the stream's way through.
 
-    `inert` are fields of the upstream's body that do not bear on the answer. `beyond` are those that, with any value
-    but false, ask for more than an answer, or for one of today: no answer that is kept can give it.
+    `inert` are fields of the upstream's body that do not bear on the answer. `beyond` are those that, unless they are
+    null or false, ask for more than an answer, or for one of today: no answer that is kept can give it.
     """
 
     operation: str

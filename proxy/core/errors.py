@@ -157,6 +157,12 @@ class ProxyError(Exception):
         return (self.elsewhere is Elsewhere.YES and self.param != "model") or isinstance(self, UpstreamUnknown)
 
     @property
+    def is_the_times(self) -> bool:
+        """Whether it was only the time of the whole request that was over. That is as often because of a client that
+        reads slowly, or of what was waited for before, and says nothing of the provider."""
+        return self.detail.get("timeout") == "total"
+
+    @property
     def is_the_accounts(self) -> bool:
         """Whether it is about the key that the call was paid with: with another one it might have been answered."""
         return self.key is not KeyFault.NONE or self.code == KEY_REFUSED or isinstance(self, ProviderBusy)

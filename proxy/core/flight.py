@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from math import inf
+from typing import Final
 
 from proxy.core.entry import Entry
 from proxy.core.errors import ProxyError
@@ -27,8 +29,22 @@ class Lost(Exception):
         self.unasked = unasked
 
 
+AT_ONCE: Final = 1 << 16
+"""Bytes that whoever follows is sent at once, unless a single piece has more."""
+
+
 class Behind(Exception):
     """Whoever follows is too far behind, though the flight may go on: so much is kept for nobody."""
+
+
+class Reader:
+    """Whoever takes the pieces: `at` is the number of the next one."""
+
+    __slots__ = ("at", "behind")
+
+    def __init__(self, behind: Callable[[], object]) -> None:
+        self.at = 0
+        self.behind = behind
 
 
 class Flight:
@@ -53,8 +69,9 @@ class Flight:
         "_gone",
         "_held",
         "_leave",
-        "_news",
+        "_readers",
         "_then",
+        "_waiting",
         "asked",
         "blocked",
         "cadence",
@@ -79,7 +96,8 @@ class Flight:
         self.most = most
         self._clock = clock
         self._began = clock()
-        self._news: asyncio.Future[None] | None = None
+        self._waiting: dict[asyncio.Future[None], float] = {}
+        self._readers: set[Reader] = set()
         self._leave: Callable[[], object] | None = None
         self._then: Callable[[], object] | None = None
         self._gone = self._held = 0
@@ -117,8 +135,7 @@ class Flight:
     def begins(self) -> None:
         """Nothing was found: the call is made."""
         self.called = True
-        if self._news:
-            self._tell()
+        self._tell()
 
     def add(self, data: bytes) -> None:
         """A piece of a stream has come."""
@@ -192,21 +209,34 @@ class Flight:
         while not self.called and not self.over:
             await self._wait()
 
-    async def begun(self) -> None:
-        """Until there is something to send: the first piece of a stream, or the whole answer. Raises Lost."""
+    async def begun(self, until: float = inf) -> None:
+        """Until there is something to send: the first piece of a stream, or the whole answer. Raises Lost: first to
+        those who can wait longest, `until` then. Whoever hears it first asks again, for all."""
         while not self.done and not (self.streamed and self.size):
             self._look()
-            await self._wait()
+            await self._wait(until)
 
-    async def pieces(self, start: int = 0) -> AsyncIterator[bytes]:
-        """All that came from this byte on, and what is still to come; several pieces at once for who is behind. Raises
-        Lost and Behind."""
-        at, before = self._place(start)
+    @contextmanager
+    def reading(self, behind: Callable[[], object]) -> Iterator[Reader]:
+        """For `pieces`. `behind` is called when what comes next for this one is not kept any more: it may be in the
+        middle of sending, and not ask for it."""
+        reader = Reader(behind)
+        self._readers.add(reader)
+        try:
+            yield reader
+        finally:
+            self._readers.discard(reader)
+
+    async def pieces(self, start: int = 0, reader: Reader | None = None) -> AsyncIterator[bytes]:
+        """All that came from this byte on, and what is still to come; several pieces at once for who is behind, AT_ONCE
+        bytes of them or one. Raises Lost and Behind."""
+        reader = reader or Reader(lambda: None)
+        reader.at, before = self._place(start)
         while True:
-            if at < self._gone:
+            if reader.at < self._gone:
                 raise Behind
-            data = b"".join(self.parts[at - self._gone :])[before:]
-            at, before = self._gone + len(self.parts), 0
+            data = self._next(reader)[before:]
+            before = 0
             if data:
                 yield data
             elif self.done:
@@ -214,6 +244,15 @@ class Flight:
             else:
                 self._look()
                 await self._wait()
+
+    def _next(self, reader: Reader) -> bytes:
+        size, begin = 0, reader.at - self._gone
+        end = begin
+        while end < len(self.parts) and (not size or size + len(self.parts[end]) <= AT_ONCE):
+            size += len(self.parts[end])
+            end += 1
+        reader.at = self._gone + end
+        return b"".join(self.parts[begin:end])
 
     def _place(self, byte: int) -> tuple[int, int]:
         """The number of the part that it is in, and how much of that comes before it. Raises Behind."""
@@ -241,20 +280,26 @@ class Flight:
         while self._held > self.most:
             self._held -= len(self.parts.pop(0))
             self._gone += 1
+        for reader in [one for one in self._readers if one.at < self._gone]:
+            self._readers.discard(reader)
+            reader.behind()
 
     def _end(self) -> None:
-        if self._news:
-            self._tell()
+        self._tell()
         then, self._then, self._leave = self._then, None, None  # they know the flight: it is a circle
         if then:
             then()
 
     def _tell(self) -> None:
-        if self._news:
-            self._news.set_result(None)
-            self._news = None
+        waiting, self._waiting = self._waiting, {}
+        for news in sorted(waiting, key=waiting.__getitem__, reverse=True) if self.lost else waiting:
+            if not news.done():
+                news.set_result(None)
 
-    async def _wait(self) -> None:
-        if self._news is None:
-            self._news = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._news)
+    async def _wait(self, until: float = inf) -> None:
+        news = asyncio.get_running_loop().create_future()
+        self._waiting[news] = until
+        try:
+            await news
+        finally:
+            self._waiting.pop(news, None)  # who has left is not remembered

@@ -3,6 +3,7 @@ is the same sentence."""
 
 from typing import Final
 
+ALL_IN_USE: Final = "All connections to the upstream are in use."
 SHUTTING_DOWN: Final = "The proxy is shutting down. Send the request again."
 
 # Of the account behind this proxy: a provider's own words are for its owner, and the client is not.

@@ -35,7 +35,7 @@ PATH = "/admin/explain"
 def resource(configs: Configs, services: Services, endpoints: Iterable[Endpoint]) -> Resource:
     """`services` are those of the requests that are explained; of the `endpoints` those that take a body can be."""
     looking, catalogue = only_looking(services), services.catalogue
-    glimpse = Glimpse(configs.cache.config.cadence, looking.drainables, services.wall)
+    glimpse = Glimpse(configs.cache.config.cadence, looking.drainables, services.wall, services.monotonic)
     rows = {row.path: row for row in endpoints if row.request is not None}
     apps = {
         path: explaining(configs, row, looking, glimpse, Each, End(configs.translate.rows(row)))

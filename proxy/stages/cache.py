@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Literal
 
 from pydantic import Field
@@ -55,7 +56,7 @@ class Config(Strict):
     @property
     def bounds(self) -> Bounds:
         life = int(max(self.ttl, self.stale_if_error) * 1000)
-        return Bounds(life, self.max_bytes, self.max_entry, self.max_entries)
+        return Bounds(life, self.max_bytes, min(self.max_entry, self.max_bytes), self.max_entries)
 
     def policy(self, wall: Callable[[], int]) -> Policy:
         return Policy(self.scope, int(self.ttl * 1000), int(self.stale_if_error * 1000), wall)
@@ -87,16 +88,14 @@ class Sources:
 def build(
     sources: Sources, policy: Policy, player: Player, endpoint: Endpoint, services: Services
 ) -> Middleware | None:
-    if endpoint.cache is Cache.NEVER:
-        return None
     answers = services.answers
-    if not sources.on or answers is None:
+    if endpoint.cache is Cache.NEVER or not sources.on or answers is None:
         return Nothing
     rows = sources.rows(endpoint)
     terms = {name: _terms(name, row, sources, answers.secret) for name, row in rows.items()}
 
     def middleware(app: ASGIApp) -> ASGIApp:
-        return Cached(app, sources.config.max_entry, terms, policy, player, services)
+        return Cached(app, sources.config.bounds.most_entry, terms, policy, player, services)
 
     return middleware
 
@@ -251,7 +250,8 @@ class Cached:
             flight.finish(found.entry, found.entry.cost or 0)
             self._forget(key, flight)
             return found.entry, None, False
-        flight.stale = found.entry
+        if not self._backend.near:  # else whoever joins has looked by itself, and after all that was deleted
+            flight.stale = found.entry
         search.remember(found.entry)
         flight.begins()
         if found.role is Role.FOLLOW:
@@ -281,7 +281,7 @@ class Cached:
         guard = Guard(search.receive, patience, self._drainables, exchange.end, departure=exchange.departure)
         try:
             with nullcontext() if flight.over else guard:
-                await flight.begun()
+                await flight.begun(guard.ends or inf)
         except ClientGone:
             exchange.client_gone = True
             return False

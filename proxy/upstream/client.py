@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from proxy import __version__
+from proxy.core import wording
 from proxy.core.errors import Elsewhere, Fault, Overloaded, ProxyError, Repeat, UpstreamFailed, UpstreamTimeout
 from proxy.core.secret import Secret
 from proxy.core.services import Log
@@ -157,7 +158,7 @@ async def read(answer: Answer, heard: Callable[[], None], most: int) -> bytes | 
 def failure(error: TransportError, timeouts: Timeouts, *, sent: bool) -> ProxyError:
     """What the client is told when the exchange with the upstream failed; `sent`: after some of it was sent."""
     if error.kind == "pool":
-        full = Overloaded("All connections to the upstream are in use.")
+        full = Overloaded(wording.ALL_IN_USE)
         full.elsewhere = Elsewhere.YES
         return full
     failed: ProxyError

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from proxy.core.entry import Entry
 from proxy.core.errors import UpstreamFailed
-from proxy.core.flight import Behind, Flight, Lost
+from proxy.core.flight import AT_ONCE, Behind, Flight, Lost
 
 ENTRY = Entry(0, True, b"", 0, 0, None)
 ERROR = UpstreamFailed("It broke.")
@@ -232,6 +232,69 @@ async def test_pieces_are_given_as_they_come_and_at_once_to_who_is_behind() -> N
     flight.finish(ENTRY, 0)
     with pytest.raises(StopAsyncIteration):
         await anext(pieces)
+
+
+async def test_who_is_far_behind_is_not_given_all_of_it_at_once() -> None:
+    """Each that comes late would cost as much memory as the whole answer."""
+    flight = a_flight(10_000_000)
+    for size in (10, AT_ONCE - 10, 1, AT_ONCE - 1, 2 * AT_ONCE, 0, 3 * AT_ONCE, 5, AT_ONCE - 4, 7):
+        flight.add(bytes(size))
+    flight.finish(None, 0)
+    sizes = [len(piece) async for piece in flight.pieces(3)]
+    assert sizes == [AT_ONCE - 3, AT_ONCE, 2 * AT_ONCE, 3 * AT_ONCE, 5, AT_ONCE - 4, 7]
+
+
+async def test_who_is_in_the_middle_of_a_piece_is_told_that_the_next_one_is_gone() -> None:
+    flight, told = a_flight(10), list[str]()
+    with flight.follow(), flight.reading(lambda: told.append("one")) as one:
+        pieces = flight.pieces(reader=one)
+        flight.add(b"12345")
+        assert await anext(pieces) == b"12345"
+        flight.add(b"1234567890")  # so much may be kept
+        flight.add(b"1")
+        assert not told
+        flight.add(b"2")
+        assert told == ["one"]
+        flight.add(b"1234567890" * 3)
+        assert told == ["one"]
+        with pytest.raises(Behind):
+            await anext(pieces)
+        with flight.reading(lambda: told.append("two")):
+            pass
+        flight.add(b"1234567890" * 3)
+    assert told == ["one"]
+
+
+async def test_those_who_can_wait_longest_hear_first_that_it_is_lost() -> None:
+    flight, heard = a_flight(), list[float]()
+
+    async def waits(until: float) -> None:
+        with pytest.raises(Lost):
+            await flight.begun(until)
+        heard.append(until)
+
+    tasks = [asyncio.create_task(waits(until)) for until in (3.0, 1.0, 5.0, 2.0, 4.0)]
+    await settle()
+    tasks[4].cancel()
+    flight.add(b"")
+    await settle()
+    flight.fail(ERROR)
+    await settle()
+    assert heard == [5.0, 3.0, 2.0, 1.0]
+
+
+async def test_who_has_left_is_not_remembered() -> None:
+    """A whole answer may take ten minutes, and whoever leaves before it counts for nothing."""
+    flight = a_flight()
+    tasks = [asyncio.create_task(flight.begun()) for _ in range(100)]
+    await settle()
+    assert len(flight._waiting) == 100
+    for task in tasks[:99]:
+        task.cancel()
+    await asyncio.gather(*tasks[:99], return_exceptions=True)
+    assert len(flight._waiting) == 1
+    flight.add(b"x")
+    await tasks[99]
 
 
 async def test_a_piece_without_bytes_is_none() -> None:

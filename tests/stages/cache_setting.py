@@ -73,7 +73,8 @@ class Setting:
             drainables=self.drainables,
             monotonic=lambda: self.seconds,
         )
-        policy, player = config.policy(made.wall), Player(config.cadence, self.drainables, made.wall)
+        policy = config.policy(made.wall)
+        player = Player(config.cadence, self.drainables, made.wall, made.monotonic)
         sources = cache.Sources(
             config, lambda row: {"mistral": row}, {"mistral": cache.Place(("m",), 600.0, self.own_keys)}
         )

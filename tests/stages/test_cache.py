@@ -23,11 +23,13 @@ from proxy.core.errors import (
 )
 from proxy.core.exchange import Exchange
 from proxy.core.flight import Flight
+from proxy.core.overhead import upstream
 from proxy.core.sse import KEEP_ALIVE
 from proxy.core.success import send_json, stream_start
 from proxy.core.table import Context
 from proxy.providers.mistral.chat import CHAT
 from proxy.providers.mistral.embeddings import EMBEDDINGS
+from proxy.providers.mistral.models import MODELS
 from proxy.providers.openai.chat import CHAT as OPENAI_CHAT
 from proxy.stages import cache
 from proxy.store.cache.memory import MemoryCache
@@ -217,6 +219,33 @@ async def test_max_age() -> None:
     setting.now += 10_000
     assert (await setting.ask(control="max-age=10")).exchange.cache == "hit"
     assert (await setting.ask(control="max-age=9")).exchange.cache == "miss"
+
+
+async def test_where_nothing_is_ever_kept_no_call_is_made_either() -> None:
+    setting = Setting(whole, row=MODELS)
+    assert isinstance(await setting.error(control="only-if-cached"), NotInCache)
+    assert (await setting.ask(control="max-age=60")).exchange.cache is None
+    assert setting.calls == 1
+
+
+async def test_who_asks_after_all_was_deleted_is_not_given_what_another_had_found_before() -> None:
+    async def fails(about: Exchange, send: Send) -> None:
+        about.attempts = 1
+        await turns()
+        raise UpstreamFailed("no")
+
+    setting = Setting(whole)
+    await setting.ask()
+    setting.now += 2 * HOUR
+    setting.play = gated = Gated(fails)
+    before = [asyncio.create_task(setting.ask()) for _ in range(2)]
+    await turns()
+    assert await setting.backend.delete(None) == 1
+    after = asyncio.create_task(setting.error())
+    await turns()
+    gated.gate.set()
+    assert {one.exchange.cache for one in await asyncio.gather(*before)} == {"stale"}
+    assert isinstance(await after, UpstreamFailed)
 
 
 async def test_only_if_cached() -> None:
@@ -448,6 +477,34 @@ async def test_a_stream_that_is_played_as_it_came_ends_with_a_word_when_the_prox
     assert answer.body.startswith(EVENTS[0] + b'data: {"error"')
     assert b'"code":"draining"' in answer.body
     assert isinstance(answer.exchange.error, Draining)
+    assert answer.exchange.saved == 0  # nobody has got it
+
+
+async def test_what_is_played_as_it_came_takes_a_providers_time_and_none_of_the_proxys_own() -> None:
+    setting = Setting(streamed, options={"cadence": "original"})
+    await setting.ask()
+
+    async def taking(message: Message) -> None:
+        setting.seconds += 10
+
+    about = (await setting.ask(taking=taking)).exchange
+    assert (about.cache, about.saved, about.called, about.returned) == ("hit", 70, 0.0, None)
+    assert upstream(about, setting.seconds) == setting.seconds > 10
+
+
+async def test_what_is_old_and_played_as_it_came_takes_up_the_time_of_the_provider_that_has_failed() -> None:
+    async def fails(about: Exchange, send: Send) -> None:
+        about.called, about.attempts = setting.seconds, 1
+        setting.seconds += 1
+        about.returned = setting.seconds
+        raise UpstreamFailed("no")
+
+    setting = Setting(streamed, options={"cadence": "original"}, seconds=5.0)
+    await setting.ask()
+    setting.now += 2 * HOUR
+    setting.play = fails
+    about = (await setting.ask()).exchange
+    assert (about.cache, about.called, about.returned) == ("stale", 5.0, None)
 
 
 async def test_a_call_is_told_who_asks_whether_its_client_matters() -> None:
@@ -777,13 +834,14 @@ class Numbered:
 
     def __init__(self) -> None:
         self.gates: list[asyncio.Event] = []
+        self.answers: dict[int, bytes] = {}
 
     async def __call__(self, about: Exchange, send: Send) -> None:
         number = len(self.gates)
         self.gates.append(asyncio.Event())
         await self.gates[number].wait()
         metered(about)
-        await send_json(send, b"%d" % number)
+        await send_json(send, self.answers.get(number, b"%d" % number))
 
 
 @pytest.mark.parametrize("first", ["", "no-cache"])
@@ -805,6 +863,44 @@ async def test_an_older_call_does_not_take_the_place_of_a_newer_one(first: str) 
     after = await setting.ask()
     assert (after.body, after.exchange.cache, after.exchange.age) == (b"1", "hit", 0)
     assert setting.calls == 2
+
+
+@pytest.mark.parametrize(("newest", "is_kept"), [(b"12345", True), (b"123456", False)])
+async def test_a_newer_answer_that_is_too_large_to_be_kept_leaves_the_older_call_as_it_was(
+    newest: bytes, is_kept: bool
+) -> None:
+    setting = Setting(numbered := Numbered(), options={"max_entry": "5B"})
+    older = asyncio.create_task(setting.ask())
+    await turns()
+    setting.now += 10
+    numbered.answers = {1: newest}
+    newer = asyncio.create_task(setting.ask(control="no-cache"))
+    await turns()
+    numbered.gates[1].set()
+    assert (await newer).body == newest
+    after = asyncio.create_task(setting.ask())
+    await turns()
+    numbered.gates[0].set()
+    assert (await older).body == b"0"
+    expected = newest if is_kept else b"0"
+    async with asyncio.timeout(5):
+        assert ((await after).body, (await setting.ask()).body, setting.calls) == (expected, expected, 2)
+
+
+async def test_what_is_larger_than_all_that_may_be_kept_is_too_large() -> None:
+    setting = Setting(numbered := Numbered(), options={"max_entry": "4MB", "max_bytes": "1MB"})
+    numbered.answers = {1: bytes(2 << 20)}
+    older = asyncio.create_task(setting.ask())
+    await turns()
+    setting.now += 10
+    newer = asyncio.create_task(setting.ask(control="no-cache"))
+    await turns()
+    for gate in reversed(numbered.gates):
+        gate.set()
+        await turns()
+    await asyncio.gather(older, newer)
+    async with asyncio.timeout(5):
+        assert (await setting.ask()).body == b"0"
 
 
 @pytest.mark.parametrize("between", [True, False])
@@ -874,6 +970,8 @@ async def test_what_was_found_for_one_is_there_for_all_who_joined_it() -> None:
     old = Entry(0, False, b"old", 1, 2, 3)
 
     class Far(MemoryCache):
+        near = False
+
         def at_hand(self, key: str) -> Entry | None:
             return None
 

@@ -30,7 +30,10 @@ from proxy.core.errors import (
 from proxy.core.exchange import Exchange
 from proxy.core.success import send_json, stream_start
 from proxy.guard import Deadlines, Guard
-from tests.asgi import call
+from proxy.upstream.client import failure
+from proxy.upstream.config import Timeouts
+from proxy.upstream.transport import TransportError
+from tests.asgi import Answer, call
 from tests.stages.cache_setting import EVENTS, HOUR, Gated, Setting, Slowly, metered, streamed, turns, whole
 
 REFUSED = UpstreamRefusal("Invalid value for 'metadata'", status=400, type="invalid_request_error", code="c")
@@ -89,9 +92,11 @@ async def test_a_key_that_is_refused_is_no_trouble_of_those_who_pay_with_another
         await whole(about, send)
 
     setting = Setting(gated := Gated(pays), options={"scope": scope}, own_keys=own_keys)
-    poor = [asyncio.create_task(setting.error("poor")) for _ in range(3)]
+    poor = [asyncio.create_task(setting.error("poor")) for _ in range(2)]
     await turns()
     rich = [asyncio.create_task(setting.ask("rich")) for _ in range(5)]
+    await turns()
+    poor.append(asyncio.create_task(setting.error("poor")))  # which has most time, and asks again
     await turns()
     gated.gate.set()
     assert {type(one) for one in await asyncio.gather(*poor)} == {type(error)}
@@ -213,6 +218,90 @@ async def test_one_whose_time_is_over_says_that_another_model_may_do_it_for_thos
         await joined
     assert told.value.elsewhere is Elsewhere.YES
     assert (about.cache, setting.calls) == ("joined", 1)
+
+
+@pytest.mark.parametrize("before", [False, True])
+async def test_the_end_of_another_ones_time_is_no_trouble_and_who_has_most_time_asks_again(before: bool) -> None:
+    """Whoever has waited longest would ask with hardly any time left, and all who have time would lose theirs."""
+    ends: list[float] = []
+
+    async def hangs(about: Exchange, send: Send) -> None:
+        assert about.end
+        about.attempts = 1
+        ends.append(about.end)
+        if len(ends) == 1 and before:
+            raise UpstreamFailed("no")
+        if len(ends) < 4:
+            raise UpstreamTimeout("late", detail={"timeout": "total"})
+        await whole(about, send)
+
+    setting, now = Setting(gated := Gated(hangs)), asyncio.get_running_loop().time()
+    abouts = [setting.exchange() for _ in range(7)]
+    for about, seconds in zip(abouts, (10, 20, 60, 30, 50, 40, 25), strict=True):
+        about.end = now + seconds
+    tasks = [asyncio.create_task(call(setting.app, exchange=one, body=[], stays=True)) for one in abouts]
+    await turns()
+    gated.gate.set()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [round(end - now) for end in ends] == [10, 60, 50, 40]
+    assert [type(one) for one in found].count(Answer) == 4
+    assert (abouts[5].cache, setting.calls) == ("miss", 4)
+
+
+async def test_of_those_whose_time_is_over_nobody_waits_for_more_than_a_few() -> None:
+    """Then each asks for itself."""
+    under_way, most = 0, list[int]()
+
+    async def late(about: Exchange, send: Send) -> None:
+        nonlocal under_way
+        about.attempts = 1
+        under_way += 1
+        await turns()
+        most.append(under_way)
+        under_way -= 1
+        raise UpstreamTimeout("late", detail={"timeout": "total"})
+
+    setting = Setting(gated := Gated(late))
+    tasks = [asyncio.create_task(setting.error()) for _ in range(20)]
+    await turns()
+    gated.gate.set()
+    await asyncio.gather(*tasks)
+    assert (setting.calls, most[:8], max(most)) == (20, [1] * 8, 12)
+
+
+async def test_where_no_connection_is_free_a_crowd_is_told_so_and_does_not_ask_one_by_one() -> None:
+    async def plays(about: Exchange, send: Send) -> None:
+        await turns()
+        raise no_connection()  # nothing was sent
+
+    setting = Setting(gated := Gated(plays))
+    tasks = [asyncio.create_task(setting.error()) for _ in range(30)]
+    await turns()
+    gated.gate.set()
+    found = await asyncio.gather(*tasks)
+    assert {(type(one), one.fault) for one in found} == {(Overloaded, Fault.PROXY)}
+    assert setting.calls == 2
+
+
+async def test_where_a_connection_is_free_again_one_call_answers_the_crowd() -> None:
+    async def plays(about: Exchange, send: Send) -> None:
+        if setting.calls == 1:
+            raise no_connection()
+        await whole(about, send)
+
+    setting = Setting(gated := Gated(plays))
+    tasks = [asyncio.create_task(setting.ask()) for _ in range(30)]
+    await turns()
+    gated.gate.set()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(one) for one in found].count(Overloaded) == 1
+    assert setting.calls == 2
+
+
+def no_connection() -> ProxyError:
+    error = failure(TransportError("pool", "full"), Timeouts(), sent=False)
+    assert isinstance(error, Overloaded)
+    return error
 
 
 async def test_a_model_that_is_not_there_any_more_is_told_and_not_answered_with_what_is_old() -> None:
@@ -378,6 +467,7 @@ async def test_who_has_fallen_too_far_behind_is_cut_and_the_call_is_for_those_wh
         for n in range(1_000):
             await send({"type": "http.response.body", "body": b"data: %d\n\n" % n, "more_body": True})
             await asyncio.sleep(0)
+            assert not about.client_gone  # of how the call ends others hear
             if cut.is_set() and about.departure and not about.departure.gone:
                 about.departure.happen()
                 assert about.stays
@@ -399,11 +489,11 @@ async def test_who_has_fallen_too_far_behind_is_cut_and_the_call_is_for_those_wh
     gated.gate.set()
     async with asyncio.timeout(5):
         await cut.wait()
-        assert about.client_gone
         await turns()
         second.cancel()
         await gave_up.wait()
         await first
+    assert about.client_gone
 
 
 async def test_who_reads_gets_all_of_it_when_another_one_was_cut() -> None:
@@ -838,11 +928,11 @@ async def test_what_has_come_may_be_taken_as_slowly_by_who_follows(how: str) -> 
 
 async def test_who_follows_and_does_not_read_is_cut_like_one_that_does_not_read_its_own() -> None:
     """It is no fault of the provider's."""
-    setting, goes_on = Setting(gated := Gated(streamed), options={"max_entry": "5B"}), asyncio.Event()
+    setting = Setting(gated := Gated(streamed), options={"max_entry": "5B"})
 
     async def taking(message: Message) -> None:
         if message.get("body"):
-            await goes_on.wait()
+            await asyncio.Event().wait()
 
     async def reads(message: Message) -> None:
         await turns(2)
@@ -856,9 +946,9 @@ async def test_who_follows_and_does_not_read_is_cut_like_one_that_does_not_read_
     await turns()
     gated.gate.set()
     assert (await first).body == b"".join(EVENTS)
-    goes_on.set()
-    found = await second
-    assert (found.body, cuts, about.client_gone, about.error) == (EVENTS[0], [True], True, None)
+    async with asyncio.timeout(5):
+        await second  # though it never asks for the next piece
+    assert (cuts, about.client_gone, about.error) == ([True], True, None)
 
 
 async def test_who_is_left_behind_before_it_has_anything_is_told_so_and_no_other_model_is_asked() -> None:

@@ -41,7 +41,7 @@ class Setting:
     def build(self) -> None:
         config = cache.Config(**self.options)
         made = services(answers=Answers(self.backend, b"secret"), wall=lambda: self.now)
-        policy, player = config.policy(made.wall), Player("immediate", set(), made.wall)
+        policy, player = config.policy(made.wall), Player("immediate", set(), made.wall, made.monotonic)
         stage = recall.build(policy, player, CHAT, made, self.at_once, on=True)
         assert stage
         self.app: ASGIApp = stage(self.long_way)
@@ -185,7 +185,7 @@ async def test_where_it_has_no_place() -> None:
     config = cache.Config()
     backend = MemoryCache(config.bounds, lambda: 0, lambda seconds, do: NoTimer())
     made = services(answers=Answers(backend, b"secret"))
-    policy, player = config.policy(made.wall), Player("immediate", set(), made.wall)
+    policy, player = config.policy(made.wall), Player("immediate", set(), made.wall, made.monotonic)
     assert recall.build(policy, player, CHAT, made, ok, on=True)
     assert recall.build(policy, player, CHAT, made, ok, on=False) is None
     assert recall.build(policy, player, MODELS, made, ok, on=True) is None
