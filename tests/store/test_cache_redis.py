@@ -221,7 +221,8 @@ async def test_what_is_no_string_is_a_miss_and_gone(server: RedisServer, books: 
         assert await found(cache, KEY) == ENTRY
 
 
-async def test_a_lease_that_is_none_keeps_nobody_from_asking(server: RedisServer) -> None:
+async def test_a_lease_that_is_none_keeps_nobody_from_asking(server: RedisServer, books: Books) -> None:
+    """Nor a crowd from being one: somebody has one then."""
     async with opened(server.url) as cache:
         for command in (("SET", "garbage"), ("SET", "a:b:c:"), ("SET", ":"), ("RPUSH", "x")):
             server.command("DEL", f"{PREFIX}=lease/{KEY}")
@@ -230,6 +231,8 @@ async def test_a_lease_that_is_none_keeps_nobody_from_asking(server: RedisServer
             if (await cache.look(KEY, 0, flight)).role is Role.FOLLOW:
                 await eventually(lambda: flight.lost, "nobody is there")  # noqa: B023
                 flight = await led(cache)
+            assert (books.lease(KEY) or "").endswith(":w1")
+            assert server.client.pttl(f"{PREFIX}=lease/{KEY}") > 0
             await keep(cache, KEY, ENTRY)
             cache.drop(KEY, flight)
             assert await cache.delete(None) == 1
@@ -461,13 +464,17 @@ async def test_connections_that_are_idle_say_a_word_now_and_then(server: RedisSe
         assert set(asked) == {"questions", "bulk", "orders"}
 
 
-async def test_junk_in_the_books_does_not_stop_what_meets_it(server: RedisServer, books: Books) -> None:
+@pytest.mark.parametrize("junk", ["junk", "nan", "-nan", "inf", "1e400", "-5", "99999999999999999999"])
+async def test_junk_in_the_books_does_not_stop_what_meets_it(server: RedisServer, books: Books, junk: str) -> None:
     async with opened(server.url) as cache:
         await keep(cache, KEY, ENTRY)
         size = books.total
-        server.command("HSET", f"{PREFIX}=sizes", KEY, "junk")
+        server.command("HSET", f"{PREFIX}=sizes", KEY, junk)
         await keep(cache, KEY, ENTRY)
         assert (await text(cache), books.sizes) == (ENTRY.body, {KEY: size})
+        assert books.total == 2 * size  # nobody knows what it was, so it counts for nothing
+        server.command("HSET", f"{PREFIX}=sizes", KEY, junk)
+        assert await cache.delete("red") == 1
 
 
 async def test_thousands_are_forgotten(server: RedisServer, books: Books) -> None:

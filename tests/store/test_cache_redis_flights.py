@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -21,15 +22,20 @@ from proxy.core.errors import (
     BadRequest,
     CircuitOpen,
     Draining,
+    Overloaded,
     ProviderBusy,
     ProxyError,
     UpstreamFailed,
     UpstreamRefusal,
+    UpstreamTimeout,
 )
 from proxy.core.flight import Flight, Lost
 from proxy.store.cache.redis import PREFIX, RedisCache
 from proxy.store.cache.redis_leads import PIECE
 from proxy.store.cache.redis_talk import End, Join, Leave, Piece, Talk
+from proxy.upstream.client import failure
+from proxy.upstream.config import Timeouts
+from proxy.upstream.transport import TransportError
 from tests.redis_server import RedisServer, eventually
 from tests.store.cache_redis_parts import (
     BOUNDS,
@@ -48,9 +54,11 @@ from tests.store.cache_redis_parts import (
     led,
     opened,
     stream,
+    wall,
 )
 
 ENTRY = entry_of(b'{"answer": 42}')
+NO_CONNECTION = failure(TransportError("pool", "full"), Timeouts(), sent=False)
 PIECES = [b"data: %d\n\n" % number for number in range(20)]
 WHOLE = b"".join(PIECES)
 
@@ -226,8 +234,11 @@ OF_ANOTHER = (b"x-upstream-request-id", b"of another")
         (UpstreamFailed("about a prompt"), (502, "upstream_error")),
         (ProviderBusy(3.0), (429, "rate_limit_exceeded")),
         (UpstreamFailed("about a key", code=KEY_REFUSED), (502, KEY_REFUSED)),
+        (NO_CONNECTION, (503, "overloaded")),
         (BadRequest("about a prompt"), None),
         (CircuitOpen("of this worker alone", wait=1), None),
+        (UpstreamTimeout("its time", detail={"timeout": "total"}), (504, "upstream_timeout")),
+        (UpstreamTimeout("silence", detail={"timeout": "first_byte"}), (504, "upstream_timeout")),
         (
             UpstreamFailed("about a prompt", headers=[OF_ANOTHER]),
             (502, "upstream_error"),
@@ -255,6 +266,8 @@ async def test_what_the_provider_has_done_is_told_to_all(
             assert (heard.is_the_accounts, heard.fault) == (error.is_the_accounts, error.fault)
             assert "prompt" not in heard.message
             assert heard.type == error.type
+            assert type(heard) is (Overloaded if error is NO_CONNECTION else UpstreamRefusal)
+            assert heard.is_the_times == error.is_the_times
             assert heard.headers == [one for one in error.headers if one != OF_ANOTHER]
 
 
@@ -413,6 +426,37 @@ async def test_a_lease_lasts_as_long_as_the_call(server: RedisServer, books: Boo
         assert books.lease(KEY) is None
 
 
+async def test_a_lease_that_has_just_been_given_back_is_asked_for_again(server: RedisServer, books: Books) -> None:
+    """What was found before that may be heard after it. Without a lease nobody could follow."""
+    async with opened(server.url, "w1") as one:
+        lead = await led(one)
+        before = books.lease(KEY)
+        one.drop(KEY, lead)
+        await eventually(lambda: not one._leads._leads, "it is given back")
+        question, late = one._lines.question, [[None, (before or "").encode(), wall()]]
+
+        async def as_it_was(*words: Any) -> Any:
+            return late.pop() if late else await question(*words)
+
+        one._lines.question = as_it_was  # type: ignore[assignment]
+        await led(one)
+        assert (books.lease(KEY) or before) != before
+
+
+async def test_who_follows_another_worker_has_asked_once(server: RedisServer) -> None:
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        await led(one)
+        question, asked = other._lines.question, list[Any]()
+
+        async def counted(*words: Any) -> Any:
+            asked.extend(word for word in words if word == KEY.encode())
+            return await question(*words)
+
+        other._lines.question = counted  # type: ignore[assignment]
+        await followed(other)
+        assert len(asked) == 1
+
+
 async def test_a_lease_that_another_one_has_by_now_is_left_alone(server: RedisServer, books: Books) -> None:
     async with opened(server.url, "w1") as one:
         lead = await led(one)
@@ -482,6 +526,54 @@ async def test_who_did_not_hear_the_end_is_told_again(server: RedisServer, kind:
             return
         assert (flight.done, flight.saved) == (True, 33)
         assert (flight.entry == ENTRY) if kind == "whole" else (b"".join(flight.parts) == WHOLE)
+
+
+async def test_the_end_of_an_answer_of_which_nothing_has_come_is_a_gap(server: RedisServer) -> None:
+    """It was said to one who had just been cut off, and counts as heard."""
+    async with opened(server.url, "w1") as one, opened(server.url, "w2") as other:
+        lead, flight = await led(one), await followed(other)
+        say, lost = one._lines.say, list[Any]()
+
+        async def to_nobody(owner: str, message: Any) -> int:
+            if isinstance(message, Piece) and not lost:
+                lost.append(message)
+                return 1
+            return await say(owner, message)
+
+        one._leads._say = to_nobody
+        got = asyncio.create_task(all_of(flight))
+        await eventually(lambda: lead.followers, "it is followed")
+        await land(one, lead, ENTRY)
+        assert await got == ENTRY.body
+        assert (len(lost), flight.streamed, flight.entry) == (1, False, ENTRY)
+
+
+async def test_who_has_heard_of_nothing_for_long_is_not_lost_at_the_first_trouble(server: RedisServer) -> None:
+    """As long as the leader hears it, silence is the provider's: it thinks."""
+    timing = replace(PATIENT, patience=0.5)
+    async with opened(server.url, "w1", timing=timing) as one, opened(server.url, "w2", timing=timing) as other:
+        lead, flight = await led(one), await followed(other)
+        say, joins, in_vain = other._lines.say, list[float](), list[Any]()
+
+        async def says(owner: str, message: Any) -> int:
+            if isinstance(message, Join):
+                joins.append(time.monotonic())
+                if joins[-1] > joins[0] + 3 * timing.patience and not in_vain:
+                    in_vain.append(message)
+                    raise CacheGone("Closed")
+            return await say(owner, message)
+
+        other._follows._asking = replace(other._follows._asking, say=says)
+        got = asyncio.create_task(all_of(flight))
+        lead.streamed = True
+        lead.add(b"one,")
+        await eventually(lambda: flight.size, "it has begun")
+        await eventually(lambda: in_vain, "it was said in vain")
+        asked = len(joins)
+        await eventually(lambda: flight.over or len(joins) > asked, "it is asked again")
+        lead.add(b"two")
+        await land(one, lead, entry_of(b"one,two", stream=True))
+        assert await got == b"one,two"
 
 
 async def unheard(other: RedisCache, happens: Callable[[], object]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -16,6 +16,7 @@ from proxy.core.flight import Flight, Lost
 from proxy.core.secret import Secret
 from proxy.store.cache.redis import PREFIX, RedisCache
 from proxy.store.cache.redis_lines import Timing
+from proxy.store.cache.redis_wire import Wire
 from tests.redis_server import PASSWORD, RedisServer, eventually
 from tests.store.cache_redis_parts import (
     BOUNDS,
@@ -382,3 +383,39 @@ async def test_trouble_in_mid_load(server: RedisServer, how: str) -> None:
         assert not one._leads.held()
         await eventually(lambda: not one._follows._follows and not two._follows._follows, "nobody waits")
     assert not server.client.keys(f"{PREFIX}=lease/*") or how != "flush"
+
+
+async def test_what_is_said_while_it_begins_to_listen_is_heard() -> None:
+    """It may come between the two answers that show that the server is there."""
+    heard: list[tuple[bytes, bytes]] = []
+
+    class Connection:
+        answers: ClassVar[list[Any]] = [
+            [b"subscribe", b"channel", 1],
+            [b"message", b"channel", b"one"],
+            [b"message", b"channel", b"two"],
+            [b"pong", b""],
+        ]
+
+        async def send_command(self, *words: Any) -> None:
+            pass
+
+        async def read_response(self) -> Any:
+            return self.answers.pop(0)
+
+    wire = Wire(
+        Secret("redis://localhost"),
+        1.0,
+        lambda kind: None,
+        connecting=1.0,
+        retry=1.0,
+        sleep=asyncio.sleep,
+        channel=b"channel",
+        heard=lambda *said: heard.append(said),
+    )
+    greeted: Any = Connection()
+    await wire._greet(greeted)
+    assert heard == [(b"channel", b"one"), (b"channel", b"two")]
+    greeted.answers.extend([[b"subscribe", b"channel", 1], b"something else"])
+    with pytest.raises(ValueError, match="no Redis"):
+        await wire._greet(greeted)

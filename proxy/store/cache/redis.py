@@ -1,8 +1,9 @@
 """Answers that several workers and replicas share, in Redis, and one call for all of them.
 
-A request waits for one question at most, and not for long. Everything else is done behind the answers: what is kept,
-what others are told (redis_leads.py), what others tell (redis_follows.py). The bound of all entries together is kept by
-the scripts (lua/common.lua says how), since a Redis that holds quotas evicts nothing by itself.
+A request waits for one question as a rule, for a few at most, and not for long. Everything else is done behind the
+answers: what is kept, what others are told (redis_leads.py), what others tell (redis_follows.py). The bound of all
+entries together is kept by the scripts (lua/common.lua says how), since a Redis that holds quotas evicts nothing by
+itself.
 """
 
 from __future__ import annotations
@@ -137,10 +138,10 @@ class RedisCache:
         entry: Entry | None = None
         try:
             entry, holder = await self._look(key, since, lead)
-            if holder and (ending := self._leads.ending(holder)):
+            if holder and self._leads.is_over(holder):
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._timing.deadline):
-                        await ending.settled.wait()
+                        await self._leads.given_back(holder)
                 entry, holder = await self._look(key, since, lead)
             if holder is None and not self._is_fresh(entry, since):  # it has said what is not so
                 entry, holder = await self._look(key, _NEVER, lead)

@@ -17,7 +17,7 @@ from typing import Any, Final
 from proxy.core import wording
 from proxy.core.cache import CacheGone
 from proxy.core.entry import Entry, Sealer
-from proxy.core.errors import Draining, Elsewhere, KeyFault, ProxyError, UpstreamRefusal
+from proxy.core.errors import Draining, Elsewhere, KeyFault, Overloaded, ProxyError, UpstreamRefusal
 from proxy.core.flight import Flight
 from proxy.store.cache.redis_leads import Say
 from proxy.store.cache.redis_talk import End, Join, Leave, Piece
@@ -159,13 +159,13 @@ class Follows:
             self._end(follow)
         elif end.how == "unknown":
             follow.ending = self._task(self._recover(follow))
-        elif follow.sealed:
+        elif end.size != (len(follow.sealed) if end.sealed else flight.size):
+            follow.gap = True
+        elif end.sealed:
             entry = self._sealer.open(follow.key, bytes(follow.sealed))
             if entry:
                 flight.finish(entry, end.saved)
             self._end(follow)
-        elif end.size != flight.size:
-            follow.gap = True
         else:
             flight.streamed = True
             flight.finish(None, end.saved)
@@ -188,7 +188,8 @@ class Follows:
 
     async def _run(self, follow: Follow) -> None:
         clock = asyncio.get_running_loop().time
-        flight, heard, gone = follow.flight, clock(), 0
+        flight, gone = follow.flight, 0
+        heard = reached = clock()  # by whoever makes the call, which may have nothing to say
         try:
             while not flight.over and not follow.ending:
                 follow.news.clear()
@@ -202,7 +203,9 @@ class Follows:
                     told = None
                 if flight.over or follow.ending:
                     return
-                late = heard + self._patience <= clock()
+                if told:
+                    reached = clock()
+                late = max(heard, reached) + self._patience <= clock()
                 if told is None and (late or not flight.size):
                     self._refuse(follow)
                 elif told is False and (gone or late or not flight.size):
@@ -271,13 +274,20 @@ class Follows:
 
 
 def _error(end: End) -> ProxyError | None:
-    """What the provider has done to the one who asked, so that not everybody has to find out; or the end of the proxy
-    where that was."""
+    """What the provider has done to the one who asked, so that not everybody has to find out; or that there was no way
+    to it, or the end of the proxy where that was."""
     if not 400 <= end.status <= 599:
         return None
     if end.code == Draining.code:
         return Draining(wording.SHUTTING_DOWN)
-    error = UpstreamRefusal(FAILED, status=end.status, type=end.kind, code=end.code, headers=end.headers)
+    error: ProxyError
+    if end.code == Overloaded.code:
+        error = Overloaded(wording.ALL_IN_USE)
+    else:
+        detail = {"timeout": "total"} if end.late else None
+        error = UpstreamRefusal(
+            FAILED, status=end.status, type=end.kind, code=end.code, headers=end.headers, detail=detail
+        )
     error.elsewhere = Elsewhere.YES
     with suppress(KeyError):
         error.key = KeyFault[end.key]

@@ -66,10 +66,18 @@ class Leads:
         """What is written under the key while it is made."""
         return f"{lead.name}:{self._owner}"
 
-    def ending(self, lease: str) -> Lead | None:
-        """Whose it is, if that is one of ours that is about to give it back."""
+    def is_over(self, lease: str) -> bool:
+        """Whether it is one of ours, and is about to be given back or has just been: two connections tell of that, and
+        not in this order."""
+        name = lease.partition(":")[0]
+        lead = self._leads.get(name)
+        return name.startswith(f"{self._first}-") and (lead is None or lead.dropped or lead.settled.is_set())
+
+    async def given_back(self, lease: str) -> None:
+        """Until it is."""
         lead = self._leads.get(lease.partition(":")[0])
-        return lead if lead and lead.dropped and not lead.settled.is_set() else None
+        if lead:
+            await lead.settled.wait()
 
     def of(self, flight: Flight) -> Lead | None:
         return self._of.get(flight)
@@ -162,10 +170,10 @@ class Leads:
         entry = flight.entry
         if entry and not entry.stream:
             sealed = self._sealer.seal(lead.key, entry)
-            if not await self._pieces(join, flight, 0, sealed, sealed=True):
-                return True
-        done = flight.streamed or entry is not None
-        await self._say(join.back, End(join.follow, "done" if done else "lost", at, flight.saved))
+            if await self._pieces(join, flight, 0, sealed, sealed=True):
+                await self._say(join.back, End(join.follow, "done", len(sealed), flight.saved, sealed=True))
+            return True
+        await self._say(join.back, End(join.follow, "done" if flight.streamed else "lost", at, flight.saved))
         return True
 
     async def _pieces(self, join: Join, flight: Flight, at: int, data: bytes, *, sealed: bool = False) -> bool:
@@ -188,7 +196,7 @@ def _lost(follow: str, at: int, flight: Flight, lost: Lost) -> End:
     headers = [header for header in error.headers if header[0] in ADVICE]
     payer, key = (flight.payer, _key(error)) if error.is_the_accounts else (None, KeyFault.NONE)
     said = error.status, error.code, error.type, headers
-    return End(follow, "lost", at, 0, lost.told, *said, payer=payer, key=key.name)
+    return End(follow, "lost", at, 0, lost.told, *said, payer=payer, key=key.name, late=error.is_the_times)
 
 
 def _key(error: ProxyError) -> KeyFault:

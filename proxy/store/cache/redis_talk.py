@@ -47,10 +47,11 @@ class Piece(msgspec.Struct, frozen=True, array_like=True, tag="piece"):
 
 
 class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
-    """Done with it: there were `size` bytes. Or it is lost, is unknown here, or is closed to whoever has missed so much
-    of it. Of what is lost: `told`, the pieces say so; `unasked`, it was not even asked; and if the provider has failed,
-    `status`, `code`, `kind`, which is its type, and `headers` of the error, with the `payer` whose key it is about, if
-    it is, and what it says of that `key` (a KeyFault)."""
+    """Done with it: there were `size` bytes, of the entry if it was `sealed`. Or it is lost, is unknown here, or is
+    closed to whoever has missed so much of it. Of what is lost: `told`, the pieces say so; `unasked`, it was not even
+    asked; and if the provider has failed, `status`, `code`, `kind`, which is its type, and `headers` of the error, with
+    the `payer` whose key it is about, if it is, what it says of that `key` (a KeyFault), and whether it was only `late`
+    for the one who asked."""
 
     follow: str
     how: Literal["done", "lost", "unknown", "closed"]
@@ -64,6 +65,8 @@ class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     unasked: bool = False
     payer: str | None = None
     key: str = "NONE"
+    late: bool = False
+    sealed: bool = False
 
 
 Message = Join | Leave | Piece | End

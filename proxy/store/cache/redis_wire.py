@@ -169,8 +169,10 @@ class Wire:
             await connection.send_command("SUBSCRIBE", self._channel)
             await connection.read_response()
         await connection.send_command("PING")
-        if await connection.read_response() not in (b"PONG", [b"pong", b""]):
-            raise ValueError
+        while self._takes(answer := await connection.read_response()):
+            pass  # it is said already to who has just begun to listen
+        if answer not in (b"PONG", [b"pong", b""]):
+            raise ValueError("it answers like no Redis")
 
     async def _serve(self, connection: AbstractConnection) -> None:
         self._out.clear()
@@ -198,16 +200,13 @@ class Wire:
             self._give_up()  # nobody would be heard any more
 
     async def _read(self, connection: AbstractConnection) -> None:
-        listens = self._heard is not None
         while True:
             try:
                 answer, error = await connection.read_response(), None
             except ResponseError as refused:
                 answer, error = None, refused
             self._last = self._steps
-            if listens and type(answer) is list and len(answer) == 3 and answer[0] == b"message":
-                assert self._heard
-                self._heard(answer[1], answer[2])
+            if self._takes(answer):
                 continue
             future, _ = self._asked.popleft()
             if future.done():
@@ -216,6 +215,13 @@ class Wire:
                 future.set_exception(error)
             else:
                 future.set_result(answer)
+
+    def _takes(self, answer: Any) -> bool:
+        """Whether it answers nothing, but was said to whoever listens."""
+        if self._heard is None or type(answer) is not list or len(answer) != 3 or answer[0] != b"message":
+            return False
+        self._heard(answer[1], answer[2])
+        return True
 
     def _watch(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._step, self._look)

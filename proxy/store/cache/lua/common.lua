@@ -3,7 +3,7 @@
 -- KEYS[1] is the prefix of all keys; a hash tag in it keeps them on one node of a cluster. Numbers are integers below
 -- 2^53; where one becomes text it is by `digits`, because tostring() has 14 digits only.
 --
---   <key>          an entry, sealed (core/entry.py). No key of an entry ends where one of these begins:
+--   <key>          an entry, sealed (core/entry.py). Those that follow begin as no key of an entry does:
 --   =lease/<key>   who makes the call: <flight>:<owner>; ends by itself
 --   =index         sorted set: key -> when the entry was kept
 --   =sizes         hash: key -> the bytes that it counts for
@@ -50,12 +50,13 @@ local function bytes()
     return tonumber(redis.call('HGET', totals, 'bytes') or 0)
 end
 
--- Out of all that knows of it.
+-- Out of all that knows of it. What is no number of bytes, because somebody else has written it, counts for nothing.
 local function strike(key)
     local size = redis.call('HGET', sizes, key)
     if size then
+        local number = tonumber(size)
         redis.call('HDEL', sizes, key)
-        redis.call('HINCRBY', totals, 'bytes', digits(-(tonumber(size) or 0)))
+        redis.call('HINCRBY', totals, 'bytes', digits(number and number >= 0 and number < 2^53 and -number or 0))
     end
     redis.call('ZREM', index, key)
 end

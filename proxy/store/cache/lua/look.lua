@@ -21,4 +21,10 @@ if type(taken) == 'table' then
     return {value or false, '', time()}
 end
 local holder = redis.pcall('GET', lease_key(key))
-return {value or false, type(holder) == 'string' and holder or '', time()}
+if type(holder) ~= 'string' or not string.find(holder, '^[^:]+:.') then
+    holder = ''
+    if lease ~= '' then -- it is no lease, and would not end by itself
+        redis.pcall('SET', lease_key(key), lease, 'PX', life)
+    end
+end
+return {value or false, holder, time()}
