@@ -9,6 +9,7 @@ _once          again at once, on a connection that the upstream was just about t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final, TypeVar
 from urllib.parse import quote
 
@@ -81,8 +82,17 @@ class Calls(msgspec.Struct, eq=False):
                 if pause is None or not self._is_worth_it(error):
                     raise
                 self._again(error, body, attempts, pause, unsafe=repeat is Repeat.UNSAFE)
-            await self.guard.rest(pause)
+            await self._rest(pause)
             attempts += 1
+
+    async def _rest(self, seconds: float) -> None:
+        exchange = self.exchange
+        try:
+            await self.guard.rest(seconds)
+        except BaseException:  # nobody waits for it any more
+            *before, last = exchange.in_vain
+            exchange.in_vain = (*before, replace(last, then="nothing"))
+            raise
 
     def _repeat(self, error: ProxyError) -> Repeat:
         """What the error says of it, for this endpoint. Of a stream that has begun the client may have a part."""

@@ -257,6 +257,7 @@ async def test_who_waits_for_another_attempt_is_let_go(end: str) -> None:
         answer = await setting.ask(asked(), leaves=True, estimate=ESTIMATE)
         assert answer.exchange.client_gone
         assert answer.exchange.charge == NOTHING  # what was sent was refused, and nothing is under way
+        assert [one.then for one in answer.exchange.in_vain] == ["nothing"]  # and no call was made again
     else:
         task = asyncio.create_task(refused(setting, asked()))
         for _ in range(20):

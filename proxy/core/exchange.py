@@ -58,15 +58,18 @@ class Before:
     each: tuple[tuple[str, str, Charge], ...] = ()
 
 
+Then = Literal["again", "another model", "an older answer", "nothing"]
+
+
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An attempt that did not answer, its `number` among those of its provider's calls, and what came then. `code` is
-    the error's."""
+    """An attempt that did not answer, its `number` among those of its provider's calls, and what came then: nothing,
+    if all models have failed, or if nobody waited for more. `code` is the error's."""
 
     provider: str
     number: int
     code: str
-    then: Literal["again", "another model", "an older answer"] = "again"
+    then: Then = "again"
 
 
 class Stand(msgspec.Struct, frozen=True, gc=False):

@@ -9,13 +9,16 @@ from __future__ import annotations
 from asyncio import get_running_loop
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from proxy.core.cache import Outcome
 from proxy.core.catalogue import Catalogue
 from proxy.core.endpoint import Endpoint, ModelFrom
 from proxy.core.errors import CircuitOpen, Draining, Elsewhere, ProxyError, forget_frames
-from proxy.core.exchange import Exchange, Failed, Stale, exchange_of
+from proxy.core.exchange import Exchange, Failed, Stale, Then, exchange_of
 from proxy.core.services import Middleware, Services
 
 Chains = Mapping[str, Sequence[str]]
@@ -40,6 +43,14 @@ def chains_by_id(chains: Chains, catalogue: Catalogue) -> Chains:
     return {model(resolve(name)).id: [resolve(other) for other in others] for name, others in chains.items()}
 
 
+class Found(NamedTuple):
+    """What the cache had for a model, and what was done to the body that it got."""
+
+    cache: Outcome | None
+    cache_key: str | None
+    rewrites: tuple[str, ...]
+
+
 class Fallback:
     """`chains` by the catalogue's id of the model that is asked for."""
 
@@ -61,8 +72,7 @@ class Fallback:
         await self._try(deque([model, *filter(allows, others)]), scope, receive, send)
 
     async def _try(self, models: deque[str], scope: Scope, receive: Receive, send: Send) -> None:
-        """One after the other, until one answers. If none does, one may have answered before; else the first one's
-        error is told: the others are models that the client has not asked for."""
+        """One after the other, until one answers."""
         exchange = exchange_of(scope)
         body, failed = exchange.body, list[tuple[str, ProxyError]]()
         while models:
@@ -72,19 +82,29 @@ class Fallback:
                 await self._app(scope, receive, send)
                 return
             except ProxyError as error:
-                if isinstance(error, Draining) or exchange.status is not None:
+                if isinstance(error, Draining) or exchange.status is not None or _is_for_nobody(exchange):
                     raise
                 forget_frames(error)
                 failed.append((model, error))
             if len(failed) == 1:
+                found = Found(exchange.cache, exchange.cache_key, tuple(exchange.rewrites))
                 models = deque(name for name in models if self._may(name, *failed[0]))
             if exchange.end is not None and get_running_loop().time() >= exchange.end:
                 models.clear()  # no time is left for anybody
             if models:
                 await self._turn(exchange, models[0], failed[-1][1])
                 exchange.body = body
-        asked, first = failed[0]
+        await self._all_failed(failed, found, scope, receive, send)
+
+    async def _all_failed(
+        self, failed: Sequence[tuple[str, ProxyError]], found: Found, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """One may have answered before. Else the first one's error is told, with what was `found` for that one: the
+        others are models that the client has not asked for."""
+        exchange, (asked, first), (_, last) = exchange_of(scope), failed[0], failed[-1]
+        before, failure = exchange.in_vain, _failed(exchange, last, "nothing")
         if exchange.stale and first.is_the_providers:
+            exchange.in_vain = (*before, replace(failure, then="an older answer"))
             try:
                 await self._rescue(exchange, exchange.stale, first, scope, receive, send)
                 return
@@ -92,16 +112,19 @@ class Fallback:
                 if isinstance(refused, Draining) or exchange.status is not None:
                     raise
                 # There was no room for one more, be it for nothing.
-                exchange.cache = exchange.age = exchange.replay = exchange.rescued = None
+                exchange.age = exchange.replay = exchange.rescued = None
         if exchange.turned:
+            exchange.in_vain = (*before, failure)
             exchange.upstream = "/".join(self._catalogue.place(asked))
+            exchange.cache, exchange.cache_key = found.cache, found.cache_key
+            exchange.rewrites.clear()
+            exchange.rewrites.update(dict.fromkeys(found.rewrites))
         raise _told(first, [error for _, error in failed])
 
     async def _rescue(
         self, exchange: Exchange, stale: Stale, error: ProxyError, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """All has been tried, and what a model answered before is still there: a call of its own, that calls nobody."""
-        exchange.in_vain += (Failed(exchange.provider, exchange.attempts, error.code or "", then="an older answer"),)
         exchange.turn_to(stale.model, *self._catalogue.place(stale.model))
         exchange.others = False
         exchange.cache, exchange.rescued, exchange.replay = "stale", error, stale.replay
@@ -118,9 +141,18 @@ class Fallback:
     async def _turn(self, exchange: Exchange, model: str, error: ProxyError) -> None:
         told = {**exchange.ids, "error_code": error.code}
         self._log("warning", "fallback", model=exchange.model, to=model, **told)
-        exchange.in_vain += (Failed(exchange.provider, exchange.attempts, error.code or "", then="another model"),)
+        exchange.in_vain += (_failed(exchange, error, "another model"),)
         exchange.turn_to(model, *self._catalogue.place(model))
         await self._quotas.caught_up()
+
+
+def _failed(exchange: Exchange, error: ProxyError, then: Then) -> Failed:
+    return Failed(exchange.provider, exchange.attempts, error.code or "", then)
+
+
+def _is_for_nobody(exchange: Exchange) -> bool:
+    """Whether its client has left. The call went on for others, who turn to other models themselves."""
+    return exchange.departure is not None and exchange.departure.gone
 
 
 def _told(first: ProxyError, errors: Sequence[ProxyError]) -> ProxyError:

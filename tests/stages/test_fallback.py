@@ -16,6 +16,7 @@ from proxy import data
 from proxy.core.catalogue import Catalogue
 from proxy.core.charge import Charge
 from proxy.core.circuit import Circuits, Pass
+from proxy.core.departure import Departure
 from proxy.core.errors import (
     BadRequest,
     CircuitOpen,
@@ -302,7 +303,60 @@ async def test_who_may_not_have_what_is_old_is_told_why_it_was_wanted(refuses: P
         return
     assert isinstance(error, UpstreamFailed)
     assert (about.rescued, about.cache, about.replay) == (None, None, None)
-    assert [one.then for one in about.in_vain] == ["another model", "another model", "an older answer"]
+    assert [one.then for one in about.in_vain] == ["another model", "another model", "nothing"]
+
+
+async def test_what_no_other_model_may_do_has_not_failed_in_vain() -> None:
+    error, about = await Setting({LARGE: BadRequest("no")}).ask()
+    assert isinstance(error, BadRequest)
+    assert about.in_vain == ()
+
+
+async def test_where_all_fail_what_is_told_is_of_the_first_and_each_failure_is_known() -> None:
+    codes = {LARGE: "one", MEDIUM: "two", OTHER: "three"}
+
+    def fails(seen: Exchange) -> None:
+        assert seen.model
+        seen.cache, seen.cache_key = "miss" if seen.model == LARGE else "bypass", f"key of {seen.model}"
+        raise UpstreamFailed("no", code=codes[seen.model])
+
+    error, about = await Setting(dict.fromkeys(codes, fails)).ask()
+    assert isinstance(error, UpstreamFailed)
+    assert (error.code, about.upstream, about.cache, about.cache_key, about.all_attempts()) == (
+        *("one", f"mistral/{LARGE}", "miss", f"key of {LARGE}"),
+        6,
+    )
+    assert list(about.rewrites) == [f"of:{LARGE}"]
+    assert [(one.provider, one.code, one.then) for one in about.in_vain] == [
+        ("mistral", "one", "another model"),
+        ("mistral", "two", "another model"),
+        ("openai", "three", "nothing"),
+    ]
+
+
+async def test_what_is_old_is_given_for_the_last_failure() -> None:
+    async def old(*_: object) -> None:
+        raise AssertionError
+
+    def keeps(seen: Exchange) -> None:
+        if seen.rescued is None:
+            seen.stale = Stale(LARGE, old)
+            raise UpstreamFailed("no", code="one")
+
+    ends: dict[str, End] = {LARGE: keeps, MEDIUM: UpstreamFailed("no", code="two")}
+    answer, about = await Setting(ends, {LARGE: [MEDIUM]}).ask()
+    assert isinstance(answer, Answer)
+    assert [(one.code, one.then) for one in about.in_vain] == [("one", "another model"), ("two", "an older answer")]
+
+
+async def test_whose_client_has_left_asks_no_other_model_for_those_who_have_joined() -> None:
+    """They do so themselves."""
+    departure = Departure(lambda: None, lambda: None)
+    departure.happen()
+    setting = Setting({LARGE: failed()})
+    error, about = await setting.ask(departure=departure)
+    assert isinstance(error, UpstreamFailed)
+    assert (setting.asked, about.in_vain) == ([LARGE], ())
 
 
 async def test_a_conversation_that_is_too_long_goes_to_larger_models_alone():
