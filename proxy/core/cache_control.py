@@ -9,7 +9,7 @@ import msgspec
 
 from proxy.core.head import Head
 
-_DIRECTIVE: Final = re.compile(rb'([!#$%&\'*+.^_`|~0-9A-Za-z-]+)(?:=(?:"([^"]*)"|([^",;\s]*)))?')
+_DIRECTIVE: Final = re.compile(rb'([!#$%&\'*+.^_`|~0-9A-Za-z-]+)(?:=(?:"((?:[^"\\]|\\.)*)"|([^",;\s]*)))?')
 
 _MOST_AGE: Final = 2**31
 """Seconds; whatever is more means as much (RFC 9111, section 1.2.2)."""
@@ -50,4 +50,5 @@ def _read(value: bytes) -> Wishes:
 def _seconds(text: bytes) -> int:
     if not text.isdigit():
         return 0
-    return min(int(text), _MOST_AGE) if len(text) < 12 else _MOST_AGE
+    digits = text.lstrip(b"0") or b"0"
+    return min(int(digits), _MOST_AGE) if len(digits) < 12 else _MOST_AGE

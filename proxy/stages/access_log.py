@@ -243,8 +243,11 @@ def _count(value: object) -> int | None:
 def _level(exchange: Exchange, endpoint: str) -> str:
     status = exchange.status or 0
     error = exchange.error
-    if status >= 500 or (error and (error.status >= 500 or error.code in _WRONG_KEYS)):
+    if error and error.code in _WRONG_KEYS:
         return "error"
+    if status >= 500 or (error and error.status >= 500):
+        # What is not in the cache was asked for in just this way.
+        return "warning" if error and error.fault is Fault.CALLER else "error"
     if status >= 400:
         return "warning"
     return "debug" if endpoint.startswith("/health") else "info"  # probes come every few seconds and say nothing

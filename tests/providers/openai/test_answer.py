@@ -130,13 +130,14 @@ def test_whatever_comes_is_an_answer_or_an_error(body):
 )  # fmt: skip
 def test_an_answer_that_ended_otherwise_is_not_what_the_next_one_need_be(reason, is_one):
     context = Context(Model("m"), {"n": 2})
-    chat_answer(ANSWER | {"choices": [CHOICE, CHOICE | {"finish_reason": reason}]}, context)
+    chat_answer(ANSWER | {"choices": [CHOICE, CHOICE | {"index": 1, "finish_reason": reason}]}, context)
     assert context.spoiled is not is_one
 
 
 @pytest.mark.parametrize(
     "choices",
-    [[CHOICE], [CHOICE] * 3, [CHOICE, CHOICE | {"message": None}], [CHOICE, {"index": 1, "finish_reason": "stop"}],
+    [[CHOICE], [CHOICE] * 3, [CHOICE] * 2,
+     [CHOICE, CHOICE | {"message": None}], [CHOICE, {"index": 1, "finish_reason": "stop"}],
      [CHOICE, CHOICE | {"error": {"message": "no"}}]],
 )  # fmt: skip
 def test_an_answer_that_has_not_all_that_was_asked_for_is_not_kept(choices):

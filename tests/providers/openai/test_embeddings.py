@@ -100,6 +100,9 @@ def test_an_answer_that_is_an_error(body, error):
 @pytest.mark.parametrize(
     ("body", "is_one"),
     [(answer(0), True), (answer(0, vector=[0]), True), (answer(0, vector=[]), False), (answer(0, vector=""), False),
+     (answer(0, vector=[0.5, 1, -2e-3]), True), (answer(0, vector=[0.5, None]), False),
+     (answer(0, vector=["0.5"]), False), (answer(0, vector=[[0.5]]), False),
+     (answer(0, vector=[0.5, 10**400]), False),
      ({"data": [{"index": 0, "embedding": [1], "error": "no"}]}, False)],
 )  # fmt: skip
 def test_a_vector_that_is_none_is_not_what_the_next_one_need_be(body, is_one):
