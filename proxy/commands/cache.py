@@ -31,12 +31,16 @@ def cache() -> None:
     """
 
 
-def _team(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+def _team(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> str | None:
     from proxy.core.team_name import RULE, is_team_name
 
-    if value is not None and not is_team_name(value):
+    if not values:
+        return None
+    if len(values) > 1:
+        raise click.BadParameter("one team at a time")
+    if not is_team_name(values[0]):
         raise click.BadParameter(RULE)
-    return value
+    return values[0]
 
 
 def _url(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
@@ -68,7 +72,7 @@ def _options(command: Command) -> Command:
 
 
 @cache.command()
-@click.option("--team", callback=_team, help="Only the answers of this team.")
+@click.option("--team", multiple=True, callback=_team, help="Only the answers of this team.")
 @_options
 def stats(team: str | None, url: str | None, as_json: bool, config: Path | None) -> None:
     """Show how many answers are kept, and how large they are."""
@@ -78,7 +82,7 @@ def stats(team: str | None, url: str | None, as_json: bool, config: Path | None)
 
 
 @cache.command()
-@click.option("--team", callback=_team, help="The answers of this team.")
+@click.option("--team", multiple=True, callback=_team, help="The answers of this team.")
 @click.option("--all", "everything", is_flag=True, help="The answers of everybody.")
 @_options
 def clear(team: str | None, everything: bool, url: str | None, as_json: bool, config: Path | None) -> None:

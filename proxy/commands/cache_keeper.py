@@ -85,7 +85,7 @@ def address(settings: Settings) -> str:
 def _of_proxy(question: Question, team: str | None, url: str, environ: Mapping[str, str]) -> Mapping[str, int]:
     key = environ.get(KEY, "")
     if not key:
-        stop(f"The answers are in the memory of the proxy, which is asked as an admin: set {KEY}.", CANNOT_START)
+        stop(f"The proxy at {url} is asked as an admin: set {KEY} to one of its server.admin_keys.", CANNOT_START)
     if not _SENDABLE.fullmatch(key):
         stop(f"{KEY} is no key: one is printable ASCII without spaces or line breaks.", CANNOT_START)
     try:
@@ -141,7 +141,7 @@ def _of_redis(
     try:
         return asyncio.run(_ask_redis(question, team, settings, secret))
     except CacheGone as error:
-        stop(f"The Redis of store.url does not answer ({error}).", CANNOT_START)
+        stop(f"The Redis of store.url cannot be asked ({error}).", CANNOT_START)
 
 
 def _secret(settings: Settings, environ: Mapping[str, str]) -> bytes:

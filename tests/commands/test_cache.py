@@ -33,7 +33,7 @@ from tests.redis_server import RedisServer
 
 ADMIN, TEAM = "sk-admin-0123456789abcdef", "sk-team-0123456789abcdef"
 EVERY = [["stats"], ["clear", "--all"], ["verify"]]
-MISSING = "mistral-proxy: The answers are in the memory of the proxy, which is asked as an admin: set {}."
+MISSING = "mistral-proxy: The proxy at {} is asked as an admin: set {} to one of its server.admin_keys."
 
 
 def cache(*arguments: str) -> Result:
@@ -65,7 +65,8 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     "arguments",
     [
         [], ["nonsense"], ["stats", "x"], ["clear"], ["clear", "--all", "--team", "research"], ["stats", "--team", ""],
-        ["stats", "--team", "*"], ["verify", "--team", "research"], ["clear", "--team", "a b"],
+        ["stats", "--team", "*"], ["stats", "--team", "a", "--team", "b"], ["clear", "--team", "a", "--team", "b"],
+        ["verify", "--team", "research"], ["clear", "--team", "a b"],
         ["stats", "--url", ""], ["stats", "--url", "localhost:8080"], ["stats", "--url", "ftp://a"],
         ["stats", "--url", "http://"], ["stats", "--url", "http://me:secret@a"], ["stats", "--url", "http://a:0"],
         ["stats", "--url", "http://a:x"], ["stats", "--url", "http://a?b"], ["stats", "--url", "http://[a"],
@@ -197,7 +198,7 @@ def test_without_the_right_key(arguments: list[str], there: str, monkeypatch: py
             monkeypatch.delenv("MISTRAL_PROXY_ADMIN_KEY")
         else:
             monkeypatch.setenv("MISTRAL_PROXY_ADMIN_KEY", nothing)
-        assert refused(cache(*arguments)) == MISSING.format("MISTRAL_PROXY_ADMIN_KEY")
+        assert refused(cache(*arguments)) == MISSING.format(there, "MISTRAL_PROXY_ADMIN_KEY")
 
 
 def test_a_proxy_of_the_environment_never_sees_the_key(there: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,7 +398,7 @@ def test_a_pepper_that_is_configured(shared: RedisServer, folder: Path, monkeypa
 def test_a_redis_that_is_gone(arguments: list[str], shared: RedisServer) -> None:
     Path("proxy.yaml").write_text(f"store: {{url: redis://127.0.0.1:{free_port()}/0}}\n{CONFIG}")
     line = refused(cache(*arguments))
-    assert re.fullmatch(r"mistral-proxy: The Redis of store.url does not answer \(\w+\)\.", line)
+    assert re.fullmatch(r"mistral-proxy: The Redis of store.url cannot be asked \(\w+\)\.", line)
 
 
 def test_a_url_is_asked_in_place_of_redis(shared: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:

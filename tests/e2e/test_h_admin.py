@@ -125,5 +125,5 @@ async def test_redis_that_is_gone_is_said(deployment: Deployment) -> None:
         assert (answer.status, answer.error()["code"]) == (503, "store_unavailable")
     program = Program("cache", "stats", "--config", str(deployment.file), env=deployment.env, cwd=deployment.folder)
     assert await asyncio.to_thread(program.ended) == 2
-    assert "The Redis of store.url does not answer" in program.everything()
+    assert "The Redis of store.url cannot be asked" in program.everything()
     deployment.redis.restart()
