@@ -58,8 +58,8 @@ class Leading:
             self._backend.drop(key, flight)
             self._answers.forget(key, flight)
             return
-        other = self._flights.get(key) if flight.entry.size <= flight.most else None
-        if other and other is not flight and not other.is_newer_than(flight):
+        other = self._flights.get(key)
+        if other and other is not flight and not other.is_newer_than(flight) and flight.entry.size <= flight.most:
             other.spoiled = True  # there is a newer answer: nobody joins that one any more
         try:
             # Not forgotten before it is kept: whoever came meanwhile would ask once more.

@@ -96,8 +96,9 @@ class Flight:
         self.most = most
         self._clock = clock
         self._began = clock()
-        self._waiting: dict[asyncio.Future[None], float] = {}
-        self._readers: set[Reader] = set()
+        # Most calls nobody follows.
+        self._waiting: dict[asyncio.Future[None], float] | None = None
+        self._readers: set[Reader] | None = None
         self._leave: Callable[[], object] | None = None
         self._then: Callable[[], object] | None = None
         self._gone = self._held = 0
@@ -135,7 +136,8 @@ class Flight:
     def begins(self) -> None:
         """Nothing was found: the call is made."""
         self.called = True
-        self._tell()
+        if self._waiting:
+            self._tell(self._waiting)
 
     def add(self, data: bytes) -> None:
         """A piece of a stream has come."""
@@ -147,7 +149,8 @@ class Flight:
         if self.size <= self.most or self.followers:
             self.parts.append(data)
             self._held += len(data)
-        self._tell()
+        if self._waiting:
+            self._tell(self._waiting)
 
     def finish(self, entry: Entry | None, saved: int) -> None:
         """The answer is there, all of it."""
@@ -221,11 +224,12 @@ class Flight:
         """For `pieces`. `behind` is called when what comes next for this one is not kept any more: it may be in the
         middle of sending, and not ask for it."""
         reader = Reader(behind)
-        self._readers.add(reader)
+        readers = self._readers = self._readers or set()
+        readers.add(reader)
         try:
             yield reader
         finally:
-            self._readers.discard(reader)
+            readers.discard(reader)
 
     async def pieces(self, start: int = 0, reader: Reader | None = None) -> AsyncIterator[bytes]:
         """All that came from this byte on, and what is still to come; several pieces at once for who is behind, AT_ONCE
@@ -280,26 +284,29 @@ class Flight:
         while self._held > self.most:
             self._held -= len(self.parts.pop(0))
             self._gone += 1
-        for reader in [one for one in self._readers if one.at < self._gone]:
-            self._readers.discard(reader)
-            reader.behind()
+        if self._readers:
+            for reader in [one for one in self._readers if one.at < self._gone]:
+                self._readers.discard(reader)
+                reader.behind()
 
     def _end(self) -> None:
-        self._tell()
+        if self._waiting:
+            self._tell(self._waiting)
         then, self._then, self._leave = self._then, None, None  # they know the flight: it is a circle
         if then:
             then()
 
-    def _tell(self) -> None:
-        waiting, self._waiting = self._waiting, {}
+    def _tell(self, waiting: dict[asyncio.Future[None], float]) -> None:
+        self._waiting = None
         for news in sorted(waiting, key=waiting.__getitem__, reverse=True) if self.lost else waiting:
             if not news.done():
                 news.set_result(None)
 
     async def _wait(self, until: float = inf) -> None:
         news = asyncio.get_running_loop().create_future()
-        self._waiting[news] = until
+        waiting = self._waiting = self._waiting or {}
+        waiting[news] = until
         try:
             await news
         finally:
-            self._waiting.pop(news, None)  # who has left is not remembered
+            waiting.pop(news, None)  # who has left is not remembered

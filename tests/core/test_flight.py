@@ -288,11 +288,11 @@ async def test_who_has_left_is_not_remembered() -> None:
     flight = a_flight()
     tasks = [asyncio.create_task(flight.begun()) for _ in range(100)]
     await settle()
-    assert len(flight._waiting) == 100
+    assert len(flight._waiting or ()) == 100
     for task in tasks[:99]:
         task.cancel()
     await asyncio.gather(*tasks[:99], return_exceptions=True)
-    assert len(flight._waiting) == 1
+    assert len(flight._waiting or ()) == 1
     flight.add(b"x")
     await tasks[99]
 
