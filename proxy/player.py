@@ -15,7 +15,7 @@ from proxy.core.charge import NOTHING
 from proxy.core.entry import Entry, unpacked
 from proxy.core.errors import ClientGone, Overloaded, ProxyError, UpstreamFailed, forget_frames
 from proxy.core.exchange import Exchange, Replay
-from proxy.core.flight import Behind, Flight, Lost
+from proxy.core.flight import AT_ONCE, Behind, Flight, Lost
 from proxy.core.json import Json
 from proxy.core.services import Drainable
 from proxy.core.success import send_json, stream_start
@@ -24,9 +24,6 @@ from proxy.relay import Relay
 
 Cadence = Literal["immediate", "original"]
 """How a stream that is kept is sent: at once, or each piece as late as it once came."""
-
-AT_ONCE = 1 << 16
-"""Bytes that one answer may send before others get their turn."""
 
 LOST = "The request that this one had joined has lost its answer."
 

@@ -30,7 +30,8 @@ class Lost(Exception):
 
 
 AT_ONCE: Final = 1 << 16
-"""Bytes that whoever follows is sent at once, unless a single piece has more."""
+"""Bytes of an answer that is there already that one client is sent before others get their turn, unless a single piece
+has more."""
 
 
 class Behind(Exception):

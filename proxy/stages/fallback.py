@@ -43,7 +43,7 @@ def chains_by_id(chains: Chains, catalogue: Catalogue) -> Chains:
     return {model(resolve(name)).id: [resolve(other) for other in others] for name, others in chains.items()}
 
 
-class Found(NamedTuple):
+class FirstTry(NamedTuple):
     """What the cache had for a model, and what was done to the body that it got."""
 
     cache: Outcome | None
@@ -87,19 +87,19 @@ class Fallback:
                 forget_frames(error)
                 failed.append((model, error))
             if len(failed) == 1:
-                found = Found(exchange.cache, exchange.cache_key, tuple(exchange.rewrites))
+                first_try = FirstTry(exchange.cache, exchange.cache_key, tuple(exchange.rewrites))
                 models = deque(name for name in models if self._may(name, *failed[0]))
             if exchange.end is not None and get_running_loop().time() >= exchange.end:
                 models.clear()  # no time is left for anybody
             if models:
                 await self._turn(exchange, models[0], failed[-1][1])
                 exchange.body = body
-        await self._all_failed(failed, found, scope, receive, send)
+        await self._all_failed(failed, first_try, scope, receive, send)
 
     async def _all_failed(
-        self, failed: Sequence[tuple[str, ProxyError]], found: Found, scope: Scope, receive: Receive, send: Send
+        self, failed: Sequence[tuple[str, ProxyError]], first_try: FirstTry, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """One may have answered before. Else the first one's error is told, with what was `found` for that one: the
+        """One may have answered before. Else the first one's error is told, with what came of its `first_try`: the
         others are models that the client has not asked for."""
         exchange, (asked, first), (_, last) = exchange_of(scope), failed[0], failed[-1]
         before, failure = exchange.in_vain, _failed(exchange, last, "nothing")
@@ -116,9 +116,9 @@ class Fallback:
         if exchange.turned:
             exchange.in_vain = (*before, failure)
             exchange.upstream = "/".join(self._catalogue.place(asked))
-            exchange.cache, exchange.cache_key = found.cache, found.cache_key
+            exchange.cache, exchange.cache_key = first_try.cache, first_try.cache_key
             exchange.rewrites.clear()
-            exchange.rewrites.update(dict.fromkeys(found.rewrites))
+            exchange.rewrites.update(dict.fromkeys(first_try.rewrites))
         raise _told(first, [error for _, error in failed])
 
     async def _rescue(

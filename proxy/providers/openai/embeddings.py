@@ -46,12 +46,12 @@ def _is_embedding(item: Any) -> bool:
 
 def _is_whole(item: Json) -> bool:
     vector = item["embedding"]
-    if not vector or item.get("error"):
-        return False
-    try:
-        return type(vector) is str or sum(vector) is not None  # the cheapest look at each of a thousand numbers
-    except (TypeError, OverflowError):
-        return False
+    if type(vector) is list:
+        try:
+            sum(vector)  # the cheapest look at each of a thousand numbers
+        except (TypeError, OverflowError):
+            return False
+    return bool(vector) and not item.get("error")
 
 
 def _inputs(asked: Any) -> int:
